@@ -1,0 +1,65 @@
+//! Events on the ring buffer, for tracing and flow metrics.
+
+use crate::{Addr, verdict::Reason};
+
+/// What happened.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A `connect` was judged; `local` is unknown, `remote` is what was dialled.
+    Connect = 1,
+    /// A SYN to an enrolled pod was judged.
+    Lookup = 2,
+    /// A connection was established by this side.
+    Active = 3,
+    /// A connection was accepted.
+    Passive = 4,
+    /// A connection ended; the counters are final.
+    Close = 5,
+}
+
+impl Kind {
+    /// The kind with this number, if there is one.
+    pub const fn from_u32(number: u32) -> Option<Self> {
+        Some(match number {
+            1 => Self::Connect,
+            2 => Self::Lookup,
+            3 => Self::Active,
+            4 => Self::Passive,
+            5 => Self::Close,
+            _ => return None,
+        })
+    }
+}
+
+/// One event. Counters are zero where the kind has none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// Nanoseconds since boot.
+    pub time: u64,
+    /// The pod's network namespace cookie; 0 in `Lookup`, where the kernel cannot tell.
+    pub netns: u64,
+    /// The socket's cookie; 0 in `Lookup`.
+    pub socket: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub local: Addr,
+    pub remote: Addr,
+    /// [`Kind`].
+    pub kind: u32,
+    /// [`Reason`] of a verdict, else 0.
+    pub reason: u32,
+    /// Smoothed round-trip time in microseconds.
+    pub srtt: u32,
+    pub retransmits: u32,
+}
+
+const _: () = assert!(size_of::<Event>() == 96);
+
+impl Event {
+    /// The reason of a verdict, if the event holds one.
+    pub const fn verdict(&self) -> Option<Reason> {
+        Reason::from_u32(self.reason)
+    }
+}

@@ -1,0 +1,27 @@
+//! What the eBPF programs and userspace agree on: map keys and values, events, limits, ports, and
+//! the verdicts themselves.
+//!
+//! The verdicts are pure functions, so the kernel's decisions are tested on the host. Layouts are
+//! checked at compile time; padding is explicit, since the kernel copies whole values.
+#![no_std]
+
+pub mod addr;
+pub mod event;
+pub mod maps;
+pub mod verdict;
+
+pub use addr::{Addr, Ip};
+
+/// The version of the maps' layout. Maps are pinned below a directory of this name, so programs of
+/// another version never read them. Raise it whenever a key, value or event changes.
+pub const VERSION: u32 = 1;
+
+/// Ports of the ztunnel inside every enrolled pod's network namespace.
+pub mod ports {
+    /// Captured outbound connections arrive here, on loopback.
+    pub const OUTBOUND: u16 = 15001;
+    /// Captured inbound plaintext arrives here, steered by `sk_lookup`.
+    pub const INBOUND_PLAINTEXT: u16 = 15006;
+    /// HBONE tunnels from peers arrive here, unredirected.
+    pub const HBONE: u16 = 15008;
+}

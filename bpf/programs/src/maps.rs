@@ -1,0 +1,108 @@
+//! All maps. Keys, values and sizes are explained in `sluice_abi::maps`.
+
+use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::SkStorage,
+    helpers::generated::bpf_sk_storage_get,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
+};
+use sluice_abi::{
+    Addr, Ip,
+    maps::{
+        CONFIG_LEN, EVENTS_BYTES, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS, OrigDst, Pod, PodIp,
+        Tuple,
+    },
+    verdict::{REASONS, Reason},
+};
+
+/// Network namespace cookie → enrolled pod. Membership is enrolment.
+#[map]
+pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(MAX_PODS, 0);
+
+/// Address → the enrolled pod that owns it.
+#[map]
+pub static POD_IPS: HashMap<Ip, PodIp> = HashMap::with_max_entries(MAX_POD_ADDRESSES, 0);
+
+/// Slot → the ztunnel's listener for inbound plaintext in that pod's namespace.
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(MAX_PODS, 0);
+
+/// Connecting end → what it dialled, until the ztunnel's side is established. LRU, because failed
+/// connects leave their entry behind.
+#[map]
+pub static ORIG_PENDING: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entries(MAX_PENDING, 0);
+
+/// Connecting end → the client that the ztunnel dials for, until the application's side is
+/// established.
+#[map]
+pub static CLIENT_PENDING: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entries(MAX_PENDING, 0);
+
+/// Per socket: the original destination. Only programs write it.
+#[btf_map]
+pub static ORIG_DST: SkStorage<OrigDst> = SkStorage::new();
+
+/// Per socket: the client that the ztunnel stands in for. The worker writes it on its dialling
+/// sockets; it is shown to applications and nothing is decided by it.
+#[btf_map]
+pub static CLIENT: SkStorage<Addr> = SkStorage::new();
+
+/// Per socket: present on sockets that the broker created. Only programs write it.
+#[btf_map]
+pub static PROXY: SkStorage<u32> = SkStorage::new();
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
+
+#[map]
+pub static CONFIG: Array<u32> = Array::with_max_entries(CONFIG_LEN, 0);
+
+#[inline(always)]
+pub fn count(reason: Reason) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the map's value; per CPU, so nobody else writes it now.
+        unsafe { *counter += 1 }
+    }
+}
+
+#[inline(always)]
+fn pointer<T>(map: &'static SkStorage<T>) -> *mut core::ffi::c_void {
+    core::ptr::from_ref(map).cast_mut().cast()
+}
+
+/// Reads a socket's value. `aya_ebpf`'s own accessor serves one kind of context only.
+#[inline(always)]
+pub fn storage_get<T: Copy>(map: &'static SkStorage<T>, sk: *mut bpf_sock) -> Option<T> {
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: a map and a socket the verifier has seen; the result is null or a `T`.
+    unsafe {
+        let value = bpf_sk_storage_get(pointer(map), sk.cast(), core::ptr::null_mut(), 0);
+        value.cast::<T>().as_ref().copied()
+    }
+}
+
+/// Writes a socket's value; false when the kernel has no memory for it.
+#[inline(always)]
+pub fn storage_set<T: Copy>(map: &'static SkStorage<T>, sk: *mut bpf_sock, value: &T) -> bool {
+    if sk.is_null() {
+        return false;
+    }
+    let initial = core::ptr::from_ref(value).cast_mut().cast();
+    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: as above; the value is written again because it may have existed.
+    unsafe {
+        let stored = bpf_sk_storage_get(pointer(map), sk.cast(), initial, create);
+        match stored.cast::<T>().as_mut() {
+            Some(stored) => {
+                *stored = *value;
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+use std::{io, rc::Rc};
+
+use http::StatusCode;
+
+/// Why a stream to a peer could not be opened. Shared by all who waited for the same tunnel.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot connect to the peer: {0}")]
+    Connect(Rc<io::Error>),
+    #[error(
+        "no answer from the peer within {0:?}; is its port 15008 blocked, by a NetworkPolicy for \
+         example?"
+    )]
+    ConnectTimeout(std::time::Duration),
+    #[error("TLS with the peer: {0}")]
+    Tls(Rc<io::Error>),
+    #[error("the peer began no HTTP/2 session: {0}")]
+    Handshake(Rc<h2::Error>),
+    #[error("no HTTP/2 session with the peer within {0:?}")]
+    HandshakeTimeout(std::time::Duration),
+    #[error("the tunnel broke: {0}")]
+    Tunnel(Rc<h2::Error>),
+    #[error("http status: {}{}", .0.as_u16(), hint(*.0))]
+    Refused(StatusCode),
+    #[error("the request cannot be written: {0}")]
+    Request(Rc<http::Error>),
+    #[error("no certificate for {0}")]
+    Identity(Rc<str>),
+}
+
+impl OpenError {
+    /// Whether the tunnel broke before the peer can have seen the request, so that another try is
+    /// harmless.
+    pub(crate) fn is_unseen(&self) -> bool {
+        match self {
+            Self::Tunnel(error) => {
+                error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                    || error.is_go_away()
+                    || error.is_io()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What a peer's answer means to an operator (wire contract §3).
+fn hint(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        400 => " (the peer did not understand the request)",
+        401 => " (the peer's policy denies it)",
+        503 => " (the peer cannot reach the workload, or does not know it)",
+        _ => "",
+    }
+}

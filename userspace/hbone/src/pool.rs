@@ -1,0 +1,160 @@
+//! Tunnels kept for the next connection.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+use sluice_model::SpiffeId;
+use tokio::sync::Mutex;
+
+use crate::{Baggage, ConnectRequest, Dialled, OpenError, Stream, client::Tunnel, limits};
+
+/// What two connections must have in common to share a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// Whose certificate we show.
+    pub source: SpiffeId,
+    /// The pod that the tunnel is dialled from: the wire shows its address.
+    pub source_ip: IpAddr,
+    /// Who may answer, sorted. Any one of them.
+    pub expected: Vec<SpiffeId>,
+    /// Where the tunnel ends.
+    pub destination: SocketAddr,
+}
+
+/// A stream that the peer accepted.
+#[derive(Debug)]
+pub struct Opened {
+    pub stream: Stream,
+    /// The peer's identity, proven by TLS.
+    pub peer: Option<SpiffeId>,
+    /// What the peer says about the destination.
+    pub baggage: Baggage,
+}
+
+/// The tunnels of one worker thread, by key.
+#[derive(Debug, Default)]
+pub struct Pool {
+    slots: RefCell<HashMap<TunnelKey, Rc<Slot>>>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    tunnels: RefCell<Vec<Rc<Tunnel>>>,
+    /// Held while dialling, so that a burst of connections makes one tunnel and not many.
+    dialling: Mutex<()>,
+}
+
+impl Pool {
+    /// Opens a stream in a tunnel for `key`; `dial` makes one if none has room.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. A tunnel that broke before the peer saw the request is replaced once.
+    pub async fn open<F>(
+        &self,
+        key: &TunnelKey,
+        request: &ConnectRequest,
+        mut dial: impl FnMut() -> F,
+    ) -> Result<Opened, OpenError>
+    where
+        F: Future<Output = Result<Dialled, OpenError>>,
+    {
+        let slot = self
+            .slots
+            .borrow_mut()
+            .entry(key.clone())
+            .or_default()
+            .clone();
+        let (tunnel, reused) = slot.tunnel(&mut dial).await?;
+        match tunnel.open(request).await {
+            // A tunnel that idled may have died unnoticed; a fresh one that fails is the peer's.
+            Err(error) if reused && error.is_unseen() => {
+                slot.discard(&tunnel);
+                let (tunnel, _) = slot.tunnel(&mut dial).await?;
+                tunnel.open(request).await
+            }
+            other => other,
+        }
+    }
+
+    /// Forgets the tunnels of a pod: those without streams close, the others with their last one.
+    pub fn forget_source(&self, ip: IpAddr) {
+        self.slots.borrow_mut().retain(|key, _| key.source_ip != ip);
+    }
+
+    /// Forgets tunnels that are dead; and, when called regularly, those that were idle for one
+    /// whole period before this call and the one before.
+    pub fn sweep(&self, idle: &mut Idle) {
+        self.slots.borrow_mut().retain(|key, slot| {
+            let mut tunnels = slot.tunnels.borrow_mut();
+            tunnels.retain(|tunnel| !tunnel.is_dead());
+            let busy = tunnels.iter().any(|tunnel| tunnel.streams() > 0);
+            let waited = slot.dialling.try_lock().is_err();
+            if busy || waited {
+                idle.0.remove(key);
+                return true;
+            }
+            let since = *idle
+                .0
+                .entry(key.clone())
+                .or_insert_with(tokio::time::Instant::now);
+            since.elapsed() < limits::IDLE_TUNNEL && !tunnels.is_empty()
+        });
+        let slots = self.slots.borrow();
+        idle.0.retain(|key, _| slots.contains_key(key));
+    }
+
+    /// How many tunnels there are.
+    pub fn len(&self) -> usize {
+        self.slots
+            .borrow()
+            .values()
+            .map(|slot| slot.tunnels.borrow().len())
+            .sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Since when which tunnels are idle; see [`Pool::sweep`].
+#[derive(Debug, Default)]
+pub struct Idle(HashMap<TunnelKey, tokio::time::Instant>);
+
+impl Slot {
+    fn usable(&self) -> Option<Rc<Tunnel>> {
+        self.tunnels
+            .borrow()
+            .iter()
+            .find(|tunnel| tunnel.is_usable())
+            .cloned()
+    }
+
+    fn discard(&self, tunnel: &Rc<Tunnel>) {
+        self.tunnels
+            .borrow_mut()
+            .retain(|other| !Rc::ptr_eq(other, tunnel));
+    }
+
+    /// A tunnel with room, and whether it was there before.
+    async fn tunnel<F>(&self, dial: &mut impl FnMut() -> F) -> Result<(Rc<Tunnel>, bool), OpenError>
+    where
+        F: Future<Output = Result<Dialled, OpenError>>,
+    {
+        if let Some(tunnel) = self.usable() {
+            return Ok((tunnel, true));
+        }
+        let _alone = self.dialling.lock().await;
+        if let Some(tunnel) = self.usable() {
+            return Ok((tunnel, true));
+        }
+        let tunnel = Rc::new(Tunnel::establish(dial().await?).await?);
+        self.tunnels.borrow_mut().push(tunnel.clone());
+        Ok((tunnel, false))
+    }
+}

@@ -1,0 +1,167 @@
+//! Tunnels from the side that was dialled.
+
+use std::{future::Future, io, sync::Arc};
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, Method, Request, Response, StatusCode, uri::Authority};
+use rustls::ServerConfig;
+use sluice_model::SpiffeId;
+use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{Baggage, ForwardedFor, Stream, limits};
+
+/// What a tunnel's server needs.
+#[derive(Debug)]
+pub struct Server {
+    /// Names us and checks the client.
+    pub tls: Arc<ServerConfig>,
+    /// Turns true when the tunnel should take no more streams.
+    pub drain: watch::Receiver<bool>,
+}
+
+/// Why a tunnel ended, or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("TLS with the peer: {0}")]
+    Tls(#[source] io::Error),
+    #[error("no TLS and HTTP/2 session within {0:?}")]
+    Timeout(std::time::Duration),
+    #[error("the peer's certificate: {0}")]
+    Identity(#[source] sluice_identity::Error),
+    #[error("HTTP/2 with the peer: {0}")]
+    Http(#[source] h2::Error),
+}
+
+/// A peer's request for a stream, to be accepted or refused.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The peer's identity, proven by TLS.
+    pub peer: SpiffeId,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+}
+
+impl Incoming {
+    /// Whom the peer asks for; `None` when the request is not a CONNECT with an authority.
+    pub fn authority(&self) -> Option<&Authority> {
+        (self.request.method() == Method::CONNECT).then(|| self.request.uri().authority())?
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    pub fn forwarded(&self) -> Option<ForwardedFor> {
+        ForwardedFor::parse(self.headers())
+    }
+
+    pub fn baggage(&self) -> Baggage {
+        Baggage::parse(self.headers())
+    }
+
+    /// Accepts, and says what the destination is.
+    ///
+    /// # Errors
+    /// When the peer is gone.
+    pub fn accept(mut self, baggage: &Baggage) -> Result<Stream, h2::Error> {
+        let mut response = Response::new(());
+        baggage.write(response.headers_mut());
+        let send = self.respond.send_response(response, false)?;
+        Ok(Stream {
+            send,
+            recv: self.request.into_body(),
+            _place: None,
+        })
+    }
+
+    /// Refuses with a status (wire contract §3).
+    pub fn refuse(mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // The peer may be gone, and then needs no answer.
+        let _ = self.respond.send_response(response, true);
+    }
+}
+
+/// Serves one tunnel until it ends; `on_stream` is called for every stream and its future runs as a
+/// task of its own.
+///
+/// # Errors
+/// See [`ServeError`]. An orderly end is none.
+pub async fn serve<F>(
+    tcp: TcpStream,
+    server: Server,
+    on_stream: impl Fn(Incoming) -> F,
+) -> Result<(), ServeError>
+where
+    F: Future<Output = ()> + 'static,
+{
+    limits::no_delay(&tcp);
+    let Server { tls, mut drain } = server;
+    let limit = limits::HANDSHAKE_TIMEOUT;
+    let session = async {
+        let tls = TlsAcceptor::from(tls)
+            .accept(tcp)
+            .await
+            .map_err(ServeError::Tls)?;
+        let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let peer = sluice_identity::peer_identity(certificates).map_err(ServeError::Identity)?;
+        let connection = builder().handshake(tls).await.map_err(ServeError::Http)?;
+        Ok::<_, ServeError>((peer, connection))
+    };
+    let (peer, mut connection) = timeout(limit, session)
+        .await
+        .map_err(|_| ServeError::Timeout(limit))??;
+    let ping = connection.ping_pong();
+    let silent = async {
+        match ping {
+            Some(ping) => limits::keep_alive(ping).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(silent);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            next = connection.accept() => match next {
+                Some(Ok((request, respond))) => {
+                    let incoming = Incoming { peer: peer.clone(), request, respond };
+                    tokio::task::spawn_local(on_stream(incoming));
+                }
+                Some(Err(error)) => return ended(error),
+                None => return Ok(()),
+            },
+            // A dropped sender is no reason to drain.
+            Ok(_) = drain.wait_for(|drain| *drain), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut silent => {
+                return Err(ServeError::Http(h2::Error::from(h2::Reason::NO_ERROR)));
+            }
+        }
+    }
+}
+
+/// Peers that close without a word are common, and harmless once no stream is open.
+fn ended(error: h2::Error) -> Result<(), ServeError> {
+    if error.is_io() || error.reason() == Some(h2::Reason::NO_ERROR) {
+        tracing::debug!(%error, "tunnel ended");
+        return Ok(());
+    }
+    Err(ServeError::Http(error))
+}
+
+fn builder() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::TUNNEL_WINDOW)
+        .max_frame_size(limits::MAX_FRAME)
+        .max_header_list_size(limits::MAX_HEADER_LIST)
+        .max_send_buffer_size(limits::MAX_SEND_QUEUE)
+        .max_concurrent_streams(limits::MAX_STREAMS_IN);
+    builder
+}

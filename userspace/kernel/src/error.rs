@@ -1,0 +1,70 @@
+use std::{io, path::PathBuf};
+
+/// What can go wrong between userspace and the kernel half.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("this binary was built without the eBPF programs; build it with `cargo xtask build`")]
+    NoPrograms,
+    #[error(
+        "{0} is not a BPF file system; mount it with `mount -t bpf bpf {0}` or name another with --bpffs"
+    )]
+    NoBpffs(PathBuf),
+    #[error("the instance name {0:?} may only have letters, digits, - and _")]
+    InstanceName(String),
+    #[error("cannot open the pods' cgroup {path}: {source}")]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error("cannot load the eBPF object: {0}")]
+    Load(#[from] aya::EbpfError),
+    #[error("the kernel refuses program {name}: {source}")]
+    Program {
+        name: &'static str,
+        source: Box<aya::programs::ProgramError>,
+    },
+    #[error(
+        "cannot attach {name} to {target}: {source}; EPERM here means that another program is \
+         attached exclusively to this cgroup or one above it (`bpftool cgroup tree` shows it)"
+    )]
+    Attach {
+        name: &'static str,
+        target: String,
+        source: Box<aya::programs::ProgramError>,
+    },
+    #[error("the eBPF object has no {kind} {name}; it does not belong to this binary")]
+    Missing {
+        kind: &'static str,
+        name: &'static str,
+    },
+    #[error("map {name}: {source}")]
+    Map {
+        name: &'static str,
+        source: Box<aya::maps::MapError>,
+    },
+    #[error("cannot pin {path}: {source}")]
+    Pin {
+        path: PathBuf,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(
+        "no free slot: {} pods are enrolled on this node already",
+        sluice_abi::maps::MAX_PODS
+    )]
+    TooManyPods,
+    #[error("{what}: {source}")]
+    System { what: String, source: io::Error },
+}
+
+impl Error {
+    pub(crate) fn map(name: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
+        move |source| Self::Map {
+            name,
+            source: Box::new(source),
+        }
+    }
+
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System {
+            what: what.into(),
+            source,
+        }
+    }
+}

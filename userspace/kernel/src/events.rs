@@ -1,0 +1,95 @@
+//! Events and log lines from the programs.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapData, RingBuf},
+};
+use aya_log::EbpfLogger;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use sluice_abi::event::Event;
+
+use crate::Error;
+
+/// Whether the programs write events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    On,
+    Off,
+}
+
+/// Reads what the programs say. Meant for a thread of its own.
+pub struct EventReader {
+    events: RingBuf<MapData>,
+    log: EbpfLogger<ToTracing>,
+}
+
+impl std::fmt::Debug for EventReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventReader").finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn reader(ebpf: &mut Ebpf) -> Result<EventReader, Error> {
+    let missing = |name| Error::Missing { kind: "map", name };
+    let map: Map = ebpf.take_map("EVENTS").ok_or_else(|| missing("EVENTS"))?;
+    Ok(EventReader {
+        events: map.try_into().map_err(Error::map("EVENTS"))?,
+        log: EbpfLogger::init_with_logger(ebpf, ToTracing).map_err(|_| missing("AYA_LOGS"))?,
+    })
+}
+
+impl EventReader {
+    /// Waits until something is said or `stop` is readable (or closed), then passes events on and
+    /// logs the rest through `tracing`. False when `stop` ended it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn wait(
+        &mut self,
+        stop: BorrowedFd<'_>,
+        mut on_event: impl FnMut(&Event),
+    ) -> io::Result<bool> {
+        let mut fds = [self.events.as_fd(), self.log.as_fd(), stop]
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let stopped = fds[2].revents().is_some_and(|events| !events.is_empty());
+        while let Some(item) = self.events.next() {
+            if let Ok(bytes) = <&[u8; size_of::<Event>()]>::try_from(&*item) {
+                // SAFETY: `Event` is `repr(C)` of integers without implicit padding, so any bytes
+                // of its size are one; the read is unaligned.
+                on_event(&unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) });
+            }
+        }
+        self.log.flush();
+        Ok(!stopped)
+    }
+}
+
+/// Passes the programs' log lines on, under the target `ebpf`.
+struct ToTracing;
+
+impl log::Log for ToTracing {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        match record.level() {
+            log::Level::Error => tracing::error!(target: "ebpf", "{}", record.args()),
+            log::Level::Warn => tracing::warn!(target: "ebpf", "{}", record.args()),
+            log::Level::Info => tracing::info!(target: "ebpf", "{}", record.args()),
+            log::Level::Debug => tracing::debug!(target: "ebpf", "{}", record.args()),
+            log::Level::Trace => tracing::trace!(target: "ebpf", "{}", record.args()),
+        }
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,21 @@
+//! The kernel half, seen from userspace: loads, attaches, pins and talks to the eBPF programs.
+//!
+//! The broker owns a [`Kernel`]; the worker, which has no privileges, gets [`SocketMaps`] built from
+//! map descriptors that the broker handed over.
+
+mod error;
+mod events;
+mod load;
+mod pins;
+mod pods;
+mod sockets;
+mod sys;
+
+pub use error::Error;
+pub use events::{EventReader, Events};
+pub use load::{Config, Kernel};
+pub use pins::cleanup;
+pub use pods::{EnrolledPod, PodSpec};
+pub use sluice_abi::{ports, verdict::Reason};
+pub use sockets::{SocketMapFds, SocketMaps};
+pub use sys::netns_cookie;

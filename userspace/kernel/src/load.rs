@@ -1,0 +1,334 @@
+//! Loading and attaching the programs.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, SockMap},
+    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps, links::FdLink},
+};
+use sluice_abi::{Ip, maps, verdict::Reason};
+
+use crate::{
+    Error, EventReader, SocketMapFds,
+    events::{self, Events},
+    pins::Pins,
+};
+
+/// Where the programs are attached and pinned.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A mounted BPF file system, or a directory of one.
+    pub bpffs: PathBuf,
+    /// Tells the brokers of one machine apart; letters, digits, `-` and `_`.
+    pub instance: String,
+    /// The cgroup (v2) that holds every pod of the node.
+    pub pods_cgroup: PathBuf,
+    /// The cgroup (v2) that the broker itself runs in.
+    pub broker_cgroup: PathBuf,
+    /// How much the programs log; see [`Config::LOG_OFF`].
+    pub log_level: u8,
+}
+
+impl Config {
+    /// The programs log nothing, and pay nothing for it.
+    pub const LOG_OFF: u8 = 0;
+    /// The programs log every verdict.
+    pub const LOG_DEBUG: u8 = 4;
+}
+
+/// The loaded, attached and pinned kernel half. Dropping it detaches everything.
+pub struct Kernel {
+    pub(crate) ebpf: Ebpf,
+    pub(crate) pods: HashMap<MapData, u64, maps::Pod>,
+    pub(crate) pod_ips: HashMap<MapData, Ip, maps::PodIp>,
+    pub(crate) listeners: SockMap<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+    config: Array<MapData, u32>,
+    pub(crate) slots: Vec<bool>,
+    pub(crate) pins: Pins,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("pins", &self.pins)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An aligned home for the object: the ELF reader refuses unaligned bytes.
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+static OBJECT: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/sluice.bpf.o")));
+
+/// The maps that outlive a broker: the next one finds connections that were under way.
+const PINNED: [&str; 8] = [
+    "PODS",
+    "POD_IPS",
+    "LISTENERS",
+    "ORIG_PENDING",
+    "CLIENT_PENDING",
+    "ORIG_DST",
+    "CLIENT",
+    "PROXY",
+];
+
+const CAPTURE: [&str; 4] = [
+    "sluice_connect4",
+    "sluice_connect6",
+    "sluice_peername4",
+    "sluice_peername6",
+];
+const CREATE: &str = "sluice_create";
+const SOCKOPS: &str = "sluice_sockops";
+pub(crate) const LOOKUP: &str = "sluice_lookup";
+
+impl Kernel {
+    /// Loads the programs, attaches them, and takes over from an earlier broker of this instance.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing stays attached then.
+    pub fn load(config: &Config) -> Result<(Self, EventReader), Error> {
+        if OBJECT.0.is_empty() {
+            return Err(Error::NoPrograms);
+        }
+        let pins = Pins::create(&config.bpffs, &config.instance)?;
+        let mut loader = EbpfLoader::new();
+        for name in PINNED {
+            loader.map_pin_path(name, pins.maps().join(name));
+        }
+        let mut ebpf = loader
+            .override_global(aya_log::LEVEL, &config.log_level, true)
+            .load(&OBJECT.0)?;
+        attach_all(&mut ebpf, config, &pins)?;
+        let reader = events::reader(&mut ebpf)?;
+        let mut kernel = Self {
+            pods: take_map(&mut ebpf, "PODS")?,
+            pod_ips: take_map(&mut ebpf, "POD_IPS")?,
+            listeners: take_map(&mut ebpf, "LISTENERS")?,
+            counters: take_map(&mut ebpf, "COUNTERS")?,
+            config: take_map(&mut ebpf, "CONFIG")?,
+            slots: vec![false; maps::MAX_PODS as usize],
+            ebpf,
+            pins,
+        };
+        kernel.forget_pods()?;
+        kernel
+            .pins
+            .remove_other_generations()
+            .map_err(Error::system("remove old pins"))?;
+        Ok((kernel, reader))
+    }
+
+    /// How often each reason was met since the programs were loaded.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, Error> {
+        Reason::ALL
+            .iter()
+            .map(|&reason| {
+                let values = self
+                    .counters
+                    .get(&(reason as u32), 0)
+                    .map_err(Error::map("COUNTERS"));
+                Ok((reason, values?.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Turns events on or off. Off, they cost one map lookup per connection.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_events(&mut self, events: Events) -> Result<(), Error> {
+        self.config
+            .set(maps::CONFIG_EVENTS, u32::from(events == Events::On), 0)
+            .map_err(Error::map("CONFIG"))
+    }
+
+    /// Descriptors of the maps that a worker needs, restricted to what it may do with them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn socket_maps(&self) -> Result<SocketMapFds, Error> {
+        SocketMapFds::open(&self.pins.maps())
+    }
+
+    /// What an earlier broker enrolled is enrolled anew or not at all: its listeners died with it.
+    fn forget_pods(&mut self) -> Result<(), Error> {
+        let ips: Vec<Ip> = self.pod_ips.keys().filter_map(Result::ok).collect();
+        for ip in ips {
+            self.pod_ips.remove(&ip).map_err(Error::map("POD_IPS"))?;
+        }
+        let pods: Vec<u64> = self.pods.keys().filter_map(Result::ok).collect();
+        for pod in pods {
+            self.pods.remove(&pod).map_err(Error::map("PODS"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if let Err(error) = self.pins.remove_all() {
+            tracing::warn!(%error, "cannot remove the pins; `ztunnel cleanup` does");
+        }
+    }
+}
+
+fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, Error> {
+    let map = ebpf
+        .take_map(name)
+        .ok_or(Error::Missing { kind: "map", name })?;
+    T::try_from(map).map_err(Error::map(name))
+}
+
+fn attach_all(ebpf: &mut Ebpf, config: &Config, pins: &Pins) -> Result<(), Error> {
+    let pods = Target::open(&config.pods_cgroup, "pods")?;
+    let broker = Target::open(&config.broker_cgroup, "broker")?;
+    // The flag on the ztunnel's sockets comes first, so that capture never meets one without it.
+    attach::<CgroupSock>(ebpf, pins, CREATE, &broker)?;
+    attach::<SockOps>(ebpf, pins, SOCKOPS, &pods)?;
+    // A program runs for each cgroup on the way to the root; once is enough.
+    if !broker.path.starts_with(&pods.path) {
+        attach::<SockOps>(ebpf, pins, SOCKOPS, &broker)?;
+    }
+    for name in CAPTURE {
+        attach::<CgroupSockAddr>(ebpf, pins, name, &pods)?;
+    }
+    let lookup: &mut aya::programs::SkLookup = program(ebpf, LOOKUP)?;
+    lookup.load().map_err(|e| Error::Program {
+        name: LOOKUP,
+        source: Box::new(e),
+    })?;
+    pin_program(ebpf, pins, LOOKUP)
+}
+
+/// A cgroup to attach to.
+struct Target {
+    path: PathBuf,
+    label: &'static str,
+    dir: File,
+}
+
+impl Target {
+    fn open(path: &Path, label: &'static str) -> Result<Self, Error> {
+        let failed = |source| Error::Cgroup {
+            path: path.to_owned(),
+            source,
+        };
+        let path = fs::canonicalize(path).map_err(failed)?;
+        let dir = File::open(&path).map_err(failed)?;
+        Ok(Self { path, label, dir })
+    }
+}
+
+/// A kind of program that attaches to a cgroup.
+trait CgroupProgram: Sized {
+    fn of(program: &mut aya::programs::Program) -> Option<&mut Self>;
+    fn load_once(&mut self) -> Result<(), aya::programs::ProgramError>;
+    fn attach_link(&mut self, cgroup: &File) -> Result<FdLink, aya::programs::ProgramError>;
+}
+
+macro_rules! cgroup_program {
+    ($type:ty) => {
+        impl CgroupProgram for $type {
+            fn of(program: &mut aya::programs::Program) -> Option<&mut Self> {
+                program.try_into().ok()
+            }
+
+            fn load_once(&mut self) -> Result<(), aya::programs::ProgramError> {
+                match self.load() {
+                    Err(aya::programs::ProgramError::AlreadyLoaded) => Ok(()),
+                    other => other,
+                }
+            }
+
+            fn attach_link(
+                &mut self,
+                cgroup: &File,
+            ) -> Result<FdLink, aya::programs::ProgramError> {
+                // For links the kernel takes this for "beside others", the only mode there is.
+                let id = self.attach(cgroup, CgroupAttachMode::Single)?;
+                let link = self.take_link(id)?;
+                link.try_into()
+                    .map_err(|_| aya::programs::ProgramError::NotAttached)
+            }
+        }
+    };
+}
+cgroup_program!(CgroupSock);
+cgroup_program!(CgroupSockAddr);
+cgroup_program!(SockOps);
+
+fn attach<P: CgroupProgram>(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    name: &'static str,
+    target: &Target,
+) -> Result<(), Error> {
+    let missing = || Error::Missing {
+        kind: "program",
+        name,
+    };
+    let program = P::of(ebpf.program_mut(name).ok_or_else(missing)?).ok_or_else(missing)?;
+    program.load_once().map_err(|e| Error::Program {
+        name,
+        source: Box::new(e),
+    })?;
+    let link = program
+        .attach_link(&target.dir)
+        .map_err(|source| Error::Attach {
+            name,
+            target: target.path.display().to_string(),
+            source: Box::new(source),
+        })?;
+    let path = pins.link(&format!("{name}-{}", target.label));
+    pin_link(link, &path)?;
+    pin_program(ebpf, pins, name)
+}
+
+/// Pins a link; from here on its file is what keeps it attached.
+pub(crate) fn pin_link(link: FdLink, path: &Path) -> Result<(), Error> {
+    link.pin(path).map(drop).map_err(|e| Error::Pin {
+        path: path.to_owned(),
+        source: Box::new(e),
+    })
+}
+
+fn pin_program(ebpf: &mut Ebpf, pins: &Pins, name: &'static str) -> Result<(), Error> {
+    let path = pins.programs().join(name);
+    // An earlier broker's program, or the same one attached twice.
+    let _ = fs::remove_file(&path);
+    let program = ebpf.program_mut(name).ok_or(Error::Missing {
+        kind: "program",
+        name,
+    })?;
+    program.pin(&path).map_err(|e| Error::Pin {
+        path,
+        source: Box::new(e),
+    })
+}
+
+pub(crate) fn program<'e, P>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut P, Error>
+where
+    &'e mut P: TryFrom<&'e mut aya::programs::Program>,
+{
+    let missing = || Error::Missing {
+        kind: "program",
+        name,
+    };
+    ebpf.program_mut(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|_| missing())
+}

@@ -1,0 +1,159 @@
+//! Enrolling pods.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    path::PathBuf,
+};
+
+use aya::programs::{SkLookup, links::FdLink};
+use sluice_abi::{Ip, maps};
+
+use crate::{
+    Error, Kernel,
+    load::{self, LOOKUP},
+};
+
+/// A pod to enrol.
+#[derive(Clone, Copy, Debug)]
+pub struct PodSpec<'a> {
+    /// Its network namespace.
+    pub netns: BorrowedFd<'a>,
+    /// The cookie of that namespace.
+    pub cookie: u64,
+    /// Every address in it.
+    pub ips: &'a [IpAddr],
+    /// The ztunnel's listener for inbound plaintext in it, a member of its reuseport group.
+    pub listener: BorrowedFd<'a>,
+}
+
+/// A pod that was enrolled; give it back to [`Kernel::withdraw`].
+#[derive(Debug)]
+#[must_use = "the pod stays enrolled until it is withdrawn"]
+pub struct EnrolledPod {
+    cookie: u64,
+    slot: u32,
+    ips: Vec<Ip>,
+    link: PathBuf,
+}
+
+impl Kernel {
+    /// Enrols a pod: from now on its new connections, both ways, are captured.
+    ///
+    /// Inbound comes first, so that nobody sees a pod that sends through the mesh and receives
+    /// around it; and capture of outbound last, when all is ready to serve it.
+    ///
+    /// # Errors
+    /// See [`Error`]; the pod is not enrolled then.
+    pub fn enrol(&mut self, pod: &PodSpec<'_>) -> Result<EnrolledPod, Error> {
+        let slot = self
+            .slots
+            .iter()
+            .position(|used| !used)
+            .ok_or(Error::TooManyPods)?;
+        let number = u32::try_from(slot).map_err(|_| Error::TooManyPods)?;
+        let enrolled = EnrolledPod {
+            cookie: pod.cookie,
+            slot: number,
+            ips: pod.ips.iter().map(|&ip| ip.into()).collect(),
+            link: self.pins.link(&format!("netns-{}", pod.cookie)),
+        };
+        self.slots[slot] = true;
+        match self.enrol_steps(pod, &enrolled) {
+            Ok(()) => Ok(enrolled),
+            Err(error) => {
+                self.withdraw(enrolled);
+                Err(error)
+            }
+        }
+    }
+
+    fn enrol_steps(&mut self, pod: &PodSpec<'_>, enrolled: &EnrolledPod) -> Result<(), Error> {
+        let EnrolledPod {
+            cookie,
+            slot,
+            ref ips,
+            ref link,
+        } = *enrolled;
+        self.listeners
+            .set(slot, &pod.listener.as_raw_fd(), 0)
+            .map_err(Error::map("LISTENERS"))?;
+        for ip in ips {
+            self.pod_ips
+                .insert(
+                    ip,
+                    maps::PodIp {
+                        netns: cookie,
+                        slot,
+                        pad: 0,
+                    },
+                    0,
+                )
+                .map_err(Error::map("POD_IPS"))?;
+        }
+        let program: &mut SkLookup = load::program(&mut self.ebpf, LOOKUP)?;
+        let attach_error = |source| Error::Attach {
+            name: LOOKUP,
+            target: format!("the pod's network namespace (cookie {cookie})"),
+            source: Box::new(source),
+        };
+        let id = program.attach(pod.netns.as_fd()).map_err(attach_error)?;
+        let attached: FdLink = program.take_link(id).map_err(attach_error)?.into();
+        load::pin_link(attached, link)?;
+        self.pods
+            .insert(cookie, maps::Pod { slot, pad: 0 }, 0)
+            .map_err(Error::map("PODS"))
+    }
+
+    /// Brings the addresses of an enrolled pod up to date.
+    ///
+    /// # Errors
+    /// The kernel's; the pod keeps the addresses that it had.
+    pub fn set_ips(&mut self, pod: &mut EnrolledPod, ips: &[IpAddr]) -> Result<(), Error> {
+        let wanted: Vec<Ip> = ips.iter().map(|&ip| ip.into()).collect();
+        for ip in wanted.iter().filter(|ip| !pod.ips.contains(ip)) {
+            let value = maps::PodIp {
+                netns: pod.cookie,
+                slot: pod.slot,
+                pad: 0,
+            };
+            self.pod_ips
+                .insert(ip, value, 0)
+                .map_err(Error::map("POD_IPS"))?;
+        }
+        let gone: Vec<Ip> = pod
+            .ips
+            .iter()
+            .filter(|ip| !wanted.contains(ip))
+            .copied()
+            .collect();
+        for ip in gone {
+            self.remove_ip(&ip, pod.cookie);
+        }
+        pod.ips = wanted;
+        Ok(())
+    }
+
+    /// Withdraws a pod: its new connections are its own again. Outbound goes first.
+    pub fn withdraw(&mut self, pod: EnrolledPod) {
+        // Each step is independent, and missing entries are what is wanted.
+        let _ = self.pods.remove(&pod.cookie);
+        let _ = std::fs::remove_file(&pod.link);
+        for ip in &pod.ips {
+            self.remove_ip(ip, pod.cookie);
+        }
+        let _ = self.listeners.clear_index(&pod.slot);
+        self.slots[pod.slot as usize] = false;
+    }
+
+    /// An address may belong to a newer pod by now.
+    fn remove_ip(&mut self, ip: &Ip, cookie: u64) {
+        if self
+            .pod_ips
+            .get(ip, 0)
+            .is_ok_and(|owner| owner.netns == cookie)
+        {
+            let _ = self.pod_ips.remove(ip);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The domain of the mesh: identities, addresses, workloads, services and policies, and the
+//! questions that are asked about them.
+//!
+//! Everything here is pure: no I/O, no clock, no randomness of its own. Values are parsed once, at
+//! the edge that read them, and are valid from then on.
+
+pub mod address;
+pub mod authz;
+pub mod balance;
+pub mod identity;
+pub mod mesh;
+pub mod service;
+pub mod workload;
+
+pub use address::{NetworkAddress, OrigDst};
+pub use identity::{SpiffeId, TrustDomain};
+pub use mesh::{Mesh, Update};
+pub use service::{Service, ServiceKey};
+pub use workload::{Uid, Workload};
+
+/// A short, shared, immutable string: a Kubernetes name, namespace or label value.
+pub type Name = std::sync::Arc<str>;

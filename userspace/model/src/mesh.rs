@@ -1,0 +1,266 @@
+//! Everything the mesh knows, as one immutable snapshot.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    Name, NetworkAddress, Service, ServiceKey, Uid, Workload,
+    authz::{self, Connection, Decision, Policy, PolicyKey, Scope},
+    balance,
+};
+
+/// What the mesh knows at one moment: workloads, services and policies with their indices.
+///
+/// Applying updates to a clone is cheap: values are shared, only the indices are copied.
+#[derive(Clone, Debug, Default)]
+pub struct Mesh {
+    workloads: HashMap<Uid, Arc<Workload>>,
+    by_address: HashMap<NetworkAddress, Arc<Workload>>,
+    services: HashMap<ServiceKey, Arc<Service>>,
+    by_vip: HashMap<NetworkAddress, Arc<Service>>,
+    endpoints: HashMap<ServiceKey, BTreeSet<Uid>>,
+    policies: HashMap<PolicyKey, Arc<Policy>>,
+}
+
+/// One change to a [`Mesh`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    Workload(Workload),
+    Service(Service),
+    Policy(Policy),
+    RemoveWorkload(Uid),
+    RemoveService(ServiceKey),
+    RemovePolicy(PolicyKey),
+}
+
+/// What an address that an application dialled stands for.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// A service's virtual address.
+    Service(Arc<Service>),
+    /// A workload's own address.
+    Workload(Arc<Workload>),
+    /// Nothing the mesh knows.
+    Unknown,
+}
+
+/// An endpoint of a service, with the port to dial on it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub workload: Arc<Workload>,
+    pub port: u16,
+}
+
+impl Mesh {
+    /// Applies a change. Adding what is there already replaces it.
+    pub fn apply(&mut self, update: Update) {
+        match update {
+            Update::Workload(workload) => self.insert_workload(workload),
+            Update::Service(service) => self.insert_service(service),
+            Update::Policy(policy) => {
+                self.policies.insert(policy.key.clone(), Arc::new(policy));
+            }
+            Update::RemoveWorkload(uid) => self.remove_workload(&uid),
+            Update::RemoveService(key) => self.remove_service(&key),
+            Update::RemovePolicy(key) => {
+                self.policies.remove(&key);
+            }
+        }
+    }
+
+    /// What `ip` stands for when it is dialled. A VIP wins over a workload's address.
+    pub fn destination(&self, network: &Name, ip: IpAddr) -> Destination {
+        let address = NetworkAddress::new(network.clone(), ip);
+        if let Some(service) = self.by_vip.get(&address) {
+            return Destination::Service(service.clone());
+        }
+        match self.by_address.get(&address) {
+            Some(workload) => Destination::Workload(workload.clone()),
+            None => Destination::Unknown,
+        }
+    }
+
+    pub fn workload(&self, uid: &Uid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    pub fn workload_at(&self, network: &Name, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.by_address
+            .get(&NetworkAddress::new(network.clone(), ip))
+    }
+
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
+        self.policies.get(key)
+    }
+
+    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+
+    /// The endpoints of a service that serve `service_port`, in a stable order.
+    pub fn endpoints(&self, service: &Service, service_port: u16) -> Vec<Endpoint> {
+        let key = service.key();
+        let Some(uids) = self.endpoints.get(&key) else {
+            return Vec::new();
+        };
+        uids.iter()
+            .filter_map(|uid| self.workloads.get(uid))
+            .filter_map(|workload| {
+                let port = target_port(service, workload, &key, service_port)?;
+                Some(Endpoint {
+                    workload: workload.clone(),
+                    port,
+                })
+            })
+            .collect()
+    }
+
+    /// Chooses an endpoint of a service for a client; see [`balance::choose`] for `roll`.
+    pub fn choose_endpoint(
+        &self,
+        service: &Service,
+        service_port: u16,
+        client: Option<&Workload>,
+        roll: f64,
+    ) -> Option<Endpoint> {
+        let endpoints = self.endpoints(service, service_port);
+        balance::choose(
+            &endpoints,
+            |e| &e.workload,
+            &service.load_balancing,
+            client,
+            roll,
+        )
+        .cloned()
+    }
+
+    /// The policies that apply to a workload, narrowest scope first.
+    pub fn policies_for<'m>(
+        &'m self,
+        workload: &'m Workload,
+    ) -> impl Iterator<Item = &'m Policy> + Clone {
+        let listed = workload
+            .policies
+            .iter()
+            .filter_map(|key| self.policies.get(key));
+        let wider = self.policies.values().filter(|policy| match policy.scope {
+            Scope::Global => true,
+            Scope::Namespace => policy.key.namespace == workload.namespace,
+            Scope::Workload => false,
+        });
+        listed.chain(wider).map(|policy| &**policy)
+    }
+
+    /// Judges a connection to a workload.
+    pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
+        authz::evaluate(self.policies_for(workload), connection)
+    }
+
+    fn insert_workload(&mut self, workload: Workload) {
+        self.remove_workload(&workload.uid);
+        let workload = Arc::new(workload);
+        // A pod of the host's network shares its address with the node and with other such pods:
+        // the address does not name it.
+        if !workload.host_network {
+            for ip in &workload.ips {
+                let address = NetworkAddress::new(workload.network.clone(), *ip);
+                self.by_address.insert(address, workload.clone());
+            }
+        }
+        for key in workload.services.keys() {
+            self.endpoints
+                .entry(key.clone())
+                .or_default()
+                .insert(workload.uid.clone());
+        }
+        self.workloads.insert(workload.uid.clone(), workload);
+    }
+
+    fn remove_workload(&mut self, uid: &Uid) {
+        let Some(workload) = self.workloads.remove(uid) else {
+            return;
+        };
+        for ip in &workload.ips {
+            let address = NetworkAddress::new(workload.network.clone(), *ip);
+            // A newer workload may have taken the address over.
+            if self
+                .by_address
+                .get(&address)
+                .is_some_and(|at| at.uid == *uid)
+            {
+                self.by_address.remove(&address);
+            }
+        }
+        for key in workload.services.keys() {
+            if let Some(uids) = self.endpoints.get_mut(key) {
+                uids.remove(uid);
+                if uids.is_empty() {
+                    self.endpoints.remove(key);
+                }
+            }
+        }
+    }
+
+    fn insert_service(&mut self, service: Service) {
+        let key = service.key();
+        self.remove_service(&key);
+        let service = Arc::new(service);
+        for vip in &service.vips {
+            self.by_vip.insert(vip.clone(), service.clone());
+        }
+        self.services.insert(key, service);
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) {
+        let Some(service) = self.services.remove(key) else {
+            return;
+        };
+        for vip in &service.vips {
+            if self.by_vip.get(vip).is_some_and(|at| at.key() == *key) {
+                self.by_vip.remove(vip);
+            }
+        }
+    }
+}
+
+/// The workload's own mapping of a port wins over the service's, since named ports may differ from
+/// workload to workload.
+fn target_port(
+    service: &Service,
+    workload: &Workload,
+    key: &ServiceKey,
+    service_port: u16,
+) -> Option<u16> {
+    let own = workload
+        .services
+        .get(key)?
+        .iter()
+        .find(|p| p.service_port == service_port);
+    let shared = || {
+        service
+            .ports
+            .iter()
+            .find(|p| p.service_port == service_port)
+    };
+    let port = own.or_else(shared)?;
+    Some(if port.target_port == 0 {
+        service_port
+    } else {
+        port.target_port
+    })
+}
