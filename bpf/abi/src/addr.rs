@@ -72,8 +72,6 @@ const _: () = assert!(size_of::<Addr>() == 20);
 
 #[cfg(feature = "user")]
 mod user {
-    extern crate std;
-
     use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
     use super::{Addr, Ip};
@@ -121,8 +119,6 @@ mod user {
 
 #[cfg(all(test, feature = "user"))]
 mod tests {
-    extern crate std;
-
     use std::net::{IpAddr, SocketAddr};
 
     use super::*;

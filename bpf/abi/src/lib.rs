@@ -3,7 +3,7 @@
 //!
 //! The verdicts are pure functions, so the kernel's decisions are tested on the host. Layouts are
 //! checked at compile time; padding is explicit, since the kernel copies whole values.
-#![no_std]
+#![cfg_attr(not(feature = "user"), no_std)]
 
 pub mod addr;
 pub mod event;

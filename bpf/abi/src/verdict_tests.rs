@@ -1,5 +1,3 @@
-extern crate std;
-
 use std::net::{IpAddr, SocketAddr};
 
 use super::*;

@@ -24,7 +24,7 @@ pub enum OpenError {
     Refused(StatusCode),
     #[error("the request cannot be written: {0}")]
     Request(Rc<http::Error>),
-    #[error("no certificate for {0}")]
+    #[error("{0}")]
     Identity(Rc<str>),
 }
 

@@ -20,4 +20,5 @@ pub use client::Dialled;
 pub use error::OpenError;
 pub use pool::{Idle, Opened, Pool, TunnelKey};
 pub use request::{Baggage, ConnectRequest, ForwardedFor};
+pub use h2::Error as TunnelError;
 pub use server::{Incoming, ServeError, Server, serve};

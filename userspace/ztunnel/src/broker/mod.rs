@@ -1,0 +1,173 @@
+//! The privileged half of the node proxy.
+//!
+//! It parses nothing that came over a network: its inputs are local files, the kernel, and the
+//! fixed messages of its own worker. One thread owns all state and takes [`Event`]s; the others
+//! only wait for something and report it.
+
+mod netns;
+mod pods;
+mod signals;
+mod supply;
+mod worker;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::mpsc::{self, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use sluice_kernel::{EventReader, Events, Kernel};
+use sluice_objects::{Directory, directory};
+
+use crate::link::Settings;
+use pods::Pods;
+use worker::Worker;
+
+/// How the broker is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whose pods it enrols: their `spec.nodeName`.
+    pub node: String,
+    /// Kubernetes objects as files; says which pods there are.
+    pub config_dir: PathBuf,
+    /// `broker.pid` and `worker.pid` are kept here.
+    pub run_dir: PathBuf,
+    /// What authenticates this node to the control plane.
+    pub token_file: PathBuf,
+    /// The certificate that the control plane must be signed by, in PEM.
+    pub control_root: PathBuf,
+    /// How many threads carry traffic.
+    pub threads: usize,
+    pub kernel: sluice_kernel::Config,
+    /// Whether flow events are read and logged.
+    pub events: Events,
+    /// What the worker is told.
+    pub worker: Settings,
+}
+
+/// What the broker's main loop waits for.
+#[derive(Debug)]
+enum Event {
+    /// The configuration directory was read.
+    Pods(Vec<sluice_objects::enrolment::Enrolment>),
+    WorkerExited { pid: u32, status: String },
+    WorkerReady { pid: u32 },
+    Stop,
+}
+
+/// How often slow truths are checked: addresses of pods, credentials on disk.
+const TICK: Duration = Duration::from_secs(2);
+
+/// Runs until a signal ends it; then withdraws every pod and removes every pin.
+///
+/// # Errors
+/// When it cannot start: what is missing, and where.
+pub fn run(config: Config) -> Result<()> {
+    let (events, inbox) = mpsc::channel();
+    // Before any other thread, so that all of them leave the signals to one.
+    signals::watch(events.clone())?;
+    let _running = claim(&config.run_dir)?;
+    let (mut kernel, reader) = Kernel::load(&config.kernel).context("load the eBPF programs")?;
+    kernel.set_events(config.events)?;
+    let _logs = read_events(reader)?;
+    let _directory = watch_pods(&config, events.clone())?;
+    let mut broker = Broker {
+        pods: Pods::new(kernel, config.threads),
+        worker: Worker::new(&config, events)?,
+    };
+    tracing::info!(node = config.node, "broker started");
+    broker.worker.start(&broker.pods)?;
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        let wait = next_tick.min(broker.worker.restart_at().unwrap_or(next_tick));
+        match inbox.recv_timeout(wait.saturating_duration_since(Instant::now())) {
+            Ok(Event::Stop) => break,
+            Ok(event) => broker.handle(event),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => bail!("every source of events is gone"),
+        }
+        broker.worker.restart_if_due(&broker.pods);
+        if Instant::now() >= next_tick {
+            broker.tick();
+            next_tick = Instant::now() + TICK;
+        }
+    }
+    tracing::info!("stopping: pods leave the mesh");
+    broker.pods.withdraw_all();
+    broker.worker.stop();
+    Ok(())
+}
+
+struct Broker {
+    pods: Pods,
+    worker: Worker,
+}
+
+impl Broker {
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Pods(wanted) => self.pods.reconcile(wanted, &self.worker),
+            Event::WorkerReady { pid } => tracing::info!(pid, "worker serves"),
+            Event::WorkerExited { pid, status } => self.worker.exited(pid, &status),
+            Event::Stop => {}
+        }
+    }
+
+    fn tick(&mut self) {
+        self.pods.tick(&self.worker);
+        self.worker.refresh_credentials();
+    }
+}
+
+/// Makes sure that no other broker runs with this directory, and leaves the pid there.
+fn claim(run_dir: &Path) -> Result<Flock<fs::File>> {
+    fs::create_dir_all(run_dir).with_context(|| format!("create {}", run_dir.display()))?;
+    fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755))?;
+    let lock = fs::File::create(run_dir.join("lock"))?;
+    let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
+        bail!("another broker runs with --run-dir {}", run_dir.display());
+    };
+    fs::write(run_dir.join("broker.pid"), format!("{}\n", std::process::id()))?;
+    Ok(lock)
+}
+
+/// Logs what the programs report. The thread ends when the returned end is dropped.
+fn read_events(mut reader: EventReader) -> Result<std::io::PipeWriter> {
+    let (stop, keep) = std::io::pipe()?;
+    let log = |event: &sluice_abi::event::Event| {
+        let local = std::net::SocketAddr::from(event.local);
+        let remote = std::net::SocketAddr::from(event.remote);
+        let verdict = event.verdict().map(sluice_kernel::Reason::name);
+        let kind = sluice_abi::event::Kind::from_u32(event.kind);
+        tracing::debug!(
+            target: "flow",
+            ?kind, %local, %remote, verdict,
+            netns = event.netns, socket = event.socket,
+            sent = event.bytes_sent, received = event.bytes_received,
+            srtt_us = event.srtt, retransmits = event.retransmits,
+        );
+    };
+    std::thread::Builder::new().name("events".into()).spawn(move || {
+        use std::os::fd::AsFd as _;
+        while reader.wait(stop.as_fd(), log).unwrap_or(false) {}
+    })?;
+    Ok(keep)
+}
+
+/// Follows the pods of this node.
+fn watch_pods(config: &Config, events: mpsc::Sender<Event>) -> Result<Directory> {
+    let node = config.node.clone();
+    Directory::watch(directory::Config::new(&config.config_dir), move |snapshot| {
+        let (pods, problems) = sluice_objects::enrolment::pods_to_enrol(&snapshot.objects, &node);
+        for problem in problems {
+            tracing::warn!(%problem, "pod not enrolled");
+        }
+        // Fails only when the broker is stopping.
+        let _ = events.send(Event::Pods(pods));
+    })
+    .with_context(|| format!("watch {}", config.config_dir.display()))
+}

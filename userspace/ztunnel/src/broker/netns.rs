@@ -1,0 +1,155 @@
+//! Work inside a pod's network namespace.
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::thread::LinkNameSpaceType;
+use sluice_kernel::ports;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::link::{Family, message::Listener};
+
+/// How many connections may wait for a worker; the namespace's `net.core.somaxconn` caps it.
+const BACKLOG: i32 = 4096;
+
+/// A pod's network namespace.
+#[derive(Debug)]
+pub(super) struct Netns {
+    file: File,
+    pub(super) cookie: u64,
+}
+
+impl Netns {
+    /// Opens the namespace at a path such as `/run/netns/NAME` or `/proc/PID/ns/net`.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path)
+            .with_context(|| format!("open the network namespace {}", path.display()))?;
+        let cookie = within(&file, || {
+            let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+            Ok(sluice_kernel::netns_cookie(&probe)?)
+        })
+        .with_context(|| format!("{} is not a network namespace", path.display()))?;
+        Ok(Self { file, cookie })
+    }
+
+    /// Every address in the namespace but loopback's.
+    pub(super) fn addresses(&self) -> Result<Vec<IpAddr>> {
+        within(&self.file, || {
+            let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+                .filter_map(|interface| {
+                    let address = interface.address?;
+                    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+                    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+                })
+                .filter(|ip| !ip.is_loopback())
+                .collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            Ok(addresses)
+        })
+    }
+
+    /// Opens one set of listeners per thread; all threads' listeners share their ports.
+    pub(super) fn listeners(&self, threads: usize) -> Result<Vec<Vec<(Listener, OwnedFd)>>> {
+        within(&self.file, || (0..threads).map(|_| listener_set()).collect())
+    }
+
+    /// Moves the calling thread into the namespace, for good.
+    pub(super) fn enter(&self) -> io::Result<()> {
+        let kind = Some(LinkNameSpaceType::Network);
+        Ok(rustix::thread::move_into_link_name_space(self.file.as_fd(), kind)?)
+    }
+
+    pub(super) fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Runs something inside a namespace, on a thread that ends with it: a thread that failed to come
+/// back would do its next work in the wrong place.
+fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let inside = || {
+        let kind = Some(LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(netns.as_fd(), kind)
+            .context("enter the network namespace")?;
+        work()
+    };
+    let result = std::thread::scope(|scope| scope.spawn(inside).join());
+    result.unwrap_or_else(|_| bail!("work inside a network namespace panicked"))
+}
+
+fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
+    let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let mut set = vec![
+        (Listener::Plaintext, dual_stack(any, ports::INBOUND_PLAINTEXT)?),
+        (Listener::Hbone, dual_stack(any, ports::HBONE)?),
+        (Listener::Outbound, listen(Ipv4Addr::LOCALHOST.into(), ports::OUTBOUND)?),
+    ];
+    match listen(Ipv6Addr::LOCALHOST.into(), ports::OUTBOUND) {
+        Ok(v6) => set.push((Listener::Outbound, v6)),
+        Err(error) if lacks_ipv6(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(set)
+}
+
+/// Listens for both families, or for IPv4 alone where IPv6 is switched off.
+fn dual_stack(any: IpAddr, port: u16) -> Result<OwnedFd> {
+    match listen(any, port) {
+        Err(error) if lacks_ipv6(&error) => listen(Ipv4Addr::UNSPECIFIED.into(), port),
+        other => other,
+    }
+}
+
+fn lacks_ipv6(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    matches!(code, Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL))
+}
+
+fn listen(ip: IpAddr, port: u16) -> Result<OwnedFd> {
+    let address = SocketAddr::new(ip, port);
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!ip.is_unspecified())?;
+        }
+        socket.set_reuse_port(true)?;
+        // Connections of a former life of this pod in the mesh may linger on the port.
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit these.
+        tune(&socket)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok::<_, io::Error>(OwnedFd::from(socket))
+    };
+    let hint = "does something in the pod use this port? The mesh needs 15001, 15006 and 15008";
+    open().with_context(|| format!("listen on {address} ({hint})"))
+}
+
+/// An unconnected socket in the calling thread's namespace.
+pub(super) fn dialling_socket(family: Family) -> io::Result<OwnedFd> {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    tune(&socket)?;
+    Ok(socket.into())
+}
+
+/// Keepalive as the contract has it (wire contract §2): a peer that vanished is noticed even when
+/// nobody sends.
+fn tune(socket: &Socket) -> io::Result<()> {
+    let period = Duration::from_secs(180);
+    let keepalive = TcpKeepalive::new().with_time(period).with_interval(period).with_retries(9);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)
+}

@@ -1,0 +1,225 @@
+//! The pods of this node that are, or are just leaving, the mesh.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use sluice_kernel::{EnrolledPod, Kernel, PodSpec, SocketMapFds};
+use sluice_model::Name;
+use sluice_objects::enrolment::Enrolment;
+
+use super::{netns::Netns, supply::Namespaces, worker::Worker};
+use crate::link::{PodId, PodInfo, message::Listener};
+
+/// How long a pod that left the mesh still serves tunnels, for peers that have not yet heard.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Namespace and name of a pod.
+type Key = (Name, Name);
+
+/// Reconciles what should be enrolled with what is.
+pub(super) struct Pods {
+    kernel: Kernel,
+    threads: usize,
+    namespaces: Namespaces,
+    pods: BTreeMap<Key, PodRecord>,
+    wanted: Vec<Enrolment>,
+    next_id: u32,
+}
+
+/// A pod in the mesh, or leaving it.
+pub(super) struct PodRecord {
+    pub(super) info: PodInfo,
+    /// By thread.
+    pub(super) listeners: Vec<Vec<(Listener, OwnedFd)>>,
+    netns: Arc<Netns>,
+    membership: Membership,
+}
+
+enum Membership {
+    Enrolled(EnrolledPod),
+    /// Withdrawn from the kernel at this moment.
+    Leaving(Instant),
+}
+
+impl Pods {
+    pub(super) fn new(kernel: Kernel, threads: usize) -> Self {
+        Self {
+            kernel,
+            threads,
+            namespaces: Namespaces::default(),
+            pods: BTreeMap::new(),
+            wanted: Vec::new(),
+            next_id: 1,
+        }
+    }
+
+    pub(super) fn socket_maps(&self) -> Result<SocketMapFds> {
+        Ok(self.kernel.socket_maps()?)
+    }
+
+    pub(super) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &PodRecord> {
+        self.pods.values()
+    }
+
+    /// Makes the mesh hold exactly the wanted pods.
+    pub(super) fn reconcile(&mut self, wanted: Vec<Enrolment>, worker: &Worker) {
+        self.wanted = wanted;
+        let keys: Vec<Key> = self.wanted.iter().map(key).collect();
+        for (name, record) in &mut self.pods {
+            if !keys.contains(name) {
+                record.leave(&mut self.kernel);
+            }
+        }
+        for pod in self.wanted.clone() {
+            if let Err(error) = self.want(&pod, worker) {
+                tracing::error!(
+                    pod = format!("{}/{}", pod.namespace, pod.name),
+                    error = format!("{error:#}"),
+                    "pod not enrolled; tried again soon"
+                );
+            }
+        }
+    }
+
+    /// Tries again what failed, follows changes of addresses, and lets go of pods that have left.
+    pub(super) fn tick(&mut self, worker: &Worker) {
+        let wanted = std::mem::take(&mut self.wanted);
+        self.reconcile(wanted, worker);
+        let gone: Vec<Key> = self
+            .pods
+            .iter()
+            .filter(|(_, record)| record.has_left())
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            self.forget(&key, worker);
+        }
+    }
+
+    pub(super) fn withdraw_all(&mut self) {
+        for record in self.pods.values_mut() {
+            record.leave(&mut self.kernel);
+        }
+    }
+
+    fn want(&mut self, pod: &Enrolment, worker: &Worker) -> Result<()> {
+        let key = key(pod);
+        let netns = Netns::open(&pod.netns)?;
+        if let Some(record) = self.pods.get_mut(&key) {
+            if record.netns.cookie == netns.cookie
+                && record.info.service_account == pod.service_account
+            {
+                return record.refresh(&mut self.kernel);
+            }
+            // The same name, but another pod: nothing of the old one may serve the new one.
+            self.forget(&key, worker);
+        }
+        let record = self.admit(pod, netns, worker)?;
+        self.pods.insert(key, record);
+        Ok(())
+    }
+
+    fn admit(&mut self, pod: &Enrolment, netns: Netns, worker: &Worker) -> Result<PodRecord> {
+        let ips = netns.addresses()?;
+        let listeners = netns.listeners(self.threads)?;
+        let info = PodInfo {
+            id: PodId(self.next_id),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            service_account: pod.service_account.clone(),
+            netns: netns.cookie,
+            ips: routable(&ips),
+        };
+        let netns = Arc::new(netns);
+        let membership = enrol(&mut self.kernel, &netns, &ips, &listeners)?;
+        self.next_id += 1;
+        self.namespaces.insert(info.id, netns.clone());
+        tracing::info!(pod = format!("{}/{}", info.namespace, info.name), ?ips, "pod enrolled");
+        let record = PodRecord { info, listeners, netns, membership };
+        // Connections captured before the worker hears of the pod wait in the listeners.
+        worker.add_pod(&record);
+        Ok(record)
+    }
+
+    fn forget(&mut self, key: &Key, worker: &Worker) {
+        if let Some(mut record) = self.pods.remove(key) {
+            record.leave(&mut self.kernel);
+            self.namespaces.remove(record.info.id);
+            worker.remove_pod(record.info.id);
+        }
+    }
+}
+
+impl PodRecord {
+    /// Enrols a leaving pod again, or brings an enrolled one's addresses up to date.
+    fn refresh(&mut self, kernel: &mut Kernel) -> Result<()> {
+        let ips = self.netns.addresses()?;
+        match &mut self.membership {
+            Membership::Enrolled(enrolled) => Ok(kernel.set_ips(enrolled, &ips)?),
+            Membership::Leaving(_) => {
+                self.membership = enrol(kernel, &self.netns, &ips, &self.listeners)?;
+                tracing::info!(pod = self.name(), "pod enrolled again");
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the pod out of the kernel's hands; established connections go on.
+    fn leave(&mut self, kernel: &mut Kernel) {
+        let leaving = Membership::Leaving(Instant::now());
+        match std::mem::replace(&mut self.membership, leaving) {
+            Membership::Enrolled(enrolled) => {
+                kernel.withdraw(enrolled);
+                tracing::info!(pod = self.name(), "pod withdrawn");
+            }
+            already => self.membership = already,
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        matches!(self.membership, Membership::Leaving(since) if since.elapsed() > LINGER)
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.info.namespace, self.info.name)
+    }
+}
+
+fn key(pod: &Enrolment) -> Key {
+    (pod.namespace.clone(), pod.name.clone())
+}
+
+fn enrol(
+    kernel: &mut Kernel,
+    netns: &Netns,
+    ips: &[IpAddr],
+    listeners: &[Vec<(Listener, OwnedFd)>],
+) -> Result<Membership> {
+    let plaintext = |(kind, fd): &(Listener, OwnedFd)| {
+        (*kind == Listener::Plaintext).then(|| fd.as_fd().try_clone_to_owned())
+    };
+    let listener = listeners
+        .iter()
+        .flatten()
+        .find_map(plaintext)
+        .context("no thread has a listener for plaintext")??;
+    let spec =
+        PodSpec { netns: netns.as_fd(), cookie: netns.cookie, ips, listener: listener.as_fd() };
+    Ok(Membership::Enrolled(kernel.enrol(&spec)?))
+}
+
+/// The addresses that name the pod to others.
+fn routable(ips: &[IpAddr]) -> Vec<IpAddr> {
+    let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    ips.iter().filter(|ip| !link_local(ip)).copied().collect()
+}

@@ -1,0 +1,250 @@
+//! The worker process: started, watched, replaced.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{Arc, mpsc::Sender},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use sluice_kernel::SocketMapFds;
+
+use super::{
+    Config, Event,
+    pods::{Pods, PodRecord},
+    supply::{self, Namespaces},
+};
+use crate::link::{Link, PodId, ToBroker, ToWorker};
+
+/// A worker that lives at least this long is replaced at once when it dies.
+const HEALTHY: Duration = Duration::from_secs(2);
+/// Others are replaced after a pause that doubles from this …
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// … up to this.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps one worker running.
+pub(super) struct Worker {
+    config: Config,
+    events: Sender<Event>,
+    credentials: Credentials,
+    running: Option<Running>,
+    pause: Duration,
+    restart_at: Option<Instant>,
+}
+
+struct Running {
+    pid: u32,
+    since: Instant,
+    /// The worker's own link.
+    link: Arc<Link>,
+    /// One link per thread.
+    threads: Vec<Arc<Link>>,
+}
+
+impl Worker {
+    pub(super) fn new(config: &Config, events: Sender<Event>) -> Result<Self> {
+        let credentials = Credentials::read(config.token_file.clone(), config.control_root.clone())?;
+        Ok(Self {
+            config: config.clone(),
+            events,
+            credentials,
+            running: None,
+            pause: FIRST_PAUSE,
+            restart_at: None,
+        })
+    }
+
+    /// Starts a worker and gives it everything.
+    pub(super) fn start(&mut self, pods: &Pods) -> Result<()> {
+        let (link, worker_end) = Link::pair()?;
+        // The worker's link is its standard input: the one descriptor that a child always has.
+        let mut child = Command::new("/proc/self/exe")
+            .arg("worker")
+            .stdin(Stdio::from(OwnedFd::from(worker_end)))
+            .spawn()
+            .context("start the worker")?;
+        let pid = child.id();
+        let events = self.events.clone();
+        std::thread::Builder::new().name("worker-exit".into()).spawn(move || {
+            let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+            let _ = events.send(Event::WorkerExited { pid, status });
+        })?;
+        let running = self.equip(pid, link, pods.socket_maps()?, pods.namespaces())?;
+        for pod in pods.records() {
+            running.add_pod(pod);
+        }
+        fs::write(self.config.run_dir.join("worker.pid"), format!("{pid}\n"))?;
+        self.running = Some(running);
+        Ok(())
+    }
+
+    fn equip(
+        &self,
+        pid: u32,
+        link: Link,
+        maps: SocketMapFds,
+        namespaces: &Namespaces,
+    ) -> Result<Running> {
+        let pairs = (0..self.config.threads).map(|_| Link::pair()).collect::<Result<Vec<_>, _>>()?;
+        let ends: Vec<_> = pairs.iter().map(|(_, worker)| worker.as_fd()).collect();
+        link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
+        link.send(&self.credentials.message(), &[])?;
+        let mut threads = Vec::new();
+        for (index, (thread, _)) in pairs.into_iter().enumerate() {
+            thread.send(&ToWorker::Maps, &maps.as_fds())?;
+            let thread = Arc::new(thread);
+            threads.push(thread.clone());
+            let namespaces = namespaces.clone();
+            std::thread::Builder::new()
+                .name(format!("supply-{index}"))
+                .spawn(move || supply::serve(thread, &namespaces))?;
+        }
+        let link = Arc::new(link);
+        let (listening, events) = (link.clone(), self.events.clone());
+        std::thread::Builder::new().name("worker-link".into()).spawn(move || {
+            while let Ok(Some(received)) = listening.recv::<ToBroker>() {
+                if matches!(received.message, ToBroker::Ready) {
+                    let _ = events.send(Event::WorkerReady { pid });
+                }
+            }
+        })?;
+        Ok(Running { pid, since: Instant::now(), link, threads })
+    }
+
+    /// Tells the worker of a pod. Without a worker nothing is lost: the next one is told at its
+    /// start.
+    pub(super) fn add_pod(&self, pod: &PodRecord) {
+        if let Some(running) = &self.running {
+            running.add_pod(pod);
+        }
+    }
+
+    pub(super) fn remove_pod(&self, id: PodId) {
+        if let Some(running) = &self.running {
+            running.tell_all(&ToWorker::RemovePod(id));
+        }
+    }
+
+    /// Notes the death of a worker; connections wait in the listeners until the next one serves.
+    pub(super) fn exited(&mut self, pid: u32, status: &str) {
+        let Some(running) = self.running.take_if(|running| running.pid == pid) else { return };
+        if running.since.elapsed() >= HEALTHY {
+            self.pause = FIRST_PAUSE;
+            self.restart_at = Some(Instant::now());
+        } else {
+            self.restart_at = Some(Instant::now() + self.pause);
+            self.pause = (self.pause * 2).min(MAX_PAUSE);
+        }
+        tracing::error!(pid, status, "worker exited; a new one takes over");
+    }
+
+    /// When the next worker is due, if none runs.
+    pub(super) fn restart_at(&self) -> Option<Instant> {
+        self.restart_at
+    }
+
+    pub(super) fn restart_if_due(&mut self, pods: &Pods) {
+        if self.restart_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.restart_at = None;
+        if let Err(error) = self.start(pods) {
+            tracing::error!(error = format!("{error:#}"), "cannot start a worker");
+            if self.running.is_none() {
+                self.restart_at = Some(Instant::now() + self.pause);
+            }
+        }
+    }
+
+    /// Passes changed credentials on.
+    pub(super) fn refresh_credentials(&mut self) {
+        match self.credentials.refresh() {
+            Ok(true) => {
+                if let Some(running) = &self.running {
+                    running.tell(&running.link, &self.credentials.message(), &[]);
+                }
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "credentials not refreshed"),
+        }
+    }
+
+    /// Ends the worker.
+    pub(super) fn stop(mut self) {
+        if let Some(running) = self.running.take() {
+            running.tell(&running.link, &ToWorker::Drain, &[]);
+            // It holds nothing that outlives it: what it carried ends with the mesh.
+            let _ = kill(Pid::from_raw(running.pid as i32), Signal::SIGKILL);
+        }
+        for name in ["worker.pid", "broker.pid"] {
+            let _ = fs::remove_file(self.config.run_dir.join(name));
+        }
+    }
+}
+
+impl Running {
+    fn add_pod(&self, pod: &PodRecord) {
+        let message = |listeners| ToWorker::AddPod { pod: pod.info.clone(), listeners };
+        self.tell(&self.link, &message(Vec::new()), &[]);
+        for (thread, listeners) in self.threads.iter().zip(&pod.listeners) {
+            let kinds = listeners.iter().map(|(kind, _)| *kind).collect();
+            let fds: Vec<_> = listeners.iter().map(|(_, fd)| fd.as_fd()).collect();
+            self.tell(thread, &message(kinds), &fds);
+        }
+    }
+
+    fn tell_all(&self, message: &ToWorker) {
+        for link in self.threads.iter().chain([&self.link]) {
+            self.tell(link, message, &[]);
+        }
+    }
+
+    fn tell(&self, link: &Link, message: &ToWorker, fds: &[std::os::fd::BorrowedFd<'_>]) {
+        // A worker that has just died is noticed by its exit, and replaced.
+        if let Err(error) = link.send(message, fds) {
+            tracing::debug!(%error, pid = self.pid, "message to the worker lost");
+        }
+    }
+}
+
+/// What authenticates this node and the control plane to each other, as files.
+struct Credentials {
+    token_file: PathBuf,
+    root_file: PathBuf,
+    token: String,
+    control_root: String,
+}
+
+impl Credentials {
+    fn read(token_file: PathBuf, root_file: PathBuf) -> Result<Self> {
+        let mut credentials =
+            Self { token_file, root_file, token: String::new(), control_root: String::new() };
+        credentials.refresh()?;
+        Ok(credentials)
+    }
+
+    /// Reads both files again; true when something changed.
+    fn refresh(&mut self) -> Result<bool> {
+        let read = |path: &PathBuf, flag: &str| {
+            fs::read_to_string(path)
+                .with_context(|| format!("read {} ({flag})", path.display()))
+        };
+        let token = read(&self.token_file, "--token-file")?.trim().to_owned();
+        let control_root = read(&self.root_file, "--control-root")?;
+        let changed = token != self.token || control_root != self.control_root;
+        (self.token, self.control_root) = (token, control_root);
+        Ok(changed)
+    }
+
+    fn message(&self) -> ToWorker {
+        ToWorker::Credentials { token: self.token.clone(), control_root: self.control_root.clone() }
+    }
+}

@@ -1,0 +1,94 @@
+//! What broker and worker say to each other.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use sluice_model::Name;
+
+/// A pod, for as long as it is in the mesh; a pod that leaves and comes back gets another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodId(pub u32);
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// What the broker knows of a pod, from its own sources. The worker takes the pod's identity from
+/// here and never from a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodInfo {
+    pub id: PodId,
+    pub namespace: Name,
+    pub name: Name,
+    pub service_account: Name,
+    /// The cookie of its network namespace.
+    pub netns: u64,
+    /// Its addresses, without loopback and link-local ones.
+    pub ips: Vec<IpAddr>,
+}
+
+/// A listener's job. The descriptors of [`ToWorker::AddPod`] come in the order of its list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listener {
+    Outbound,
+    Plaintext,
+    Hbone,
+}
+
+/// What a worker needs to know at its start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    pub node: String,
+    pub cluster: String,
+    pub network: String,
+    pub trust_domain: String,
+    /// The control plane's URL.
+    pub control: String,
+    pub log: String,
+    pub log_json: bool,
+    /// The user that the worker becomes.
+    pub uid: u32,
+    pub admin: SocketAddr,
+    pub metrics: SocketAddr,
+    pub readiness: SocketAddr,
+    /// Requested validity of certificates, in seconds.
+    pub certificate_ttl: u64,
+}
+
+/// From broker to worker. The first message on the worker's own link is `Start`, and on a thread's
+/// link `Maps`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// With the links of the worker's threads.
+    Start(Settings),
+    /// With the descriptors of the kernel's socket maps.
+    Maps,
+    /// What authenticates the node to the control plane, and the control plane to it; sent again
+    /// when it changes.
+    Credentials { token: String, control_root: String },
+    /// With listeners on thread links, without on the worker's.
+    AddPod { pod: PodInfo, listeners: Vec<Listener> },
+    RemovePod(PodId),
+    /// With unconnected sockets in the pod's network namespace.
+    Sockets { pod: PodId, family: Family },
+    /// Take no new connections, finish the established ones, and exit.
+    Drain,
+}
+
+/// From worker to broker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToBroker {
+    /// The worker serves.
+    Ready,
+    /// Wants unconnected sockets.
+    NeedSockets { pod: PodId, family: Family, count: u8 },
+}

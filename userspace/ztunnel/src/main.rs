@@ -1,0 +1,195 @@
+//! The `ztunnel` binary: parses its arguments, and runs the broker or, as its child, the worker.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use sluice_kernel::Events;
+use sluice_ztunnel::{broker, link::Settings, worker};
+
+/// The node proxy of the Sluice mesh.
+///
+/// Captures the traffic of this node's pods with eBPF, carries it over mutual TLS (HBONE), and
+/// enforces L4 policy. Runs as root; everything that touches the network runs in a child process
+/// without any privilege.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    broker: Option<BrokerArgs>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Remove the eBPF pins of a broker that was killed: its pods leave the mesh.
+    Cleanup {
+        #[command(flatten)]
+        pins: PinArgs,
+    },
+    /// The unprivileged half; started by ztunnel itself.
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Args)]
+struct PinArgs {
+    /// A BPF file system, or a directory of one.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+    bpffs: PathBuf,
+    /// Tells several ztunnels of one machine apart.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+}
+
+#[derive(Args)]
+struct BrokerArgs {
+    /// This node's name: pods with this spec.nodeName are its own.
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// Directory of Kubernetes objects in YAML, watched; says which pods to enrol.
+    #[arg(long, value_name = "DIR")]
+    config_dir: PathBuf,
+    /// The control plane, for example https://10.0.0.1:15012.
+    #[arg(long, value_name = "URL")]
+    control: String,
+    /// Certificate (PEM) that the control plane must be signed by.
+    #[arg(long, value_name = "FILE")]
+    control_root: PathBuf,
+    /// Token that admits this node to the control plane; read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+    /// The cgroup (v2) that holds all pods, for example /sys/fs/cgroup/kubepods.slice.
+    #[arg(long, value_name = "DIR")]
+    pods_cgroup: PathBuf,
+    #[command(flatten)]
+    pins: PinArgs,
+    /// Holds the pid files.
+    #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
+    run_dir: PathBuf,
+    #[arg(long, default_value = "cluster.local")]
+    trust_domain: String,
+    /// The name of this cluster.
+    #[arg(long, default_value = "Kubernetes")]
+    cluster_id: String,
+    /// The name of the network that the pods are in; empty in a mesh of one network.
+    #[arg(long, default_value = "")]
+    network: String,
+    /// Threads that carry traffic [default: one per core].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// User and group id of the worker.
+    #[arg(long, value_name = "ID", default_value_t = 65532)]
+    worker_uid: u32,
+    /// How long certificates are asked to be valid, in seconds; they are renewed at half of it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
+    certificate_ttl: u64,
+    /// Log filter, for example info or info,access=off,flow=debug.
+    #[arg(long, default_value = "info")]
+    log: String,
+    /// Log one JSON object a line.
+    #[arg(long)]
+    log_json: bool,
+    /// Let the eBPF programs log every verdict (target ebpf, level debug).
+    #[arg(long)]
+    bpf_log: bool,
+    /// Log flow events from the kernel (target flow, level debug).
+    #[arg(long)]
+    flow_events: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match (cli.verb, cli.broker) {
+        (Some(Verb::Worker), _) => worker::run(),
+        (Some(Verb::Cleanup { pins }), _) => {
+            sluice_kernel::cleanup(&pins.bpffs, &pins.instance).map_err(Into::into)
+        }
+        (None, Some(args)) => run_broker(args),
+        (None, None) => {
+            use clap::CommandFactory as _;
+            let error = Cli::command().error(
+                clap::error::ErrorKind::MissingRequiredArgument,
+                "--node, --config-dir, --control, --control-root, --token-file and --pods-cgroup \
+                 are needed",
+            );
+            error.exit()
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ztunnel: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_broker(args: BrokerArgs) -> Result<()> {
+    sluice_telemetry::init_logging(&args.log, args.log_json)?;
+    let threads = match args.threads {
+        Some(threads) => threads.max(1),
+        None => std::thread::available_parallelism().context("count the cores")?.get(),
+    };
+    let log_level =
+        if args.bpf_log { sluice_kernel::Config::LOG_DEBUG } else { sluice_kernel::Config::LOG_OFF };
+    broker::run(broker::Config {
+        worker: settings(&args),
+        kernel: sluice_kernel::Config {
+            bpffs: args.pins.bpffs,
+            instance: args.pins.instance,
+            broker_cgroup: own_cgroup()?,
+            pods_cgroup: args.pods_cgroup,
+            log_level,
+        },
+        node: args.node,
+        config_dir: args.config_dir,
+        run_dir: args.run_dir,
+        token_file: args.token_file,
+        control_root: args.control_root,
+        threads,
+        events: if args.flow_events { Events::On } else { Events::Off },
+    })
+}
+
+fn settings(args: &BrokerArgs) -> Settings {
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let anywhere = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    Settings {
+        node: args.node.clone(),
+        cluster: args.cluster_id.clone(),
+        network: args.network.clone(),
+        trust_domain: args.trust_domain.clone(),
+        control: args.control.clone(),
+        log: args.log.clone(),
+        log_json: args.log_json,
+        uid: args.worker_uid,
+        admin: loopback(15000),
+        metrics: anywhere(15020),
+        readiness: anywhere(15021),
+        certificate_ttl: args.certificate_ttl,
+    }
+}
+
+/// The directory of the cgroup (v2) that this process is in.
+fn own_cgroup() -> Result<PathBuf> {
+    let membership = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    let path = membership
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .context("this process is in no cgroup of version 2")?;
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let root = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&"cgroup2"))
+        .and_then(|fields| fields.get(1).map(|root| (*root).to_owned()))
+        .context("no cgroup file system of version 2 is mounted")?;
+    Ok(Path::new(&root).join(path.trim_start_matches('/')))
+}

@@ -1,0 +1,163 @@
+//! The worker's main thread: the control plane, certificates, the broker's news, operators.
+
+use std::{io, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use sluice_identity::{CaClient, ControlPlane, Live, Manager};
+use sluice_model::SpiffeId;
+use sluice_telemetry::{metrics::Metrics, serve::Readiness};
+use sluice_xds::Client;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc,
+};
+
+use super::{Shared, admin, shard};
+use crate::link::{Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
+
+/// How this node and the control plane prove themselves to each other.
+pub(super) struct Credentials {
+    pub(super) token: String,
+    pub(super) control_root: String,
+}
+
+/// Runs the worker until the broker is gone or a thread of traffic fails.
+pub(super) async fn run(
+    settings: Settings,
+    credentials: Credentials,
+    link: Link,
+    threads: Vec<Link>,
+) -> Result<()> {
+    let (token, roots) = (Live::new(credentials.token), Live::new(credentials.control_root));
+    let control_plane = ControlPlane {
+        address: settings.control.clone(),
+        server_name: None,
+        roots: roots.clone(),
+        token: token.clone(),
+        cluster: settings.cluster.clone(),
+    };
+    let validity = Duration::from_secs(settings.certificate_ttl);
+    let ca = CaClient::new(control_plane.clone(), validity);
+    let client = Client::new(sluice_xds::Config { control_plane, node: node(&settings) });
+    let shared = Arc::new(Shared {
+        network: settings.network.as_str().into(),
+        trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
+        mesh: client.mesh(),
+        changes: client.changes(),
+        synced: client.synced(),
+        identities: Manager::new(ca, tokio::runtime::Handle::current()),
+        metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
+        settings,
+    });
+    let readiness = Readiness::default();
+    let snapshot = readiness.pending("the first snapshot from the control plane");
+    admin::start(&shared, &readiness).await?;
+    tokio::spawn(client.run());
+    let mut failures = start_shards(threads, &shared)?;
+    let synced = shared.synced.clone();
+    let broker = Broker { link: AsyncFd::register_with_interest(nonblocking(link)?, Interest::READABLE)? };
+    let follow = broker.follow(&shared, &token, &roots);
+    tokio::pin!(follow);
+    tokio::select! {
+        result = &mut follow => return result,
+        Some(result) = failures.recv() => return result.context("a thread of traffic ended"),
+        () = wait(synced) => {}
+    }
+    snapshot.done();
+    broker.link.get_ref().send(&ToBroker::Ready, &[])?;
+    tracing::info!("worker serves");
+    tokio::select! {
+        result = follow => result,
+        Some(result) = failures.recv() => result.context("a thread of traffic ended"),
+    }
+}
+
+fn nonblocking(link: Link) -> io::Result<Link> {
+    link.set_nonblocking()?;
+    Ok(link)
+}
+
+async fn wait(mut synced: tokio::sync::watch::Receiver<bool>) {
+    if synced.wait_for(|synced| *synced).await.is_err() {
+        // The client is gone, with the rest of the process.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn node(settings: &Settings) -> sluice_xds::Node {
+    sluice_xds::Node {
+        ip: String::new(),
+        pod: format!("ztunnel-{}", settings.node),
+        namespace: "istio-system".into(),
+        node: settings.node.clone(),
+    }
+}
+
+/// Starts the threads that carry traffic; what ends one of them comes out of the channel.
+fn start_shards(
+    links: Vec<Link>,
+    shared: &Arc<Shared>,
+) -> Result<mpsc::UnboundedReceiver<Result<()>>> {
+    let (failed, failures) = mpsc::unbounded_channel();
+    for (index, link) in links.into_iter().enumerate() {
+        let (shared, failed) = (shared.clone(), failed.clone());
+        std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+            // Received by the main thread, or the process is ending anyway.
+            let _ = failed.send(shard::run(link, shared));
+        })?;
+    }
+    Ok(failures)
+}
+
+struct Broker {
+    link: AsyncFd<Link>,
+}
+
+impl Broker {
+    /// Takes the broker's news until it is gone.
+    async fn follow(&self, shared: &Shared, token: &Live, roots: &Live) -> Result<()> {
+        let mut identities = Identities::default();
+        loop {
+            let mut guard = self.link.readable().await?;
+            let received = match guard.try_io(|link| link.get_ref().recv::<ToWorker>()) {
+                Ok(Ok(Some(received))) => received,
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error).context("read from the broker"),
+                Err(_would_block) => continue,
+            };
+            match received.message {
+                ToWorker::AddPod { pod, .. } => identities.add(shared, &pod),
+                ToWorker::RemovePod(id) => identities.remove(shared, id),
+                ToWorker::Credentials { token: text, control_root } => {
+                    token.set(text);
+                    roots.set(control_root);
+                }
+                ToWorker::Drain => return Ok(()),
+                ToWorker::Start(_) | ToWorker::Maps | ToWorker::Sockets { .. } => {}
+            }
+        }
+    }
+}
+
+/// Which identities the node's pods use: a certificate is made when the first pod appears, and
+/// forgotten with the last.
+#[derive(Default)]
+struct Identities(std::collections::HashMap<PodId, SpiffeId>);
+
+impl Identities {
+    fn add(&mut self, shared: &Shared, pod: &PodInfo) {
+        let domain = shared.trust_domain.clone();
+        if let Ok(identity) = SpiffeId::new(domain, &pod.namespace, &pod.service_account) {
+            shared.identities.prefetch(&identity);
+            self.0.insert(pod.id, identity);
+        }
+    }
+
+    fn remove(&mut self, shared: &Shared, id: PodId) {
+        if let Some(identity) = self.0.remove(&id)
+            && !self.0.values().any(|other| *other == identity)
+        {
+            shared.identities.forget(&identity);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The unprivileged half of the node proxy: everything that parses what came over a network.
+//!
+//! The main thread talks to the control plane and to operators; the others carry traffic, each with
+//! its own runtime, listeners, sockets and tunnels ([`shard`]). What they share is read-only
+//! ([`Shared`]).
+
+mod admin;
+mod control;
+mod inbound;
+mod outbound;
+mod plaintext;
+mod pods;
+mod privileges;
+mod report;
+mod route;
+mod shard;
+
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use arc_swap::ArcSwap;
+use sluice_identity::Manager;
+use sluice_model::{Mesh, Name, TrustDomain, Uid, Workload};
+use sluice_telemetry::metrics::Metrics;
+use tokio::sync::watch;
+
+use crate::link::{Link, PodInfo, Received, Settings, ToWorker};
+
+/// How long a connection waits for what must arrive by itself: the first snapshot, its workload,
+/// its certificate.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What all threads of a worker know.
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    network: Name,
+    trust_domain: TrustDomain,
+    mesh: Arc<ArcSwap<Mesh>>,
+    /// Changes with every snapshot.
+    changes: watch::Receiver<u64>,
+    /// Whether a whole snapshot has arrived.
+    synced: watch::Receiver<bool>,
+    identities: Manager,
+    metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    /// The workload of a pod of this node, as the control plane knows it; waits for it a while.
+    async fn workload(&self, pod: &PodInfo) -> Option<Arc<Workload>> {
+        let uid = Uid::pod(&self.settings.cluster, &pod.namespace, &pod.name);
+        self.eventually(|mesh| mesh.workload(&uid).cloned()).await
+    }
+
+    /// The first `Some` that a snapshot yields, or `None` when patience ends.
+    async fn eventually<T>(&self, look: impl Fn(&Mesh) -> Option<T>) -> Option<T> {
+        if let Some(found) = look(&self.mesh.load()) {
+            return Some(found);
+        }
+        let mut changes = self.changes.clone();
+        let found = async {
+            loop {
+                changes.changed().await.ok()?;
+                if let Some(found) = look(&self.mesh.load()) {
+                    return Some(found);
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.ok().flatten()
+    }
+
+    /// Waits for the first whole snapshot; false when patience ends.
+    async fn synced(&self) -> bool {
+        if *self.synced.borrow() {
+            return true;
+        }
+        let mut synced = self.synced.clone();
+        let waited = tokio::time::timeout(PATIENCE, synced.wait_for(|synced| *synced)).await;
+        matches!(waited, Ok(Ok(_)))
+    }
+}
+
+/// Runs a worker whose link to the broker is its standard input. Returns when the broker is gone.
+///
+/// # Errors
+/// When it was not started by a broker, or cannot start.
+pub fn run() -> Result<()> {
+    let link = Link::from(OwnedFd::from(rustix::io::dup(io::stdin())?));
+    let Some(Received { message: ToWorker::Start(settings), fds }) = first(&link)? else {
+        bail!("the broker did not say what to do");
+    };
+    let Some(Received { message: ToWorker::Credentials { token, control_root }, .. }) =
+        first(&link)?
+    else {
+        bail!("the broker sent no credentials");
+    };
+    privileges::drop_all(settings.uid).context("give up privileges")?;
+    sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
+    let threads = fds.into_iter().map(Link::from).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(control::run(settings, control::Credentials { token, control_root }, link, threads))
+}
+
+fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {
+    link.recv().context("`ztunnel worker` is started by `ztunnel` itself, and not by hand")
+}
+

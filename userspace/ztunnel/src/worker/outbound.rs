@@ -1,0 +1,157 @@
+//! Captured outbound connections.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use sluice_hbone::{CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey};
+use sluice_model::{OrigDst, Uid, Workload};
+use tokio::net::TcpStream;
+
+use super::{
+    PATIENCE,
+    pods::Pod,
+    report::{Failure, Report},
+    route::{self, Client, Hop, Refusal, Route},
+    shard::Shard,
+};
+use crate::link::Family;
+
+/// How many endpoints of a service are tried before the application is told.
+const ATTEMPTS: usize = 3;
+
+/// Why an outbound connection failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    NotSynced,
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error("connect to {0}: {1}")]
+    Connect(SocketAddr, #[source] io::Error),
+    #[error("{0}")]
+    Carry(#[from] CarryError),
+}
+
+/// Serves one captured connection from its accept to its end.
+pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+    let looked_up = shard.maps.borrow().orig_dst(&tcp, peer, pod.info.netns);
+    let orig = match looked_up {
+        Ok(Some(orig)) => OrigDst(orig),
+        // Not captured: somebody in the pod dialled our port. There is nowhere to go.
+        Ok(None) => {
+            tracing::warn!(%peer, "a connection to the outbound port was not captured; closed");
+            return;
+        }
+        Err(error) => {
+            tracing::error!(%error, %peer, "the original destination cannot be read; closed");
+            return;
+        }
+    };
+    let mut report = Report::outbound(&shard.shared, &pod, peer, orig.0);
+    let result = run(&shard, &pod, tcp, peer, orig, &mut report).await;
+    report.finish(result.err().map(Failure::from));
+}
+
+async fn run(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    orig: OrigDst,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let shared = &shard.shared;
+    if !shared.synced().await {
+        return Err(Error::NotSynced);
+    }
+    let source = shared.workload(&pod.info).await;
+    report.source(source.as_deref());
+    let client = Client { network: &shared.network, workload: source.as_deref() };
+    let mut tried = Vec::new();
+    loop {
+        let roll = rand::random_range(0.0..1.0);
+        let route = route::outbound(&shared.mesh.load(), client, orig, &tried, roll);
+        match route {
+            Route::Refuse(refusal) => return Err(refusal.into()),
+            Route::Plain { to, workload, service } => {
+                report.plain(to, workload.as_deref(), service.as_deref());
+                match pod.dial(&shard.link, to, |_| Ok(())).await {
+                    Ok(peer) => {
+                        report.opened();
+                        return Ok(sluice_hbone::join(tcp, peer, &report.meter).await?);
+                    }
+                    Err(error) if again(&mut tried, workload.as_ref(), service.is_some()) => {
+                        tracing::debug!(%error, %to, "endpoint does not answer; another is tried");
+                    }
+                    Err(error) => return Err(Error::Connect(to, error)),
+                }
+            }
+            Route::Hbone(hop) => {
+                report.hop(&hop);
+                match open(shard, pod, peer, source.as_deref(), &hop).await {
+                    Ok(opened) => {
+                        report.peer(&pod.identity, opened.peer.as_ref());
+                        report.opened();
+                        return Ok(opened.stream.carry(tcp, &report.meter).await?);
+                    }
+                    Err(error @ (OpenError::Connect(_) | OpenError::ConnectTimeout(_)))
+                        if again(&mut tried, Some(&hop.workload), hop.service.is_some()) =>
+                    {
+                        tracing::debug!(%error, tunnel = %hop.tunnel, "another endpoint is tried");
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+}
+
+/// Whether another endpoint may be tried, and remembers this one. The application has not sent a
+/// byte to anyone yet, so that this is safe.
+fn again(tried: &mut Vec<Uid>, workload: Option<&Arc<Workload>>, service: bool) -> bool {
+    let Some(workload) = workload else { return false };
+    let new = !tried.contains(&workload.uid);
+    tried.push(workload.uid.clone());
+    service && new && tried.len() < ATTEMPTS
+}
+
+async fn open(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    client: SocketAddr,
+    source: Option<&Workload>,
+    hop: &Hop,
+) -> Result<Opened, OpenError> {
+    let request = ConnectRequest {
+        authority: hop.authority.clone(),
+        forwarded: ForwardedFor {
+            client,
+            host: hop.service.as_ref().map(|service| service.hostname.to_string()),
+        },
+        baggage: source.map(sluice_hbone::Baggage::of).unwrap_or_default(),
+    };
+    let key = TunnelKey {
+        source: pod.identity.clone(),
+        source_ip: pod.ip(Family::of(hop.tunnel.ip())).unwrap_or_else(|| client.ip()),
+        expected: hop.expected.clone(),
+        destination: hop.tunnel,
+    };
+    shard.pool.open(&key, &request, || dial(shard, pod, hop)).await
+}
+
+async fn dial(shard: &Rc<Shard>, pod: &Rc<Pod>, hop: &Hop) -> Result<Dialled, OpenError> {
+    let identities = &shard.shared.identities;
+    let svid = identities
+        .certificate(&pod.identity, PATIENCE)
+        .await
+        .map_err(|error| OpenError::Identity(error.to_string().into()))?;
+    let tcp = pod.dial(&shard.link, hop.tunnel, |_| Ok(())).await.map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::TimedOut => OpenError::ConnectTimeout(super::pods::CONNECT_TIMEOUT),
+            _ => OpenError::Connect(Rc::new(error)),
+        }
+    })?;
+    let tls = svid.client_config(hop.expected.as_slice());
+    Ok(Dialled { tcp, tls })
+}

@@ -1,0 +1,85 @@
+//! Inbound connections that came without a tunnel.
+
+use std::{net::SocketAddr, rc::Rc, time::Duration};
+
+use sluice_hbone::CarryError;
+use sluice_model::authz::{Connection, Decision, DenyReason};
+use tokio::net::TcpStream;
+
+use super::{
+    inbound::{dial_application, illegal},
+    pods::Pod,
+    report::{Failure, Report},
+    shard::Shard,
+};
+
+/// Why a plaintext connection was refused or broke.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("port {0} is the proxy's own")]
+    IllegalPort(u16),
+    #[error("the workload is not known to the control plane")]
+    UnknownWorkload,
+    #[error("{0}")]
+    Denied(DenyReason),
+    #[error("connect to the application at {0}: {1}")]
+    Connect(SocketAddr, #[source] std::io::Error),
+    #[error("{0}")]
+    Carry(#[from] CarryError),
+}
+
+/// Serves one connection from its accept to its end.
+pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+    // sk_lookup steers without rewriting, so the local address is what the client dialled.
+    let Ok(local) = tcp.local_addr() else { return };
+    let destination = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let mut report = Report::plaintext(&shard.shared, &pod, peer, destination);
+    let result = run(&shard, &pod, tcp, peer, destination, &mut report).await;
+    report.finish(result.err().map(Failure::from));
+}
+
+async fn run(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let reached = reach(shard, pod, peer, destination, report).await;
+    let application = match reached {
+        Ok(application) => application,
+        Err(error) => {
+            // A reset: the client must not take a refusal for an empty answer.
+            let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+            return Err(error);
+        }
+    };
+    report.opened();
+    Ok(sluice_hbone::join(tcp, application, &report.meter).await?)
+}
+
+async fn reach(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    report: &mut Report,
+) -> Result<TcpStream, Error> {
+    let shared = &shard.shared;
+    if illegal(destination.port()) {
+        return Err(Error::IllegalPort(destination.port()));
+    }
+    let workload = shared.workload(&pod.info).await.ok_or(Error::UnknownWorkload)?;
+    let mesh = shared.mesh.load_full();
+    report.destination(destination, &workload);
+    report.source(mesh.workload_at(&shared.network, peer.ip()).map(|source| &**source));
+    let connection =
+        Connection { source_identity: None, source_ip: peer.ip(), destination };
+    if let Decision::Deny(reason) = mesh.authorize(&workload, &connection) {
+        return Err(Error::Denied(reason));
+    }
+    dial_application(shard, pod, destination, peer)
+        .await
+        .map_err(|error| Error::Connect(destination, error))
+}

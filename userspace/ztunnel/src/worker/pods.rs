@@ -1,0 +1,156 @@
+//! A pod as one worker thread sees it, and the sockets to dial from it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    net::{IpAddr, SocketAddr, TcpStream as StdStream},
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::Duration,
+};
+
+use sluice_model::{SpiffeId, TrustDomain};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::{Notify, watch},
+};
+
+use crate::link::{Family, Link, PodInfo, ToBroker};
+
+/// How long a dial may take (wire contract §2).
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A pod in the mesh.
+#[derive(Debug)]
+pub(super) struct Pod {
+    pub(super) info: PodInfo,
+    pub(super) identity: SpiffeId,
+    sockets: [Sockets; 2],
+    /// True once the pod has left the mesh.
+    gone: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// Takes the identity from what the broker says, not from the control plane: it is bound to the
+    /// network namespace.
+    pub(super) fn new(
+        info: PodInfo,
+        trust_domain: &TrustDomain,
+    ) -> Result<Self, sluice_model::identity::ParseSpiffeIdError> {
+        let identity =
+            SpiffeId::new(trust_domain.clone(), &info.namespace, &info.service_account)?;
+        Ok(Self { info, identity, sockets: Default::default(), gone: watch::Sender::new(false) })
+    }
+
+    /// Its address of a family.
+    pub(super) fn ip(&self, family: Family) -> Option<IpAddr> {
+        self.info.ips.iter().find(|ip| Family::of(**ip) == family).copied()
+    }
+
+    pub(super) fn leave(&self) {
+        self.gone.send_replace(true);
+    }
+
+    /// Resolves when the pod has left the mesh.
+    pub(super) fn left(&self) -> watch::Receiver<bool> {
+        self.gone.subscribe()
+    }
+
+    pub(super) fn stock(&self, family: Family) -> &Sockets {
+        &self.sockets[family as usize]
+    }
+
+    /// Connects from inside the pod's network namespace. `prepare` sees the socket before.
+    ///
+    /// # Errors
+    /// The kernel's; `TimedOut` after [`CONNECT_TIMEOUT`].
+    pub(super) async fn dial(
+        &self,
+        link: &Link,
+        destination: SocketAddr,
+        prepare: impl FnOnce(&TcpSocket) -> io::Result<()>,
+    ) -> io::Result<TcpStream> {
+        let family = Family::of(destination.ip());
+        let stock = self.stock(family);
+        let connected = async {
+            let socket = stock.take(link, &self.info, family).await;
+            let socket = TcpSocket::from_std_stream(StdStream::from(socket));
+            prepare(&socket)?;
+            socket.connect(destination).await
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connected)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+}
+
+/// Unconnected sockets of one family in a pod's namespace, made by the broker.
+///
+/// Few are kept for a pod that rarely dials; one that runs out gets twice as many the next time.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    ready: RefCell<VecDeque<OwnedFd>>,
+    arrived: Notify,
+    /// How many to ask for at a time.
+    batch: Cell<u8>,
+    /// How many were asked for and have not come.
+    ordered: Cell<usize>,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self {
+            ready: RefCell::default(),
+            arrived: Notify::new(),
+            batch: Cell::new(Self::FIRST_BATCH),
+            ordered: Cell::new(0),
+        }
+    }
+}
+
+impl Sockets {
+    const FIRST_BATCH: u8 = 4;
+    const MAX_BATCH: u8 = 64;
+
+    /// Adds what the broker sent.
+    pub(super) fn add(&self, sockets: Vec<OwnedFd>) {
+        self.ordered.set(self.ordered.get().saturating_sub(sockets.len()));
+        self.ready.borrow_mut().extend(sockets);
+        self.arrived.notify_waiters();
+    }
+
+    async fn take(&self, link: &Link, pod: &PodInfo, family: Family) -> OwnedFd {
+        loop {
+            // Registered before the look, so that an arrival in between is not missed.
+            let arrived = self.arrived.notified();
+            let taken = self.ready.borrow_mut().pop_front();
+            self.order(link, pod, family, taken.is_none());
+            match taken {
+                Some(socket) => return socket,
+                None => arrived.await,
+            }
+        }
+    }
+
+    /// Orders more when fewer than half a batch are left.
+    fn order(&self, link: &Link, pod: &PodInfo, family: Family, ran_out: bool) {
+        let batch = self.batch.get();
+        let stock = self.ready.borrow().len() + self.ordered.get();
+        if stock > usize::from(batch / 2) {
+            return;
+        }
+        if ran_out {
+            self.batch.set(batch.saturating_mul(2).min(Self::MAX_BATCH));
+        }
+        let order = ToBroker::NeedSockets { pod: pod.id, family, count: batch };
+        match link.send(&order, &[]) {
+            Ok(()) => self.ordered.set(self.ordered.get() + usize::from(batch)),
+            // Asked again with the next connection; this one waits until its own time is out.
+            Err(error) => tracing::warn!(%error, "cannot ask the broker for sockets"),
+        }
+    }
+}
+
+/// Pods by id.
+pub(super) type Table = RefCell<std::collections::HashMap<crate::link::PodId, Rc<Pod>>>;

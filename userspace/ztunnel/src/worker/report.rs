@@ -1,0 +1,290 @@
+//! What is told about a connection when it ends: one line in the access log, and metrics.
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
+
+use sluice_hbone::{Baggage, Incoming, Meter, OpenError};
+use sluice_model::{Name, Service, SpiffeId, Workload};
+use sluice_telemetry::{
+    access::{AccessLog, Direction, Peer},
+    metrics::{
+        self, ConnectionMetrics, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels,
+    },
+};
+
+use super::{Shared, inbound, outbound, plaintext, pods::Pod, route::Hop};
+
+/// A connection from its accept to its end.
+#[derive(Debug)]
+pub(super) struct Report {
+    shared: Arc<Shared>,
+    direction: Direction,
+    since: Instant,
+    source: End,
+    destination: End,
+    hbone: Option<String>,
+    service: ServiceLabels,
+    security: Security,
+    open: Option<ConnectionMetrics>,
+    /// Counts the bytes while they flow.
+    pub(super) meter: Meter,
+}
+
+#[derive(Debug)]
+struct End {
+    addr: SocketAddr,
+    labels: metrics::Peer,
+    /// The pod's name: metrics show the owner's.
+    pod: Name,
+}
+
+impl End {
+    fn unknown(addr: SocketAddr) -> Self {
+        Self { addr, labels: metrics::Peer::default(), pod: Name::default() }
+    }
+
+    fn describe(&mut self, workload: &Workload) {
+        let principal = self.labels.principal.take();
+        self.labels = metrics::Peer::new(workload, principal.as_ref());
+        self.pod = workload.name.clone();
+    }
+
+    fn access(&self) -> Peer<'_> {
+        Peer {
+            addr: self.addr,
+            workload: Some(&self.pod),
+            namespace: Some(&self.labels.namespace),
+            cluster: Some(&self.labels.cluster),
+            identity: self.labels.principal.as_ref(),
+        }
+    }
+}
+
+/// Why a connection failed, in words and as a flag.
+#[derive(Debug)]
+pub(super) struct Failure {
+    text: String,
+    flags: ResponseFlags,
+}
+
+impl Report {
+    fn new(shared: &Arc<Shared>, direction: Direction, src: SocketAddr, dst: SocketAddr) -> Self {
+        Self {
+            shared: shared.clone(),
+            direction,
+            since: Instant::now(),
+            source: End::unknown(src),
+            destination: End::unknown(dst),
+            hbone: None,
+            service: ServiceLabels::default(),
+            security: Security::Unknown,
+            open: None,
+            meter: Meter::default(),
+        }
+    }
+
+    /// A captured connection of a pod.
+    pub(super) fn outbound(
+        shared: &Arc<Shared>,
+        pod: &Pod,
+        client: SocketAddr,
+        dst: SocketAddr,
+    ) -> Self {
+        // The captured socket's own address is loopback's; the pod's names it.
+        let family = crate::link::Family::of(dst.ip());
+        let ip = pod.ip(family).unwrap_or_else(|| client.ip());
+        let src = SocketAddr::new(ip, client.port());
+        let mut report = Self::new(shared, Direction::Outbound, src, dst);
+        report.source.pod = pod.info.name.clone();
+        report.source.labels.namespace = pod.info.namespace.clone();
+        report
+    }
+
+    /// A stream of a tunnel.
+    pub(super) fn inbound(
+        shared: &Arc<Shared>,
+        pod: &Pod,
+        incoming: &Incoming,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Self {
+        let mut report = Self::new(shared, Direction::Inbound, peer, local);
+        report.security = Security::MutualTls;
+        report.source.labels.principal = Some(incoming.peer.clone());
+        report.destination.labels.principal = Some(pod.identity.clone());
+        report.destination.pod = pod.info.name.clone();
+        report.hbone = incoming.authority().map(ToString::to_string);
+        report.claims(&incoming.baggage());
+        if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
+            report.addressed(host.as_str().into());
+        }
+        report
+    }
+
+    /// An inbound connection without a tunnel.
+    pub(super) fn plaintext(
+        shared: &Arc<Shared>,
+        pod: &Pod,
+        peer: SocketAddr,
+        destination: SocketAddr,
+    ) -> Self {
+        let mut report = Self::new(shared, Direction::Inbound, peer, destination);
+        report.destination.pod = pod.info.name.clone();
+        report
+    }
+
+    /// What a peer says of itself, until we know better.
+    fn claims(&mut self, baggage: &Baggage) {
+        let field = |key| baggage.get(key).unwrap_or_default().into();
+        let labels = &mut self.source.labels;
+        labels.cluster = field("k8s.cluster.name");
+        labels.namespace = field("k8s.namespace.name");
+        labels.canonical_service = field("service.name");
+        labels.canonical_revision = field("service.version");
+    }
+
+    /// The service that the client called, by its host name.
+    fn addressed(&mut self, hostname: Name) {
+        let mesh = self.shared.mesh.load();
+        let known = mesh.services().find(|service| service.hostname == hostname);
+        self.service = match known {
+            Some(service) => ServiceLabels::from(&**service),
+            None => ServiceLabels { hostname, ..ServiceLabels::default() },
+        };
+    }
+
+    /// The client is this workload, as far as its address says.
+    pub(super) fn source(&mut self, workload: Option<&Workload>) {
+        if let Some(workload) = workload {
+            self.source.describe(workload);
+        }
+    }
+
+    pub(super) fn destination(&mut self, addr: SocketAddr, workload: &Workload) {
+        // The line keeps the tunnel's port where there was a tunnel (wire contract §12).
+        if self.hbone.is_none() {
+            self.destination.addr = addr;
+        }
+        self.destination.describe(workload);
+    }
+
+    /// The connection leaves without a tunnel.
+    pub(super) fn plain(
+        &mut self,
+        to: SocketAddr,
+        workload: Option<&Workload>,
+        service: Option<&Service>,
+    ) {
+        self.destination = End::unknown(to);
+        self.hbone = None;
+        self.security = Security::Unknown;
+        if let Some(workload) = workload {
+            self.destination.describe(workload);
+        }
+        self.service = service.map(ServiceLabels::from).unwrap_or_default();
+    }
+
+    /// The connection leaves through a tunnel.
+    pub(super) fn hop(&mut self, hop: &Hop) {
+        self.destination = End::unknown(hop.tunnel);
+        self.destination.describe(&hop.workload);
+        self.hbone = Some(hop.authority.to_string());
+        self.service = hop.service.as_deref().map(ServiceLabels::from).unwrap_or_default();
+    }
+
+    /// Mutual TLS with the destination stands.
+    pub(super) fn peer(&mut self, source: &SpiffeId, destination: Option<&SpiffeId>) {
+        self.security = Security::MutualTls;
+        self.source.labels.principal = Some(source.clone());
+        self.destination.labels.principal = destination.cloned();
+    }
+
+    /// From here on bytes may flow.
+    pub(super) fn opened(&mut self) {
+        let labels = TcpLabels {
+            reporter: match self.direction {
+                Direction::Inbound => Reporter::Destination,
+                Direction::Outbound => Reporter::Source,
+            },
+            source: self.source.labels.clone(),
+            destination: self.destination.labels.clone(),
+            service: self.service.clone(),
+            security: self.security,
+            flags: ResponseFlags::None,
+        };
+        self.open = Some(self.shared.metrics.tcp().open(labels));
+    }
+
+    /// The connection has ended.
+    pub(super) fn finish(mut self, failure: Option<Failure>) {
+        if self.open.is_none() {
+            // Also one that never came to carry a byte is counted.
+            self.opened();
+        }
+        let (from_client, to_client) = match self.direction {
+            // Outbound, our TCP connection is the client's; inbound, the server's.
+            Direction::Outbound => (self.meter.received.get(), self.meter.sent.get()),
+            Direction::Inbound => (self.meter.sent.get(), self.meter.received.get()),
+        };
+        if let Some(open) = &mut self.open {
+            open.received(from_client);
+            open.sent(to_client);
+            if let Some(failure) = &failure {
+                open.failed(failure.flags);
+            }
+        }
+        let hostname = &self.service.hostname;
+        AccessLog {
+            direction: self.direction,
+            src: self.source.access(),
+            dst: self.destination.access(),
+            hbone_addr: self.hbone.as_ref().map(|addr| addr as &dyn fmt::Display),
+            service: Some(hostname),
+            bytes_sent: from_client,
+            bytes_received: to_client,
+            duration: self.since.elapsed(),
+            error: failure.as_ref().map(|failure| &failure.text as &dyn fmt::Display),
+        }
+        .emit();
+    }
+}
+
+impl From<outbound::Error> for Failure {
+    fn from(error: outbound::Error) -> Self {
+        let flags = match &error {
+            outbound::Error::Open(open) => match open {
+                OpenError::ConnectTimeout(_) => ResponseFlags::NetworkPolicy,
+                OpenError::Tls(_) => ResponseFlags::TlsFailure,
+                OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
+                    ResponseFlags::H2HandshakeFailure
+                }
+                OpenError::Identity(_) => ResponseFlags::Identity,
+                OpenError::Connect(_)
+                | OpenError::Tunnel(_)
+                | OpenError::Refused(_)
+                | OpenError::Request(_) => ResponseFlags::Connect,
+            },
+            _ => ResponseFlags::Connect,
+        };
+        Self { text: error.to_string(), flags }
+    }
+}
+
+impl From<inbound::Error> for Failure {
+    fn from(error: inbound::Error) -> Self {
+        let flags = match error {
+            inbound::Error::Denied(_) => ResponseFlags::Denied,
+            _ => ResponseFlags::Connect,
+        };
+        Self { text: error.to_string(), flags }
+    }
+}
+
+impl From<plaintext::Error> for Failure {
+    fn from(error: plaintext::Error) -> Self {
+        let flags = match error {
+            plaintext::Error::Denied(_) => ResponseFlags::Denied,
+            _ => ResponseFlags::Connect,
+        };
+        Self { text: error.to_string(), flags }
+    }
+}

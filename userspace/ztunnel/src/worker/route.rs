@@ -1,0 +1,227 @@
+//! Where an outbound connection goes. Pure: everything it needs is in its arguments.
+
+use std::net::SocketAddr;
+
+use http::uri::Authority;
+use sluice_kernel::ports;
+use sluice_model::{
+    Mesh, Name, OrigDst, Service, SpiffeId, Uid, Workload,
+    mesh::{Destination, Endpoint},
+    service::{GatewayAddress, GatewayDestination, Mode},
+    workload::TunnelProtocol,
+};
+use std::sync::Arc;
+
+/// A decision about an outbound connection.
+#[derive(Clone, Debug)]
+pub(super) enum Route {
+    /// Through a tunnel.
+    Hbone(Hop),
+    /// To this address in plaintext; with what the mesh knows of it.
+    Plain { to: SocketAddr, workload: Option<Arc<Workload>>, service: Option<Arc<Service>> },
+    Refuse(Refusal),
+}
+
+/// A tunnel to take.
+#[derive(Clone, Debug)]
+pub(super) struct Hop {
+    /// Where the tunnel ends.
+    pub(super) tunnel: SocketAddr,
+    /// Whom we ask for at its end.
+    pub(super) authority: Authority,
+    /// Who may answer.
+    pub(super) expected: Vec<SpiffeId>,
+    pub(super) workload: Arc<Workload>,
+    pub(super) service: Option<Arc<Service>>,
+}
+
+/// Why a connection goes nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("service {0} has no healthy endpoint for port {1}")]
+    NoEndpoint(Name, u16),
+    #[error("unknown waypoint {0}")]
+    UnknownWaypoint(String),
+    #[error("workload {0} has no address of the family of {1}")]
+    NoAddress(Name, SocketAddr),
+    #[error("attempted recursive call to ourselves")]
+    Recursive,
+    #[error("workload {0} has an identity that cannot be verified")]
+    Identity(Name),
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client<'a> {
+    pub(super) network: &'a Name,
+    /// What the control plane knows of the pod.
+    pub(super) workload: Option<&'a Workload>,
+}
+
+/// Decides. `tried` are endpoints that were found not to answer; `roll` is random, below 1.
+pub(super) fn outbound(
+    mesh: &Mesh,
+    client: Client<'_>,
+    OrigDst(dst): OrigDst,
+    tried: &[Uid],
+    roll: f64,
+) -> Route {
+    if dst.ip().is_loopback() {
+        // Somebody dialled our own listener; there is no way back out.
+        return Route::Refuse(Refusal::Recursive);
+    }
+    match mesh.destination(client.network, dst.ip()) {
+        Destination::Unknown => Route::Plain { to: dst, workload: None, service: None },
+        Destination::Workload(workload) => {
+            // What comes from a workload's own waypoint has been there already.
+            match &workload.waypoint {
+                Some(waypoint) if !is_waypoint(mesh, client, waypoint) => {
+                    through_waypoint(mesh, client, waypoint, dst, None)
+                }
+                _ => to_workload(workload, dst, dst.port(), None),
+            }
+        }
+        Destination::Service(service) => to_service(mesh, client, service, dst, tried, roll),
+    }
+}
+
+fn to_service(
+    mesh: &Mesh,
+    client: Client<'_>,
+    service: Arc<Service>,
+    dst: SocketAddr,
+    tried: &[Uid],
+    roll: f64,
+) -> Route {
+    if let Some(waypoint) = &service.waypoint
+        && !is_waypoint(mesh, client, waypoint)
+    {
+        return through_waypoint(mesh, client, waypoint, dst, Some(service.clone()));
+    }
+    if service.load_balancing.mode == Mode::Passthrough {
+        return Route::Plain { to: dst, workload: None, service: Some(service) };
+    }
+    match endpoint(mesh, client, &service, dst.port(), tried, roll) {
+        Some(Endpoint { workload, port }) => to_workload(workload, dst, port, Some(service)),
+        None => Route::Refuse(Refusal::NoEndpoint(service.hostname.clone(), dst.port())),
+    }
+}
+
+/// Chooses among the endpoints that were not tried; when all were, among all.
+fn endpoint(
+    mesh: &Mesh,
+    client: Client<'_>,
+    service: &Service,
+    port: u16,
+    tried: &[Uid],
+    roll: f64,
+) -> Option<Endpoint> {
+    let all = mesh.endpoints(service, port);
+    let fresh: Vec<Endpoint> =
+        all.iter().filter(|e| !tried.contains(&e.workload.uid)).cloned().collect();
+    let choose = |endpoints: &[Endpoint]| {
+        let policy = &service.load_balancing;
+        sluice_model::balance::choose(endpoints, |e| &e.workload, policy, client.workload, roll)
+            .cloned()
+    };
+    choose(&fresh).or_else(|| choose(&all))
+}
+
+fn to_workload(
+    workload: Arc<Workload>,
+    dst: SocketAddr,
+    port: u16,
+    service: Option<Arc<Service>>,
+) -> Route {
+    let own = workload.ips.iter().find(|ip| **ip == dst.ip());
+    // A VIP of one family may stand before pods of the other alone.
+    let same_family = || workload.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4());
+    let Some(ip) = own.or_else(same_family).or_else(|| workload.ips.first()).copied() else {
+        return Route::Refuse(Refusal::NoAddress(workload.name.clone(), dst));
+    };
+    let to = SocketAddr::new(ip, port);
+    if workload.protocol == TunnelProtocol::None {
+        return Route::Plain { to, workload: Some(workload), service };
+    }
+    let sans = service.iter().flat_map(|service| service.subject_alt_names.iter().cloned());
+    hop(SocketAddr::new(ip, ports::HBONE), to, workload, sans.collect(), service)
+}
+
+fn through_waypoint(
+    mesh: &Mesh,
+    client: Client<'_>,
+    waypoint: &GatewayAddress,
+    dst: SocketAddr,
+    service: Option<Arc<Service>>,
+) -> Route {
+    let unknown = || Route::Refuse(Refusal::UnknownWaypoint(format!("{:?}", waypoint.destination)));
+    let Some(gateway) = waypoint_workload(mesh, client, waypoint) else { return unknown() };
+    let same_family = |ip: &&std::net::IpAddr| ip.is_ipv4() == dst.is_ipv4();
+    let ips = &gateway.ips;
+    let Some(ip) = ips.iter().find(same_family).or_else(|| ips.first()).copied() else {
+        return unknown();
+    };
+    let tunnel = SocketAddr::new(ip, waypoint.hbone_port);
+    // The waypoint routes by what the application dialled.
+    hop(tunnel, dst, gateway, Vec::new(), service)
+}
+
+fn hop(
+    tunnel: SocketAddr,
+    authority: SocketAddr,
+    workload: Arc<Workload>,
+    mut expected: Vec<SpiffeId>,
+    service: Option<Arc<Service>>,
+) -> Route {
+    let authority = Authority::try_from(authority.to_string());
+    let (Ok(identity), Ok(authority)) = (workload.identity(), authority) else {
+        return Route::Refuse(Refusal::Identity(workload.name.clone()));
+    };
+    expected.push(identity);
+    expected.sort_unstable();
+    expected.dedup();
+    Route::Hbone(Hop { tunnel, authority, expected, workload, service })
+}
+
+fn waypoint_workload(
+    mesh: &Mesh,
+    client: Client<'_>,
+    waypoint: &GatewayAddress,
+) -> Option<Arc<Workload>> {
+    let by_service = |service: &Service| {
+        mesh.endpoints(service, waypoint.hbone_port)
+            .into_iter()
+            .find(|endpoint| endpoint.workload.healthy)
+            .map(|endpoint| endpoint.workload)
+    };
+    match &waypoint.destination {
+        GatewayDestination::Hostname(key) => by_service(mesh.service(key)?),
+        GatewayDestination::Address(address) => {
+            match mesh.destination(&address.network, address.ip) {
+                Destination::Service(service) => by_service(&service),
+                Destination::Workload(workload) => Some(workload),
+                Destination::Unknown => None,
+            }
+        }
+    }
+    .filter(|workload| client.workload.is_none_or(|own| own.uid != workload.uid))
+}
+
+/// Whether the client is that waypoint itself.
+fn is_waypoint(mesh: &Mesh, client: Client<'_>, waypoint: &GatewayAddress) -> bool {
+    let Some(own) = client.workload else { return false };
+    match &waypoint.destination {
+        GatewayDestination::Hostname(key) => own.services.contains_key(key),
+        GatewayDestination::Address(address) => {
+            match mesh.destination(&address.network, address.ip) {
+                Destination::Service(service) => own.services.contains_key(&service.key()),
+                Destination::Workload(workload) => workload.uid == own.uid,
+                Destination::Unknown => false,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "route_tests.rs"]
+mod tests;

@@ -1,0 +1,155 @@
+//! One thread that carries traffic: its own runtime, listeners, sockets and tunnels.
+
+use std::{
+    cell::RefCell,
+    net::{SocketAddr, TcpListener as StdListener},
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use sluice_hbone::{Idle, Pool};
+use sluice_kernel::{SocketMapFds, SocketMaps};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::{TcpListener, TcpStream},
+    task::{LocalSet, spawn_local},
+};
+
+use super::{Shared, inbound, outbound, plaintext, pods::{Pod, Table}};
+use crate::link::{Link, PodId, PodInfo, Received, ToWorker, message::Listener};
+
+/// How often unused tunnels are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+/// After a failed accept (no descriptors, no memory), how long until the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What one thread has.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) shared: Arc<Shared>,
+    pub(super) link: Arc<Link>,
+    pub(super) maps: RefCell<SocketMaps>,
+    pub(super) pool: Pool,
+    pods: Table,
+}
+
+/// Runs a thread until the broker is gone.
+pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
+    let Some(Received { message: ToWorker::Maps, fds }) = link.recv()? else {
+        bail!("the broker sent no maps");
+    };
+    let fds = <[OwnedFd; SocketMapFds::COUNT]>::try_from(fds)
+        .map_err(|fds| anyhow::anyhow!("the broker sent {} maps", fds.len()))?;
+    let maps = SocketMaps::from_fds(fds).context("open the kernel's socket maps")?;
+    link.set_nonblocking()?;
+    let shard = Rc::new(Shard {
+        shared,
+        link: Arc::new(link),
+        maps: RefCell::new(maps),
+        pool: Pool::default(),
+        pods: Table::default(),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async {
+        spawn_local(sweep(shard.clone()));
+        shard.follow_broker().await
+    })
+}
+
+impl Shard {
+    async fn follow_broker(self: Rc<Self>) -> Result<()> {
+        let readable = AsyncFd::register_with_interest(self.link.clone(), Interest::READABLE)?;
+        loop {
+            let mut guard = readable.readable().await?;
+            match guard.try_io(|link| link.get_ref().recv::<ToWorker>()) {
+                Ok(Ok(Some(received))) => self.handle(received),
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error).context("read from the broker"),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn handle(self: &Rc<Self>, received: Received<ToWorker>) {
+        let Received { message, fds } = received;
+        match message {
+            ToWorker::AddPod { pod, listeners } => self.add_pod(pod, &listeners, fds),
+            ToWorker::RemovePod(id) => self.remove_pod(id),
+            ToWorker::Sockets { pod, family } => {
+                // Without the pod the sockets are closed: it has just left.
+                if let Some(pod) = self.pods.borrow().get(&pod) {
+                    pod.stock(family).add(fds);
+                }
+            }
+            ToWorker::Start(_) | ToWorker::Maps | ToWorker::Credentials { .. } | ToWorker::Drain => {}
+        }
+    }
+
+    fn add_pod(self: &Rc<Self>, info: PodInfo, listeners: &[Listener], fds: Vec<OwnedFd>) {
+        let pod = match Pod::new(info, &self.shared.trust_domain) {
+            Ok(pod) => Rc::new(pod),
+            Err(error) => {
+                tracing::error!(%error, "a pod has no identity; it is not served");
+                return;
+            }
+        };
+        self.pods.borrow_mut().insert(pod.info.id, pod.clone());
+        for (kind, fd) in listeners.iter().zip(fds) {
+            match TcpListener::from_std(StdListener::from(fd)) {
+                Ok(listener) => {
+                    spawn_local(self.clone().accept(pod.clone(), *kind, listener));
+                }
+                Err(error) => tracing::error!(%error, ?kind, "a listener is lost"),
+            }
+        }
+    }
+
+    fn remove_pod(&self, id: PodId) {
+        if let Some(pod) = self.pods.borrow_mut().remove(&id) {
+            pod.leave();
+            for ip in &pod.info.ips {
+                self.pool.forget_source(*ip);
+            }
+        }
+    }
+
+    /// Serves one listener until its pod leaves. Established connections go on after that.
+    async fn accept(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, listener: TcpListener) {
+        let mut left = pod.left();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = left.wait_for(|left| *left) => return,
+            };
+            match accepted {
+                Ok((tcp, peer)) => self.clone().serve(pod.clone(), kind, tcp, peer),
+                Err(error) => {
+                    tracing::warn!(%error, ?kind, "cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn serve(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, tcp: TcpStream, peer: SocketAddr) {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        match kind {
+            Listener::Outbound => spawn_local(outbound::serve(self, pod, tcp, peer)),
+            Listener::Plaintext => spawn_local(plaintext::serve(self, pod, tcp, peer)),
+            Listener::Hbone => spawn_local(inbound::serve(self, pod, tcp, peer)),
+        };
+    }
+}
+
+/// Closes tunnels that nobody uses.
+async fn sweep(shard: Rc<Shard>) {
+    let mut idle = Idle::default();
+    let mut interval = tokio::time::interval(SWEEP);
+    loop {
+        interval.tick().await;
+        shard.pool.sweep(&mut idle);
+    }
+}
