@@ -18,7 +18,7 @@ mod server;
 pub use carry::{CarryError, Meter, Stream, join};
 pub use client::Dialled;
 pub use error::OpenError;
+pub use h2::Error as TunnelError;
 pub use pool::{Idle, Opened, Pool, TunnelKey};
 pub use request::{Baggage, ConnectRequest, ForwardedFor};
-pub use h2::Error as TunnelError;
 pub use server::{Incoming, ServeError, Server, serve};

@@ -155,7 +155,11 @@ fn fields() {
         let deny = policy("p", Action::Deny, vec![rule(vec![matcher.clone()])]);
         for (from, expected) in [(WEB, with), (None, without)] {
             let decision = judge(std::slice::from_ref(&deny), from, "10.0.0.1", "10.0.0.2:80");
-            assert_eq!(!decision.is_allowed(), expected, "{matcher:?} from {from:?}");
+            assert_eq!(
+                !decision.is_allowed(),
+                expected,
+                "{matcher:?} from {from:?}"
+            );
         }
     }
 }
@@ -173,7 +177,10 @@ fn clauses_are_anded_and_matches_ored() {
     let clause = |matches: Vec<Match>| Clause { matches };
     let rows = [
         (vec![clause(vec![port(80)]), clause(vec![ns("shop")])], true),
-        (vec![clause(vec![port(80)]), clause(vec![ns("evil")])], false),
+        (
+            vec![clause(vec![port(80)]), clause(vec![ns("evil")])],
+            false,
+        ),
         (vec![clause(vec![port(81), port(80)])], true),
         (vec![clause(vec![]), clause(vec![port(80)])], true),
         (vec![clause(vec![])], true),
@@ -181,7 +188,13 @@ fn clauses_are_anded_and_matches_ored() {
         (vec![clause(vec![Match::default(), port(80)])], true),
     ];
     for (clauses, matches) in rows {
-        let deny = policy("p", Action::Deny, vec![Rule { clauses: clauses.clone() }]);
+        let deny = policy(
+            "p",
+            Action::Deny,
+            vec![Rule {
+                clauses: clauses.clone(),
+            }],
+        );
         let decision = judge(&[deny], WEB, "10.0.0.1", "10.0.0.2:80");
         assert_eq!(!decision.is_allowed(), matches, "{clauses:?}");
     }
@@ -215,6 +228,17 @@ fn long_principals_are_compared_whole() {
         }])],
     );
     let policies = [deny];
-    assert_eq!(judge(&policies, Some(&source), "10.0.0.1", "10.0.0.2:80"), denied_by("p", 0));
-    assert_eq!(judge(&policies, Some(&source[..source.len() - 1]), "10.0.0.1", "10.0.0.2:80"), web());
+    assert_eq!(
+        judge(&policies, Some(&source), "10.0.0.1", "10.0.0.2:80"),
+        denied_by("p", 0)
+    );
+    assert_eq!(
+        judge(
+            &policies,
+            Some(&source[..source.len() - 1]),
+            "10.0.0.1",
+            "10.0.0.2:80"
+        ),
+        web()
+    );
 }

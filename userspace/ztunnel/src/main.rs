@@ -135,10 +135,15 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
     sluice_telemetry::init_logging(&args.log, args.log_json)?;
     let threads = match args.threads {
         Some(threads) => threads.max(1),
-        None => std::thread::available_parallelism().context("count the cores")?.get(),
+        None => std::thread::available_parallelism()
+            .context("count the cores")?
+            .get(),
     };
-    let log_level =
-        if args.bpf_log { sluice_kernel::Config::LOG_DEBUG } else { sluice_kernel::Config::LOG_OFF };
+    let log_level = if args.bpf_log {
+        sluice_kernel::Config::LOG_DEBUG
+    } else {
+        sluice_kernel::Config::LOG_OFF
+    };
     broker::run(broker::Config {
         worker: settings(&args),
         kernel: sluice_kernel::Config {
@@ -154,7 +159,11 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         token_file: args.token_file,
         control_root: args.control_root,
         threads,
-        events: if args.flow_events { Events::On } else { Events::Off },
+        events: if args.flow_events {
+            Events::On
+        } else {
+            Events::Off
+        },
     })
 }
 

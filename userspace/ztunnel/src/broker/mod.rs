@@ -54,8 +54,13 @@ pub struct Config {
 enum Event {
     /// The configuration directory was read.
     Pods(Vec<sluice_objects::enrolment::Enrolment>),
-    WorkerExited { pid: u32, status: String },
-    WorkerReady { pid: u32 },
+    WorkerExited {
+        pid: u32,
+        status: String,
+    },
+    WorkerReady {
+        pid: u32,
+    },
     Stop,
 }
 
@@ -131,7 +136,10 @@ fn claim(run_dir: &Path) -> Result<Flock<fs::File>> {
     let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
         bail!("another broker runs with --run-dir {}", run_dir.display());
     };
-    fs::write(run_dir.join("broker.pid"), format!("{}\n", std::process::id()))?;
+    fs::write(
+        run_dir.join("broker.pid"),
+        format!("{}\n", std::process::id()),
+    )?;
     Ok(lock)
 }
 
@@ -151,23 +159,29 @@ fn read_events(mut reader: EventReader) -> Result<std::io::PipeWriter> {
             srtt_us = event.srtt, retransmits = event.retransmits,
         );
     };
-    std::thread::Builder::new().name("events".into()).spawn(move || {
-        use std::os::fd::AsFd as _;
-        while reader.wait(stop.as_fd(), log).unwrap_or(false) {}
-    })?;
+    std::thread::Builder::new()
+        .name("events".into())
+        .spawn(move || {
+            use std::os::fd::AsFd as _;
+            while reader.wait(stop.as_fd(), log).unwrap_or(false) {}
+        })?;
     Ok(keep)
 }
 
 /// Follows the pods of this node.
 fn watch_pods(config: &Config, events: mpsc::Sender<Event>) -> Result<Directory> {
     let node = config.node.clone();
-    Directory::watch(directory::Config::new(&config.config_dir), move |snapshot| {
-        let (pods, problems) = sluice_objects::enrolment::pods_to_enrol(&snapshot.objects, &node);
-        for problem in problems {
-            tracing::warn!(%problem, "pod not enrolled");
-        }
-        // Fails only when the broker is stopping.
-        let _ = events.send(Event::Pods(pods));
-    })
+    Directory::watch(
+        directory::Config::new(&config.config_dir),
+        move |snapshot| {
+            let (pods, problems) =
+                sluice_objects::enrolment::pods_to_enrol(&snapshot.objects, &node);
+            for problem in problems {
+                tracing::warn!(%problem, "pod not enrolled");
+            }
+            // Fails only when the broker is stopping.
+            let _ = events.send(Event::Pods(pods));
+        },
+    )
     .with_context(|| format!("watch {}", config.config_dir.display()))
 }

@@ -58,13 +58,18 @@ impl Netns {
 
     /// Opens one set of listeners per thread; all threads' listeners share their ports.
     pub(super) fn listeners(&self, threads: usize) -> Result<Vec<Vec<(Listener, OwnedFd)>>> {
-        within(&self.file, || (0..threads).map(|_| listener_set()).collect())
+        within(&self.file, || {
+            (0..threads).map(|_| listener_set()).collect()
+        })
     }
 
     /// Moves the calling thread into the namespace, for good.
     pub(super) fn enter(&self) -> io::Result<()> {
         let kind = Some(LinkNameSpaceType::Network);
-        Ok(rustix::thread::move_into_link_name_space(self.file.as_fd(), kind)?)
+        Ok(rustix::thread::move_into_link_name_space(
+            self.file.as_fd(),
+            kind,
+        )?)
     }
 
     pub(super) fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
@@ -88,9 +93,15 @@ fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Res
 fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
     let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let mut set = vec![
-        (Listener::Plaintext, dual_stack(any, ports::INBOUND_PLAINTEXT)?),
+        (
+            Listener::Plaintext,
+            dual_stack(any, ports::INBOUND_PLAINTEXT)?,
+        ),
         (Listener::Hbone, dual_stack(any, ports::HBONE)?),
-        (Listener::Outbound, listen(Ipv4Addr::LOCALHOST.into(), ports::OUTBOUND)?),
+        (
+            Listener::Outbound,
+            listen(Ipv4Addr::LOCALHOST.into(), ports::OUTBOUND)?,
+        ),
     ];
     match listen(Ipv6Addr::LOCALHOST.into(), ports::OUTBOUND) {
         Ok(v6) => set.push((Listener::Outbound, v6)),
@@ -109,14 +120,23 @@ fn dual_stack(any: IpAddr, port: u16) -> Result<OwnedFd> {
 }
 
 fn lacks_ipv6(error: &anyhow::Error) -> bool {
-    let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-    matches!(code, Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL))
+    let code = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::raw_os_error);
+    matches!(
+        code,
+        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)
+    )
 }
 
 fn listen(ip: IpAddr, port: u16) -> Result<OwnedFd> {
     let address = SocketAddr::new(ip, port);
     let open = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         if address.is_ipv6() {
             socket.set_only_v6(!ip.is_unspecified())?;
         }
@@ -148,7 +168,10 @@ pub(super) fn dialling_socket(family: Family) -> io::Result<OwnedFd> {
 /// nobody sends.
 fn tune(socket: &Socket) -> io::Result<()> {
     let period = Duration::from_secs(180);
-    let keepalive = TcpKeepalive::new().with_time(period).with_interval(period).with_retries(9);
+    let keepalive = TcpKeepalive::new()
+        .with_time(period)
+        .with_interval(period)
+        .with_retries(9);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)

@@ -29,6 +29,8 @@ pub(super) struct Pods {
     namespaces: Namespaces,
     pods: BTreeMap<Key, PodRecord>,
     wanted: Vec<Enrolment>,
+    /// What keeps which pod out; said once, and tried again with every tick.
+    failures: BTreeMap<Key, String>,
     next_id: u32,
 }
 
@@ -55,6 +57,7 @@ impl Pods {
             namespaces: Namespaces::default(),
             pods: BTreeMap::new(),
             wanted: Vec::new(),
+            failures: BTreeMap::new(),
             next_id: 1,
         }
     }
@@ -81,14 +84,13 @@ impl Pods {
             }
         }
         for pod in self.wanted.clone() {
-            if let Err(error) = self.want(&pod, worker) {
-                tracing::error!(
-                    pod = format!("{}/{}", pod.namespace, pod.name),
-                    error = format!("{error:#}"),
-                    "pod not enrolled; tried again soon"
-                );
-            }
+            let failure = self
+                .want(&pod, worker)
+                .err()
+                .map(|error| format!("{error:#}"));
+            self.note(&pod, failure);
         }
+        self.failures.retain(|name, _| keys.contains(name));
     }
 
     /// Tries again what failed, follows changes of addresses, and lets go of pods that have left.
@@ -109,6 +111,23 @@ impl Pods {
     pub(super) fn withdraw_all(&mut self) {
         for record in self.pods.values_mut() {
             record.leave(&mut self.kernel);
+        }
+    }
+
+    fn note(&mut self, pod: &Enrolment, failure: Option<String>) {
+        let before = match &failure {
+            Some(error) => self.failures.insert(key(pod), error.clone()),
+            None => self.failures.remove(&key(pod)),
+        };
+        if let Some(error) = failure
+            && before.as_ref() != Some(&error)
+        {
+            let pod = format!("{}/{}", pod.namespace, pod.name);
+            tracing::error!(
+                pod,
+                error,
+                "pod not enrolled; it is tried again every few seconds"
+            );
         }
     }
 
@@ -144,8 +163,17 @@ impl Pods {
         let membership = enrol(&mut self.kernel, &netns, &ips, &listeners)?;
         self.next_id += 1;
         self.namespaces.insert(info.id, netns.clone());
-        tracing::info!(pod = format!("{}/{}", info.namespace, info.name), ?ips, "pod enrolled");
-        let record = PodRecord { info, listeners, netns, membership };
+        tracing::info!(
+            pod = format!("{}/{}", info.namespace, info.name),
+            ?ips,
+            "pod enrolled"
+        );
+        let record = PodRecord {
+            info,
+            listeners,
+            netns,
+            membership,
+        };
         // Connections captured before the worker hears of the pod wait in the listeners.
         worker.add_pod(&record);
         Ok(record)
@@ -213,8 +241,12 @@ fn enrol(
         .flatten()
         .find_map(plaintext)
         .context("no thread has a listener for plaintext")??;
-    let spec =
-        PodSpec { netns: netns.as_fd(), cookie: netns.cookie, ips, listener: listener.as_fd() };
+    let spec = PodSpec {
+        netns: netns.as_fd(),
+        cookie: netns.cookie,
+        ips,
+        listener: listener.as_fd(),
+    };
     Ok(Membership::Enrolled(kernel.enrol(&spec)?))
 }
 

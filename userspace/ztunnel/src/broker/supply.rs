@@ -16,15 +16,25 @@ pub(super) struct Namespaces(Arc<Mutex<HashMap<PodId, Arc<Netns>>>>);
 
 impl Namespaces {
     pub(super) fn insert(&self, pod: PodId, netns: Arc<Netns>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod, netns);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(pod, netns);
     }
 
     pub(super) fn remove(&self, pod: PodId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&pod);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&pod);
     }
 
     fn get(&self, pod: PodId) -> Option<Arc<Netns>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&pod).cloned()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&pod)
+            .cloned()
     }
 }
 
@@ -40,9 +50,13 @@ pub(super) fn serve(link: Arc<Link>, namespaces: &Namespaces) {
                 return;
             }
         };
-        let ToBroker::NeedSockets { pod, family, count } = request else { continue };
+        let ToBroker::NeedSockets { pod, family, count } = request else {
+            continue;
+        };
         // A pod that has just left: the worker learns it from its own message.
-        let Some(netns) = namespaces.get(pod) else { continue };
+        let Some(netns) = namespaces.get(pod) else {
+            continue;
+        };
         if let Err(error) = supply(&link, pod, &netns, family, count) {
             tracing::warn!(%error, ?pod, "cannot supply sockets");
             if error.kind() == std::io::ErrorKind::BrokenPipe {
@@ -61,8 +75,9 @@ fn supply(
 ) -> std::io::Result<()> {
     netns.enter()?;
     let count = usize::from(count).min(MAX_FDS);
-    let sockets: Vec<OwnedFd> =
-        (0..count).map(|_| netns::dialling_socket(family)).collect::<Result<_, _>>()?;
+    let sockets: Vec<OwnedFd> = (0..count)
+        .map(|_| netns::dialling_socket(family))
+        .collect::<Result<_, _>>()?;
     let fds: Vec<_> = sockets.iter().map(OwnedFd::as_fd).collect();
     link.send(&ToWorker::Sockets { pod, family }, &fds)
 }

@@ -18,7 +18,7 @@ use sluice_kernel::SocketMapFds;
 
 use super::{
     Config, Event,
-    pods::{Pods, PodRecord},
+    pods::{PodRecord, Pods},
     supply::{self, Namespaces},
 };
 use crate::link::{Link, PodId, ToBroker, ToWorker};
@@ -51,7 +51,8 @@ struct Running {
 
 impl Worker {
     pub(super) fn new(config: &Config, events: Sender<Event>) -> Result<Self> {
-        let credentials = Credentials::read(config.token_file.clone(), config.control_root.clone())?;
+        let credentials =
+            Credentials::read(config.token_file.clone(), config.control_root.clone())?;
         Ok(Self {
             config: config.clone(),
             events,
@@ -73,10 +74,14 @@ impl Worker {
             .context("start the worker")?;
         let pid = child.id();
         let events = self.events.clone();
-        std::thread::Builder::new().name("worker-exit".into()).spawn(move || {
-            let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
-            let _ = events.send(Event::WorkerExited { pid, status });
-        })?;
+        std::thread::Builder::new()
+            .name("worker-exit".into())
+            .spawn(move || {
+                let status = child
+                    .wait()
+                    .map_or_else(|e| e.to_string(), |s| s.to_string());
+                let _ = events.send(Event::WorkerExited { pid, status });
+            })?;
         let running = self.equip(pid, link, pods.socket_maps()?, pods.namespaces())?;
         for pod in pods.records() {
             running.add_pod(pod);
@@ -93,7 +98,9 @@ impl Worker {
         maps: SocketMapFds,
         namespaces: &Namespaces,
     ) -> Result<Running> {
-        let pairs = (0..self.config.threads).map(|_| Link::pair()).collect::<Result<Vec<_>, _>>()?;
+        let pairs = (0..self.config.threads)
+            .map(|_| Link::pair())
+            .collect::<Result<Vec<_>, _>>()?;
         let ends: Vec<_> = pairs.iter().map(|(_, worker)| worker.as_fd()).collect();
         link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
         link.send(&self.credentials.message(), &[])?;
@@ -109,14 +116,21 @@ impl Worker {
         }
         let link = Arc::new(link);
         let (listening, events) = (link.clone(), self.events.clone());
-        std::thread::Builder::new().name("worker-link".into()).spawn(move || {
-            while let Ok(Some(received)) = listening.recv::<ToBroker>() {
-                if matches!(received.message, ToBroker::Ready) {
-                    let _ = events.send(Event::WorkerReady { pid });
+        std::thread::Builder::new()
+            .name("worker-link".into())
+            .spawn(move || {
+                while let Ok(Some(received)) = listening.recv::<ToBroker>() {
+                    if matches!(received.message, ToBroker::Ready) {
+                        let _ = events.send(Event::WorkerReady { pid });
+                    }
                 }
-            }
-        })?;
-        Ok(Running { pid, since: Instant::now(), link, threads })
+            })?;
+        Ok(Running {
+            pid,
+            since: Instant::now(),
+            link,
+            threads,
+        })
     }
 
     /// Tells the worker of a pod. Without a worker nothing is lost: the next one is told at its
@@ -135,7 +149,9 @@ impl Worker {
 
     /// Notes the death of a worker; connections wait in the listeners until the next one serves.
     pub(super) fn exited(&mut self, pid: u32, status: &str) {
-        let Some(running) = self.running.take_if(|running| running.pid == pid) else { return };
+        let Some(running) = self.running.take_if(|running| running.pid == pid) else {
+            return;
+        };
         if running.since.elapsed() >= HEALTHY {
             self.pause = FIRST_PAUSE;
             self.restart_at = Some(Instant::now());
@@ -192,7 +208,10 @@ impl Worker {
 
 impl Running {
     fn add_pod(&self, pod: &PodRecord) {
-        let message = |listeners| ToWorker::AddPod { pod: pod.info.clone(), listeners };
+        let message = |listeners| ToWorker::AddPod {
+            pod: pod.info.clone(),
+            listeners,
+        };
         self.tell(&self.link, &message(Vec::new()), &[]);
         for (thread, listeners) in self.threads.iter().zip(&pod.listeners) {
             let kinds = listeners.iter().map(|(kind, _)| *kind).collect();
@@ -225,8 +244,12 @@ struct Credentials {
 
 impl Credentials {
     fn read(token_file: PathBuf, root_file: PathBuf) -> Result<Self> {
-        let mut credentials =
-            Self { token_file, root_file, token: String::new(), control_root: String::new() };
+        let mut credentials = Self {
+            token_file,
+            root_file,
+            token: String::new(),
+            control_root: String::new(),
+        };
         credentials.refresh()?;
         Ok(credentials)
     }
@@ -234,8 +257,7 @@ impl Credentials {
     /// Reads both files again; true when something changed.
     fn refresh(&mut self) -> Result<bool> {
         let read = |path: &PathBuf, flag: &str| {
-            fs::read_to_string(path)
-                .with_context(|| format!("read {} ({flag})", path.display()))
+            fs::read_to_string(path).with_context(|| format!("read {} ({flag})", path.display()))
         };
         let token = read(&self.token_file, "--token-file")?.trim().to_owned();
         let control_root = read(&self.root_file, "--control-root")?;
@@ -245,6 +267,9 @@ impl Credentials {
     }
 
     fn message(&self) -> ToWorker {
-        ToWorker::Credentials { token: self.token.clone(), control_root: self.control_root.clone() }
+        ToWorker::Credentials {
+            token: self.token.clone(),
+            control_root: self.control_root.clone(),
+        }
     }
 }

@@ -74,12 +74,21 @@ pub enum ToWorker {
     Maps,
     /// What authenticates the node to the control plane, and the control plane to it; sent again
     /// when it changes.
-    Credentials { token: String, control_root: String },
+    Credentials {
+        token: String,
+        control_root: String,
+    },
     /// With listeners on thread links, without on the worker's.
-    AddPod { pod: PodInfo, listeners: Vec<Listener> },
+    AddPod {
+        pod: PodInfo,
+        listeners: Vec<Listener>,
+    },
     RemovePod(PodId),
     /// With unconnected sockets in the pod's network namespace.
-    Sockets { pod: PodId, family: Family },
+    Sockets {
+        pod: PodId,
+        family: Family,
+    },
     /// Take no new connections, finish the established ones, and exit.
     Drain,
 }
@@ -90,5 +99,9 @@ pub enum ToBroker {
     /// The worker serves.
     Ready,
     /// Wants unconnected sockets.
-    NeedSockets { pod: PodId, family: Family, count: u8 },
+    NeedSockets {
+        pod: PodId,
+        family: Family,
+        count: u8,
+    },
 }

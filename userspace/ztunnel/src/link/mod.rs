@@ -9,19 +9,23 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 pub use message::{Family, PodId, PodInfo, Settings, ToBroker, ToWorker};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::{io::Interest, net::UnixDatagram};
 
 /// The most descriptors that one message carries.
 pub const MAX_FDS: usize = 64;
 /// The largest message, in bytes.
 const MAX_MESSAGE: usize = 64 << 10;
+/// How long a message may take to find room.
+const SEND_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One end of a link.
 #[derive(Debug)]
@@ -35,13 +39,18 @@ pub struct Received<T> {
 }
 
 impl Link {
-    /// Both ends of a new link. They block.
+    /// Both ends of a new link. Receiving blocks; sending blocks for [`SEND_PATIENCE`] at most, so
+    /// that a worker that hangs cannot hang its broker.
     ///
     /// # Errors
     /// The kernel's.
     pub fn pair() -> io::Result<(Self, Self)> {
         let flags = SocketFlags::CLOEXEC;
-        let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (a, b) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        for end in [&a, &b] {
+            sockopt::set_socket_timeout(end, sockopt::Timeout::Send, Some(SEND_PATIENCE))?;
+        }
         Ok((Self(a), Self(b)))
     }
 
@@ -86,8 +95,13 @@ impl Link {
                 fds.extend(rights);
             }
         }
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-            return Err(invalid_data("a message was cut off; is the descriptor limit reached?"));
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
+            return Err(invalid_data(
+                "a message was cut off; is the descriptor limit reached?",
+            ));
         }
         if received.bytes == 0 {
             return Ok(None);
@@ -95,25 +109,50 @@ impl Link {
         let message = postcard::from_bytes(&bytes[..received.bytes]).map_err(invalid_data)?;
         Ok(Some(Received { message, fds }))
     }
+}
 
-    /// Makes operations fail with `WouldBlock` instead of waiting.
+/// One end of a link, for a task that has other things to do while it waits.
+#[derive(Debug)]
+pub struct AsyncLink {
+    link: Link,
+    /// A duplicate of the link's descriptor, for its readiness only. tokio has no sockets of this
+    /// type; to its reactor all of them are alike.
+    readiness: UnixDatagram,
+}
+
+impl AsyncLink {
+    /// Takes a link over; must be called within a runtime.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn set_nonblocking(&self) -> io::Result<()> {
-        Ok(rustix::io::ioctl_fionbio(&self.0, true)?)
+    pub fn new(link: Link) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&link.0, true)?;
+        let readiness = UnixDatagram::from_std(link.0.try_clone()?.into())?;
+        Ok(Self { link, readiness })
+    }
+
+    /// As [`Link::recv`].
+    ///
+    /// # Errors
+    /// As [`Link::recv`].
+    pub async fn recv<T: DeserializeOwned>(&self) -> io::Result<Option<Received<T>>> {
+        self.readiness
+            .async_io(Interest::READABLE, || self.link.recv())
+            .await
+    }
+
+    /// As [`Link::send`], but `WouldBlock` when the other end is far behind.
+    ///
+    /// # Errors
+    /// As [`Link::send`].
+    pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.link.send(message, fds)
     }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-impl std::os::fd::AsRawFd for Link {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
     }
 }
 
@@ -147,7 +186,8 @@ mod tests {
     fn messages_and_descriptors_arrive_together_and_in_order() {
         let (a, b) = Link::pair().unwrap();
         let (reader, mut writer) = std::io::pipe().unwrap();
-        a.send(&ToWorker::RemovePod(PodId(7)), &[reader.as_fd()]).unwrap();
+        a.send(&ToWorker::RemovePod(PodId(7)), &[reader.as_fd()])
+            .unwrap();
         a.send(&ToWorker::RemovePod(PodId(8)), &[]).unwrap();
         drop(reader);
         let first: Received<ToWorker> = b.recv().unwrap().unwrap();

@@ -25,8 +25,11 @@ pub(super) async fn start(shared: &Arc<Shared>, readiness: &Readiness) -> Result
         .readiness(readiness.clone());
     let metrics = Router::new().metrics(shared.metrics.clone());
     let ready = Router::new().readiness(readiness.clone());
-    let endpoints =
-        [(settings.admin, admin), (settings.metrics, metrics), (settings.readiness, ready)];
+    let endpoints = [
+        (settings.admin, admin),
+        (settings.metrics, metrics),
+        (settings.readiness, ready),
+    ];
     for (address, router) in endpoints {
         let listener = listen(address).await?;
         tokio::spawn(serve(listener, router));
@@ -79,7 +82,10 @@ fn workload(workload: &Workload) -> Value {
 }
 
 fn service(service: &Service) -> Value {
-    let ports = service.ports.iter().map(|port| (port.service_port.to_string(), port.target_port));
+    let ports = service
+        .ports
+        .iter()
+        .map(|port| (port.service_port.to_string(), port.target_port));
     json!({
         "name": &*service.name,
         "namespace": &*service.namespace,
@@ -125,7 +131,9 @@ fn certificates(shared: &Shared) -> Vec<Value> {
 
 /// Seconds since the epoch.
 fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 fn strings<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {

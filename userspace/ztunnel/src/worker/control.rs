@@ -1,19 +1,16 @@
 //! The worker's main thread: the control plane, certificates, the broker's news, operators.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use sluice_identity::{CaClient, ControlPlane, Live, Manager};
 use sluice_model::SpiffeId;
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
 use sluice_xds::Client;
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 
 use super::{Shared, admin, shard};
-use crate::link::{Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
+use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
 
 /// How this node and the control plane prove themselves to each other.
 pub(super) struct Credentials {
@@ -28,7 +25,10 @@ pub(super) async fn run(
     link: Link,
     threads: Vec<Link>,
 ) -> Result<()> {
-    let (token, roots) = (Live::new(credentials.token), Live::new(credentials.control_root));
+    let (token, roots) = (
+        Live::new(credentials.token),
+        Live::new(credentials.control_root),
+    );
     let control_plane = ControlPlane {
         address: settings.control.clone(),
         server_name: None,
@@ -38,13 +38,14 @@ pub(super) async fn run(
     };
     let validity = Duration::from_secs(settings.certificate_ttl);
     let ca = CaClient::new(control_plane.clone(), validity);
-    let client = Client::new(sluice_xds::Config { control_plane, node: node(&settings) });
+    let client = Client::new(sluice_xds::Config {
+        control_plane,
+        node: node(&settings),
+    });
     let shared = Arc::new(Shared {
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
-        mesh: client.mesh(),
-        changes: client.changes(),
-        synced: client.synced(),
+        mesh: client.view(),
         identities: Manager::new(ca, tokio::runtime::Handle::current()),
         metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
         settings,
@@ -54,17 +55,18 @@ pub(super) async fn run(
     admin::start(&shared, &readiness).await?;
     tokio::spawn(client.run());
     let mut failures = start_shards(threads, &shared)?;
-    let synced = shared.synced.clone();
-    let broker = Broker { link: AsyncFd::register_with_interest(nonblocking(link)?, Interest::READABLE)? };
+    let broker = Broker {
+        link: AsyncLink::new(link)?,
+    };
     let follow = broker.follow(&shared, &token, &roots);
     tokio::pin!(follow);
     tokio::select! {
         result = &mut follow => return result,
         Some(result) = failures.recv() => return result.context("a thread of traffic ended"),
-        () = wait(synced) => {}
+        () = shared.mesh.synced() => {}
     }
     snapshot.done();
-    broker.link.get_ref().send(&ToBroker::Ready, &[])?;
+    broker.link.send(&ToBroker::Ready, &[])?;
     tracing::info!("worker serves");
     tokio::select! {
         result = follow => result,
@@ -72,24 +74,15 @@ pub(super) async fn run(
     }
 }
 
-fn nonblocking(link: Link) -> io::Result<Link> {
-    link.set_nonblocking()?;
-    Ok(link)
-}
-
-async fn wait(mut synced: tokio::sync::watch::Receiver<bool>) {
-    if synced.wait_for(|synced| *synced).await.is_err() {
-        // The client is gone, with the rest of the process.
-        std::future::pending::<()>().await;
-    }
-}
-
 fn node(settings: &Settings) -> sluice_xds::Node {
     sluice_xds::Node {
-        ip: String::new(),
-        pod: format!("ztunnel-{}", settings.node),
+        // The control plane knows the node by its token and its name; the address is for people.
+        ip: Ipv4Addr::UNSPECIFIED.into(),
+        name: format!("ztunnel-{}", settings.node),
         namespace: "istio-system".into(),
-        node: settings.node.clone(),
+        node_name: settings.node.clone(),
+        cluster: settings.cluster.clone(),
+        metadata: BTreeMap::new(),
     }
 }
 
@@ -101,16 +94,18 @@ fn start_shards(
     let (failed, failures) = mpsc::unbounded_channel();
     for (index, link) in links.into_iter().enumerate() {
         let (shared, failed) = (shared.clone(), failed.clone());
-        std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
-            // Received by the main thread, or the process is ending anyway.
-            let _ = failed.send(shard::run(link, shared));
-        })?;
+        std::thread::Builder::new()
+            .name(format!("shard-{index}"))
+            .spawn(move || {
+                // Received by the main thread, or the process is ending anyway.
+                let _ = failed.send(shard::run(link, shared));
+            })?;
     }
     Ok(failures)
 }
 
 struct Broker {
-    link: AsyncFd<Link>,
+    link: AsyncLink,
 }
 
 impl Broker {
@@ -118,17 +113,21 @@ impl Broker {
     async fn follow(&self, shared: &Shared, token: &Live, roots: &Live) -> Result<()> {
         let mut identities = Identities::default();
         loop {
-            let mut guard = self.link.readable().await?;
-            let received = match guard.try_io(|link| link.get_ref().recv::<ToWorker>()) {
-                Ok(Ok(Some(received))) => received,
-                Ok(Ok(None)) => return Ok(()),
-                Ok(Err(error)) => return Err(error).context("read from the broker"),
-                Err(_would_block) => continue,
+            let received = self
+                .link
+                .recv::<ToWorker>()
+                .await
+                .context("read from the broker")?;
+            let Some(received) = received else {
+                return Ok(());
             };
             match received.message {
                 ToWorker::AddPod { pod, .. } => identities.add(shared, &pod),
                 ToWorker::RemovePod(id) => identities.remove(shared, id),
-                ToWorker::Credentials { token: text, control_root } => {
+                ToWorker::Credentials {
+                    token: text,
+                    control_root,
+                } => {
                     token.set(text);
                     roots.set(control_root);
                 }

@@ -81,7 +81,10 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
         }
     };
     let (_keep, drain) = watch::channel(false);
-    let server = Server { tls: svid.server_config(), drain };
+    let server = Server {
+        tls: svid.server_config(),
+        drain,
+    };
     let result = sluice_hbone::serve(tcp, server, |incoming| {
         stream(shard.clone(), pod.clone(), incoming, peer, local)
     })
@@ -146,15 +149,21 @@ async fn reach(
 ) -> Result<(TcpStream, Baggage), Error> {
     let shared = &shard.shared;
     let authority = incoming.authority().ok_or(Error::NotConnect)?;
-    let workload = shared.workload(&pod.info).await.ok_or(Error::UnknownWorkload)?;
-    let mesh = shared.mesh.load_full();
+    let workload = shared
+        .workload(&pod.info)
+        .await
+        .ok_or(Error::UnknownWorkload)?;
+    let mesh = shared.mesh.snapshot();
     let port = destination_port(&mesh, &workload, authority, local)?;
     let destination = SocketAddr::new(local.ip(), port);
     report.destination(destination, &workload);
     if illegal(port) {
         return Err(Error::IllegalPort(port));
     }
-    report.source(mesh.workload_at(&shared.network, peer.ip()).map(|source| &**source));
+    report.source(
+        mesh.workload_at(&shared.network, peer.ip())
+            .map(|source| &**source),
+    );
     let connection = Connection {
         source_identity: Some(&incoming.peer),
         source_ip: peer.ip(),
@@ -187,14 +196,24 @@ pub(super) async fn dial_application(
     client: SocketAddr,
 ) -> io::Result<TcpStream> {
     pod.dial(&shard.link, destination, |socket| {
-        shard.maps.borrow_mut().set_client(socket, client).map_err(io::Error::other)
+        shard
+            .maps
+            .borrow_mut()
+            .set_client(socket, client)
+            .map_err(io::Error::other)
     })
     .await
 }
 
 /// Ports that would lead back to a proxy (wire contract §1).
 pub(super) fn illegal(port: u16) -> bool {
-    [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE, SOCKS5].contains(&port)
+    [
+        ports::OUTBOUND,
+        ports::INBOUND_PLAINTEXT,
+        ports::HBONE,
+        SOCKS5,
+    ]
+    .contains(&port)
 }
 
 /// The application's port that an authority asks for.
@@ -205,22 +224,29 @@ fn destination_port(
     local: SocketAddr,
 ) -> Result<u16, Error> {
     let bad = || Error::BadAuthority(authority.clone());
-    let port = authority.port_u16().filter(|port| *port != 0).ok_or_else(bad)?;
+    let port = authority
+        .port_u16()
+        .filter(|port| *port != 0)
+        .ok_or_else(bad)?;
     let host = authority.host();
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     match bare.parse::<std::net::IpAddr>() {
         Ok(ip) if ip.to_canonical() == local.ip() => Ok(port),
         Ok(_) => Err(Error::NotHere(authority.clone(), local)),
         Err(_) => {
             let hostname: Name = bare.into();
-            let key = workload.services.keys().find(|key| key.hostname == hostname);
-            let endpoint = key
-                .and_then(|key| mesh.service(key))
-                .and_then(|service| {
-                    mesh.endpoints(service, port)
-                        .into_iter()
-                        .find(|endpoint| endpoint.workload.uid == workload.uid)
-                });
+            let key = workload
+                .services
+                .keys()
+                .find(|key| key.hostname == hostname);
+            let endpoint = key.and_then(|key| mesh.service(key)).and_then(|service| {
+                mesh.endpoints(service, port)
+                    .into_iter()
+                    .find(|endpoint| endpoint.workload.uid == workload.uid)
+            });
             endpoint
                 .map(|endpoint| endpoint.port)
                 .ok_or_else(|| Error::UnknownHost(authority.clone()))

@@ -15,14 +15,13 @@ mod report;
 mod route;
 mod shard;
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use arc_swap::ArcSwap;
 use sluice_identity::Manager;
 use sluice_model::{Mesh, Name, TrustDomain, Uid, Workload};
 use sluice_telemetry::metrics::Metrics;
-use tokio::sync::watch;
+use sluice_xds::View;
 
 use crate::link::{Link, PodInfo, Received, Settings, ToWorker};
 
@@ -36,11 +35,7 @@ struct Shared {
     settings: Settings,
     network: Name,
     trust_domain: TrustDomain,
-    mesh: Arc<ArcSwap<Mesh>>,
-    /// Changes with every snapshot.
-    changes: watch::Receiver<u64>,
-    /// Whether a whole snapshot has arrived.
-    synced: watch::Receiver<bool>,
+    mesh: View,
     identities: Manager,
     metrics: Arc<Metrics>,
 }
@@ -57,26 +52,24 @@ impl Shared {
         if let Some(found) = look(&self.mesh.load()) {
             return Some(found);
         }
-        let mut changes = self.changes.clone();
         let found = async {
             loop {
-                changes.changed().await.ok()?;
+                let seen = self.mesh.status().version;
                 if let Some(found) = look(&self.mesh.load()) {
-                    return Some(found);
+                    return found;
                 }
+                self.mesh.changed(seen).await;
             }
         };
-        tokio::time::timeout(PATIENCE, found).await.ok().flatten()
+        tokio::time::timeout(PATIENCE, found).await.ok()
     }
 
     /// Waits for the first whole snapshot; false when patience ends.
     async fn synced(&self) -> bool {
-        if *self.synced.borrow() {
-            return true;
-        }
-        let mut synced = self.synced.clone();
-        let waited = tokio::time::timeout(PATIENCE, synced.wait_for(|synced| *synced)).await;
-        matches!(waited, Ok(Ok(_)))
+        self.mesh.is_synced()
+            || tokio::time::timeout(PATIENCE, self.mesh.synced())
+                .await
+                .is_ok()
     }
 }
 
@@ -85,23 +78,42 @@ impl Shared {
 /// # Errors
 /// When it was not started by a broker, or cannot start.
 pub fn run() -> Result<()> {
-    let link = Link::from(OwnedFd::from(rustix::io::dup(io::stdin())?));
-    let Some(Received { message: ToWorker::Start(settings), fds }) = first(&link)? else {
+    let link = Link::from(rustix::io::dup(io::stdin())?);
+    let Some(Received {
+        message: ToWorker::Start(settings),
+        fds,
+    }) = first(&link)?
+    else {
         bail!("the broker did not say what to do");
     };
-    let Some(Received { message: ToWorker::Credentials { token, control_root }, .. }) =
-        first(&link)?
+    let Some(Received {
+        message: ToWorker::Credentials {
+            token,
+            control_root,
+        },
+        ..
+    }) = first(&link)?
     else {
         bail!("the broker sent no credentials");
     };
     privileges::drop_all(settings.uid).context("give up privileges")?;
     sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
     let threads = fds.into_iter().map(Link::from).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(control::run(settings, control::Credentials { token, control_root }, link, threads))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(control::run(
+        settings,
+        control::Credentials {
+            token,
+            control_root,
+        },
+        link,
+        threads,
+    ))
 }
 
 fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {
-    link.recv().context("`ztunnel worker` is started by `ztunnel` itself, and not by hand")
+    link.recv()
+        .context("`ztunnel worker` is started by `ztunnel` itself, and not by hand")
 }
-

@@ -2,7 +2,9 @@
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
-use sluice_hbone::{CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey};
+use sluice_hbone::{
+    CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey,
+};
 use sluice_model::{OrigDst, Uid, Workload};
 use tokio::net::TcpStream;
 
@@ -67,14 +69,21 @@ async fn run(
     }
     let source = shared.workload(&pod.info).await;
     report.source(source.as_deref());
-    let client = Client { network: &shared.network, workload: source.as_deref() };
+    let client = Client {
+        network: &shared.network,
+        workload: source.as_deref(),
+    };
     let mut tried = Vec::new();
     loop {
         let roll = rand::random_range(0.0..1.0);
         let route = route::outbound(&shared.mesh.load(), client, orig, &tried, roll);
         match route {
             Route::Refuse(refusal) => return Err(refusal.into()),
-            Route::Plain { to, workload, service } => {
+            Route::Plain {
+                to,
+                workload,
+                service,
+            } => {
                 report.plain(to, workload.as_deref(), service.as_deref());
                 match pod.dial(&shard.link, to, |_| Ok(())).await {
                     Ok(peer) => {
@@ -110,7 +119,9 @@ async fn run(
 /// Whether another endpoint may be tried, and remembers this one. The application has not sent a
 /// byte to anyone yet, so that this is safe.
 fn again(tried: &mut Vec<Uid>, workload: Option<&Arc<Workload>>, service: bool) -> bool {
-    let Some(workload) = workload else { return false };
+    let Some(workload) = workload else {
+        return false;
+    };
     let new = !tried.contains(&workload.uid);
     tried.push(workload.uid.clone());
     service && new && tried.len() < ATTEMPTS
@@ -127,17 +138,25 @@ async fn open(
         authority: hop.authority.clone(),
         forwarded: ForwardedFor {
             client,
-            host: hop.service.as_ref().map(|service| service.hostname.to_string()),
+            host: hop
+                .service
+                .as_ref()
+                .map(|service| service.hostname.to_string()),
         },
         baggage: source.map(sluice_hbone::Baggage::of).unwrap_or_default(),
     };
     let key = TunnelKey {
         source: pod.identity.clone(),
-        source_ip: pod.ip(Family::of(hop.tunnel.ip())).unwrap_or_else(|| client.ip()),
+        source_ip: pod
+            .ip(Family::of(hop.tunnel.ip()))
+            .unwrap_or_else(|| client.ip()),
         expected: hop.expected.clone(),
         destination: hop.tunnel,
     };
-    shard.pool.open(&key, &request, || dial(shard, pod, hop)).await
+    shard
+        .pool
+        .open(&key, &request, || dial(shard, pod, hop))
+        .await
 }
 
 async fn dial(shard: &Rc<Shard>, pod: &Rc<Pod>, hop: &Hop) -> Result<Dialled, OpenError> {
@@ -146,12 +165,13 @@ async fn dial(shard: &Rc<Shard>, pod: &Rc<Pod>, hop: &Hop) -> Result<Dialled, Op
         .certificate(&pod.identity, PATIENCE)
         .await
         .map_err(|error| OpenError::Identity(error.to_string().into()))?;
-    let tcp = pod.dial(&shard.link, hop.tunnel, |_| Ok(())).await.map_err(|error| {
-        match error.kind() {
+    let tcp = pod
+        .dial(&shard.link, hop.tunnel, |_| Ok(()))
+        .await
+        .map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => OpenError::ConnectTimeout(super::pods::CONNECT_TIMEOUT),
             _ => OpenError::Connect(Rc::new(error)),
-        }
-    })?;
+        })?;
     let tls = svid.client_config(hop.expected.as_slice());
     Ok(Dialled { tcp, tls })
 }

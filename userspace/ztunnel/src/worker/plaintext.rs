@@ -70,12 +70,21 @@ async fn reach(
     if illegal(destination.port()) {
         return Err(Error::IllegalPort(destination.port()));
     }
-    let workload = shared.workload(&pod.info).await.ok_or(Error::UnknownWorkload)?;
-    let mesh = shared.mesh.load_full();
+    let workload = shared
+        .workload(&pod.info)
+        .await
+        .ok_or(Error::UnknownWorkload)?;
+    let mesh = shared.mesh.snapshot();
     report.destination(destination, &workload);
-    report.source(mesh.workload_at(&shared.network, peer.ip()).map(|source| &**source));
-    let connection =
-        Connection { source_identity: None, source_ip: peer.ip(), destination };
+    report.source(
+        mesh.workload_at(&shared.network, peer.ip())
+            .map(|source| &**source),
+    );
+    let connection = Connection {
+        source_identity: None,
+        source_ip: peer.ip(),
+        destination,
+    };
     if let Decision::Deny(reason) = mesh.authorize(&workload, &connection) {
         return Err(Error::Denied(reason));
     }

@@ -16,7 +16,7 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-use crate::link::{Family, Link, PodInfo, ToBroker};
+use crate::link::{AsyncLink, Family, PodInfo, ToBroker};
 
 /// How long a dial may take (wire contract §2).
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,14 +38,22 @@ impl Pod {
         info: PodInfo,
         trust_domain: &TrustDomain,
     ) -> Result<Self, sluice_model::identity::ParseSpiffeIdError> {
-        let identity =
-            SpiffeId::new(trust_domain.clone(), &info.namespace, &info.service_account)?;
-        Ok(Self { info, identity, sockets: Default::default(), gone: watch::Sender::new(false) })
+        let identity = SpiffeId::new(trust_domain.clone(), &info.namespace, &info.service_account)?;
+        Ok(Self {
+            info,
+            identity,
+            sockets: Default::default(),
+            gone: watch::Sender::new(false),
+        })
     }
 
     /// Its address of a family.
     pub(super) fn ip(&self, family: Family) -> Option<IpAddr> {
-        self.info.ips.iter().find(|ip| Family::of(**ip) == family).copied()
+        self.info
+            .ips
+            .iter()
+            .find(|ip| Family::of(**ip) == family)
+            .copied()
     }
 
     pub(super) fn leave(&self) {
@@ -67,7 +75,7 @@ impl Pod {
     /// The kernel's; `TimedOut` after [`CONNECT_TIMEOUT`].
     pub(super) async fn dial(
         &self,
-        link: &Link,
+        link: &AsyncLink,
         destination: SocketAddr,
         prepare: impl FnOnce(&TcpSocket) -> io::Result<()>,
     ) -> io::Result<TcpStream> {
@@ -115,12 +123,13 @@ impl Sockets {
 
     /// Adds what the broker sent.
     pub(super) fn add(&self, sockets: Vec<OwnedFd>) {
-        self.ordered.set(self.ordered.get().saturating_sub(sockets.len()));
+        self.ordered
+            .set(self.ordered.get().saturating_sub(sockets.len()));
         self.ready.borrow_mut().extend(sockets);
         self.arrived.notify_waiters();
     }
 
-    async fn take(&self, link: &Link, pod: &PodInfo, family: Family) -> OwnedFd {
+    async fn take(&self, link: &AsyncLink, pod: &PodInfo, family: Family) -> OwnedFd {
         loop {
             // Registered before the look, so that an arrival in between is not missed.
             let arrived = self.arrived.notified();
@@ -134,7 +143,7 @@ impl Sockets {
     }
 
     /// Orders more when fewer than half a batch are left.
-    fn order(&self, link: &Link, pod: &PodInfo, family: Family, ran_out: bool) {
+    fn order(&self, link: &AsyncLink, pod: &PodInfo, family: Family, ran_out: bool) {
         let batch = self.batch.get();
         let stock = self.ready.borrow().len() + self.ordered.get();
         if stock > usize::from(batch / 2) {
@@ -143,7 +152,11 @@ impl Sockets {
         if ran_out {
             self.batch.set(batch.saturating_mul(2).min(Self::MAX_BATCH));
         }
-        let order = ToBroker::NeedSockets { pod: pod.id, family, count: batch };
+        let order = ToBroker::NeedSockets {
+            pod: pod.id,
+            family,
+            count: batch,
+        };
         match link.send(&order, &[]) {
             Ok(()) => self.ordered.set(self.ordered.get() + usize::from(batch)),
             // Asked again with the next connection; this one waits until its own time is out.

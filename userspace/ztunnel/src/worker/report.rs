@@ -39,7 +39,11 @@ struct End {
 
 impl End {
     fn unknown(addr: SocketAddr) -> Self {
-        Self { addr, labels: metrics::Peer::default(), pod: Name::default() }
+        Self {
+            addr,
+            labels: metrics::Peer::default(),
+            pod: Name::default(),
+        }
     }
 
     fn describe(&mut self, workload: &Workload) {
@@ -148,7 +152,10 @@ impl Report {
         let known = mesh.services().find(|service| service.hostname == hostname);
         self.service = match known {
             Some(service) => ServiceLabels::from(&**service),
-            None => ServiceLabels { hostname, ..ServiceLabels::default() },
+            None => ServiceLabels {
+                hostname,
+                ..ServiceLabels::default()
+            },
         };
     }
 
@@ -188,7 +195,11 @@ impl Report {
         self.destination = End::unknown(hop.tunnel);
         self.destination.describe(&hop.workload);
         self.hbone = Some(hop.authority.to_string());
-        self.service = hop.service.as_deref().map(ServiceLabels::from).unwrap_or_default();
+        self.service = hop
+            .service
+            .as_deref()
+            .map(ServiceLabels::from)
+            .unwrap_or_default();
     }
 
     /// Mutual TLS with the destination stands.
@@ -242,7 +253,9 @@ impl Report {
             bytes_sent: from_client,
             bytes_received: to_client,
             duration: self.since.elapsed(),
-            error: failure.as_ref().map(|failure| &failure.text as &dyn fmt::Display),
+            error: failure
+                .as_ref()
+                .map(|failure| &failure.text as &dyn fmt::Display),
         }
         .emit();
     }
@@ -265,7 +278,10 @@ impl From<outbound::Error> for Failure {
             },
             _ => ResponseFlags::Connect,
         };
-        Self { text: error.to_string(), flags }
+        Self {
+            text: error.to_string(),
+            flags,
+        }
     }
 }
 
@@ -275,7 +291,10 @@ impl From<inbound::Error> for Failure {
             inbound::Error::Denied(_) => ResponseFlags::Denied,
             _ => ResponseFlags::Connect,
         };
-        Self { text: error.to_string(), flags }
+        Self {
+            text: error.to_string(),
+            flags,
+        }
     }
 }
 
@@ -285,6 +304,9 @@ impl From<plaintext::Error> for Failure {
             plaintext::Error::Denied(_) => ResponseFlags::Denied,
             _ => ResponseFlags::Connect,
         };
-        Self { text: error.to_string(), flags }
+        Self {
+            text: error.to_string(),
+            flags,
+        }
     }
 }

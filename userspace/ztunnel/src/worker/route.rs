@@ -18,7 +18,11 @@ pub(super) enum Route {
     /// Through a tunnel.
     Hbone(Hop),
     /// To this address in plaintext; with what the mesh knows of it.
-    Plain { to: SocketAddr, workload: Option<Arc<Workload>>, service: Option<Arc<Service>> },
+    Plain {
+        to: SocketAddr,
+        workload: Option<Arc<Workload>>,
+        service: Option<Arc<Service>>,
+    },
     Refuse(Refusal),
 }
 
@@ -71,7 +75,11 @@ pub(super) fn outbound(
         return Route::Refuse(Refusal::Recursive);
     }
     match mesh.destination(client.network, dst.ip()) {
-        Destination::Unknown => Route::Plain { to: dst, workload: None, service: None },
+        Destination::Unknown => Route::Plain {
+            to: dst,
+            workload: None,
+            service: None,
+        },
         Destination::Workload(workload) => {
             // What comes from a workload's own waypoint has been there already.
             match &workload.waypoint {
@@ -99,7 +107,11 @@ fn to_service(
         return through_waypoint(mesh, client, waypoint, dst, Some(service.clone()));
     }
     if service.load_balancing.mode == Mode::Passthrough {
-        return Route::Plain { to: dst, workload: None, service: Some(service) };
+        return Route::Plain {
+            to: dst,
+            workload: None,
+            service: Some(service),
+        };
     }
     match endpoint(mesh, client, &service, dst.port(), tried, roll) {
         Some(Endpoint { workload, port }) => to_workload(workload, dst, port, Some(service)),
@@ -117,8 +129,11 @@ fn endpoint(
     roll: f64,
 ) -> Option<Endpoint> {
     let all = mesh.endpoints(service, port);
-    let fresh: Vec<Endpoint> =
-        all.iter().filter(|e| !tried.contains(&e.workload.uid)).cloned().collect();
+    let fresh: Vec<Endpoint> = all
+        .iter()
+        .filter(|e| !tried.contains(&e.workload.uid))
+        .cloned()
+        .collect();
     let choose = |endpoints: &[Endpoint]| {
         let policy = &service.load_balancing;
         sluice_model::balance::choose(endpoints, |e| &e.workload, policy, client.workload, roll)
@@ -136,15 +151,31 @@ fn to_workload(
     let own = workload.ips.iter().find(|ip| **ip == dst.ip());
     // A VIP of one family may stand before pods of the other alone.
     let same_family = || workload.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4());
-    let Some(ip) = own.or_else(same_family).or_else(|| workload.ips.first()).copied() else {
+    let Some(ip) = own
+        .or_else(same_family)
+        .or_else(|| workload.ips.first())
+        .copied()
+    else {
         return Route::Refuse(Refusal::NoAddress(workload.name.clone(), dst));
     };
     let to = SocketAddr::new(ip, port);
     if workload.protocol == TunnelProtocol::None {
-        return Route::Plain { to, workload: Some(workload), service };
+        return Route::Plain {
+            to,
+            workload: Some(workload),
+            service,
+        };
     }
-    let sans = service.iter().flat_map(|service| service.subject_alt_names.iter().cloned());
-    hop(SocketAddr::new(ip, ports::HBONE), to, workload, sans.collect(), service)
+    let sans = service
+        .iter()
+        .flat_map(|service| service.subject_alt_names.iter().cloned());
+    hop(
+        SocketAddr::new(ip, ports::HBONE),
+        to,
+        workload,
+        sans.collect(),
+        service,
+    )
 }
 
 fn through_waypoint(
@@ -154,11 +185,23 @@ fn through_waypoint(
     dst: SocketAddr,
     service: Option<Arc<Service>>,
 ) -> Route {
-    let unknown = || Route::Refuse(Refusal::UnknownWaypoint(format!("{:?}", waypoint.destination)));
-    let Some(gateway) = waypoint_workload(mesh, client, waypoint) else { return unknown() };
+    let unknown = || {
+        Route::Refuse(Refusal::UnknownWaypoint(format!(
+            "{:?}",
+            waypoint.destination
+        )))
+    };
+    let Some(gateway) = waypoint_workload(mesh, client, waypoint) else {
+        return unknown();
+    };
     let same_family = |ip: &&std::net::IpAddr| ip.is_ipv4() == dst.is_ipv4();
     let ips = &gateway.ips;
-    let Some(ip) = ips.iter().find(same_family).or_else(|| ips.first()).copied() else {
+    let Some(ip) = ips
+        .iter()
+        .find(same_family)
+        .or_else(|| ips.first())
+        .copied()
+    else {
         return unknown();
     };
     let tunnel = SocketAddr::new(ip, waypoint.hbone_port);
@@ -180,7 +223,13 @@ fn hop(
     expected.push(identity);
     expected.sort_unstable();
     expected.dedup();
-    Route::Hbone(Hop { tunnel, authority, expected, workload, service })
+    Route::Hbone(Hop {
+        tunnel,
+        authority,
+        expected,
+        workload,
+        service,
+    })
 }
 
 fn waypoint_workload(
@@ -209,7 +258,9 @@ fn waypoint_workload(
 
 /// Whether the client is that waypoint itself.
 fn is_waypoint(mesh: &Mesh, client: Client<'_>, waypoint: &GatewayAddress) -> bool {
-    let Some(own) = client.workload else { return false };
+    let Some(own) = client.workload else {
+        return false;
+    };
     match &waypoint.destination {
         GatewayDestination::Hostname(key) => own.services.contains_key(key),
         GatewayDestination::Address(address) => {

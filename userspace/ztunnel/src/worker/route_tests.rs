@@ -40,7 +40,10 @@ fn service(vip: &str) -> Service {
         namespace: "shop".into(),
         hostname: "catalog.shop.svc.cluster.local".into(),
         vips: vec![address(vip)],
-        ports: vec![Port { service_port: 80, target_port: 8080 }],
+        ports: vec![Port {
+            service_port: 80,
+            target_port: 8080,
+        }],
         subject_alt_names: vec![],
         waypoint: None,
         load_balancing: LoadBalancing::default(),
@@ -56,7 +59,13 @@ fn key() -> ServiceKey {
 }
 
 fn endpoint_of(mut workload: Workload) -> Workload {
-    workload.services.insert(key(), vec![Port { service_port: 80, target_port: 8080 }]);
+    workload.services.insert(
+        key(),
+        vec![Port {
+            service_port: 80,
+            target_port: 8080,
+        }],
+    );
     workload
 }
 
@@ -70,7 +79,10 @@ fn mesh(updates: Vec<Update>) -> Mesh {
 
 fn route(mesh: &Mesh, dst: &str) -> Route {
     let network = "".into();
-    let client = Client { network: &network, workload: None };
+    let client = Client {
+        network: &network,
+        workload: None,
+    };
     outbound(mesh, client, OrigDst(dst.parse().unwrap()), &[], 0.0)
 }
 
@@ -90,7 +102,11 @@ fn refusal(route: Route) -> Refusal {
 
 #[test]
 fn unknown_destinations_pass_through_untouched() {
-    let Route::Plain { to, workload: None, service: None } = route(&mesh(vec![]), "1.2.3.4:443")
+    let Route::Plain {
+        to,
+        workload: None,
+        service: None,
+    } = route(&mesh(vec![]), "1.2.3.4:443")
     else {
         panic!("not passed through")
     };
@@ -99,26 +115,52 @@ fn unknown_destinations_pass_through_untouched() {
 
 #[test]
 fn a_workload_in_the_mesh_is_reached_by_its_own_tunnel_and_identity() {
-    let mesh = mesh(vec![Update::Workload(workload("db", "10.0.0.2", TunnelProtocol::Hbone))]);
+    let mesh = mesh(vec![Update::Workload(workload(
+        "db",
+        "10.0.0.2",
+        TunnelProtocol::Hbone,
+    ))]);
     let hop = hop(route(&mesh, "10.0.0.2:6379"));
     assert_eq!(hop.tunnel.to_string(), "10.0.0.2:15008");
     assert_eq!(hop.authority, "10.0.0.2:6379");
-    assert_eq!(hop.expected, ["spiffe://cluster.local/ns/shop/sa/db".parse().unwrap()]);
+    assert_eq!(
+        hop.expected,
+        ["spiffe://cluster.local/ns/shop/sa/db".parse().unwrap()]
+    );
 }
 
 #[test]
 fn ipv6_authorities_have_brackets() {
-    let mesh = mesh(vec![Update::Workload(workload("db", "fd00::2", TunnelProtocol::Hbone))]);
-    assert_eq!(hop(route(&mesh, "[fd00::2]:6379")).authority, "[fd00::2]:6379");
+    let mesh = mesh(vec![Update::Workload(workload(
+        "db",
+        "fd00::2",
+        TunnelProtocol::Hbone,
+    ))]);
+    assert_eq!(
+        hop(route(&mesh, "[fd00::2]:6379")).authority,
+        "[fd00::2]:6379"
+    );
 }
 
 #[test]
 fn a_workload_outside_the_mesh_is_reached_in_plaintext() {
-    let mesh = mesh(vec![Update::Workload(workload("db", "10.0.0.2", TunnelProtocol::None))]);
-    let Route::Plain { to, workload: Some(db), .. } = route(&mesh, "10.0.0.2:6379") else {
+    let mesh = mesh(vec![Update::Workload(workload(
+        "db",
+        "10.0.0.2",
+        TunnelProtocol::None,
+    ))]);
+    let Route::Plain {
+        to,
+        workload: Some(db),
+        ..
+    } = route(&mesh, "10.0.0.2:6379")
+    else {
         panic!("not plain")
     };
-    assert_eq!((to.to_string().as_str(), &*db.name), ("10.0.0.2:6379", "db"));
+    assert_eq!(
+        (to.to_string().as_str(), &*db.name),
+        ("10.0.0.2:6379", "db")
+    );
 }
 
 #[test]
@@ -127,14 +169,21 @@ fn a_vip_leads_to_an_endpoint_and_its_target_port() {
     sans.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/alias".parse().unwrap()];
     let mesh = mesh(vec![
         Update::Service(sans),
-        Update::Workload(endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone))),
+        Update::Workload(endpoint_of(workload(
+            "c1",
+            "10.0.0.3",
+            TunnelProtocol::Hbone,
+        ))),
     ]);
     let hop = hop(route(&mesh, "10.96.0.1:80"));
     assert_eq!(hop.authority, "10.0.0.3:8080");
     let expected: Vec<_> = hop.expected.iter().map(ToString::to_string).collect();
     assert_eq!(
         expected,
-        ["spiffe://cluster.local/ns/shop/sa/alias", "spiffe://cluster.local/ns/shop/sa/c1"]
+        [
+            "spiffe://cluster.local/ns/shop/sa/alias",
+            "spiffe://cluster.local/ns/shop/sa/c1"
+        ]
     );
 }
 
@@ -142,14 +191,37 @@ fn a_vip_leads_to_an_endpoint_and_its_target_port() {
 fn endpoints_that_were_tried_come_last() {
     let mesh = mesh(vec![
         Update::Service(service("10.96.0.1")),
-        Update::Workload(endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone))),
-        Update::Workload(endpoint_of(workload("c2", "10.0.0.4", TunnelProtocol::Hbone))),
+        Update::Workload(endpoint_of(workload(
+            "c1",
+            "10.0.0.3",
+            TunnelProtocol::Hbone,
+        ))),
+        Update::Workload(endpoint_of(workload(
+            "c2",
+            "10.0.0.4",
+            TunnelProtocol::Hbone,
+        ))),
     ]);
     let network = "".into();
-    let client = Client { network: &network, workload: None };
+    let client = Client {
+        network: &network,
+        workload: None,
+    };
     let dst = OrigDst("10.96.0.1:80".parse().unwrap());
-    let first = hop(outbound(&mesh, client, dst, &[], 0.0)).workload.uid.clone();
-    let second = hop(outbound(&mesh, client, dst, &[first.clone()], 0.0)).workload.uid.clone();
+    let first = hop(outbound(&mesh, client, dst, &[], 0.0))
+        .workload
+        .uid
+        .clone();
+    let second = hop(outbound(
+        &mesh,
+        client,
+        dst,
+        std::slice::from_ref(&first),
+        0.0,
+    ))
+    .workload
+    .uid
+    .clone();
     assert_ne!(first, second);
     let both = [first, second];
     assert!(both.contains(&hop(outbound(&mesh, client, dst, &both, 0.0)).workload.uid));
@@ -159,7 +231,10 @@ fn endpoints_that_were_tried_come_last() {
 fn nothing_healthy_is_a_refusal_that_names_the_service() {
     let mut sick = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
     sick.healthy = false;
-    let mesh = mesh(vec![Update::Service(service("10.96.0.1")), Update::Workload(sick)]);
+    let mesh = mesh(vec![
+        Update::Service(service("10.96.0.1")),
+        Update::Workload(sick),
+    ]);
     let expected = Refusal::NoEndpoint("catalog.shop.svc.cluster.local".into(), 80);
     assert_eq!(refusal(route(&mesh, "10.96.0.1:80")), expected);
     let wrong_port = Refusal::NoEndpoint("catalog.shop.svc.cluster.local".into(), 81);
@@ -168,8 +243,14 @@ fn nothing_healthy_is_a_refusal_that_names_the_service() {
 
 #[test]
 fn loopback_would_be_ourselves() {
-    assert_eq!(refusal(route(&mesh(vec![]), "127.0.0.1:15001")), Refusal::Recursive);
-    assert_eq!(refusal(route(&mesh(vec![]), "[::1]:15001")), Refusal::Recursive);
+    assert_eq!(
+        refusal(route(&mesh(vec![]), "127.0.0.1:15001")),
+        Refusal::Recursive
+    );
+    assert_eq!(
+        refusal(route(&mesh(vec![]), "[::1]:15001")),
+        Refusal::Recursive
+    );
 }
 
 #[test]
@@ -182,7 +263,10 @@ fn a_service_waypoint_gets_the_vip_and_a_missing_one_refuses() {
     let backend = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
     let mut updates = vec![Update::Service(fronted), Update::Workload(backend)];
     let refused = refusal(route(&mesh(updates.clone()), "10.96.0.1:80"));
-    assert!(matches!(refused, Refusal::UnknownWaypoint(_)), "{refused:?}");
+    assert!(
+        matches!(refused, Refusal::UnknownWaypoint(_)),
+        "{refused:?}"
+    );
     let waypoint = workload("waypoint", "10.0.0.9", TunnelProtocol::None);
     updates.push(Update::Workload(waypoint.clone()));
     let mesh = mesh(updates);
@@ -191,7 +275,13 @@ fn a_service_waypoint_gets_the_vip_and_a_missing_one_refuses() {
     assert_eq!(through.authority, "10.96.0.1:80");
     // The waypoint itself goes on to the endpoint.
     let network = "".into();
-    let client = Client { network: &network, workload: Some(&waypoint) };
+    let client = Client {
+        network: &network,
+        workload: Some(&waypoint),
+    };
     let dst = OrigDst("10.96.0.1:80".parse().unwrap());
-    assert_eq!(hop(outbound(&mesh, client, dst, &[], 0.0)).authority, "10.0.0.3:8080");
+    assert_eq!(
+        hop(outbound(&mesh, client, dst, &[], 0.0)).authority,
+        "10.0.0.3:8080"
+    );
 }

@@ -13,13 +13,15 @@ use anyhow::{Context as _, Result, bail};
 use sluice_hbone::{Idle, Pool};
 use sluice_kernel::{SocketMapFds, SocketMaps};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     net::{TcpListener, TcpStream},
     task::{LocalSet, spawn_local},
 };
 
-use super::{Shared, inbound, outbound, plaintext, pods::{Pod, Table}};
-use crate::link::{Link, PodId, PodInfo, Received, ToWorker, message::Listener};
+use super::{
+    Shared, inbound, outbound, plaintext,
+    pods::{Pod, Table},
+};
+use crate::link::{AsyncLink, Link, PodId, PodInfo, Received, ToWorker, message::Listener};
 
 /// How often unused tunnels are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -30,7 +32,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Shard {
     pub(super) shared: Arc<Shared>,
-    pub(super) link: Arc<Link>,
+    pub(super) link: AsyncLink,
     pub(super) maps: RefCell<SocketMaps>,
     pub(super) pool: Pool,
     pods: Table,
@@ -38,21 +40,30 @@ pub(super) struct Shard {
 
 /// Runs a thread until the broker is gone.
 pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
-    let Some(Received { message: ToWorker::Maps, fds }) = link.recv()? else {
+    let Some(Received {
+        message: ToWorker::Maps,
+        fds,
+    }) = link.recv()?
+    else {
         bail!("the broker sent no maps");
     };
     let fds = <[OwnedFd; SocketMapFds::COUNT]>::try_from(fds)
         .map_err(|fds| anyhow::anyhow!("the broker sent {} maps", fds.len()))?;
     let maps = SocketMaps::from_fds(fds).context("open the kernel's socket maps")?;
-    link.set_nonblocking()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let link = {
+        let _inside = runtime.enter();
+        AsyncLink::new(link)?
+    };
     let shard = Rc::new(Shard {
         shared,
-        link: Arc::new(link),
+        link,
         maps: RefCell::new(maps),
         pool: Pool::default(),
         pods: Table::default(),
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         spawn_local(sweep(shard.clone()));
         shard.follow_broker().await
@@ -61,16 +72,10 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
 
 impl Shard {
     async fn follow_broker(self: Rc<Self>) -> Result<()> {
-        let readable = AsyncFd::register_with_interest(self.link.clone(), Interest::READABLE)?;
-        loop {
-            let mut guard = readable.readable().await?;
-            match guard.try_io(|link| link.get_ref().recv::<ToWorker>()) {
-                Ok(Ok(Some(received))) => self.handle(received),
-                Ok(Ok(None)) => return Ok(()),
-                Ok(Err(error)) => return Err(error).context("read from the broker"),
-                Err(_would_block) => {}
-            }
+        while let Some(received) = self.link.recv().await.context("read from the broker")? {
+            self.handle(received);
         }
+        Ok(())
     }
 
     fn handle(self: &Rc<Self>, received: Received<ToWorker>) {
@@ -84,7 +89,10 @@ impl Shard {
                     pod.stock(family).add(fds);
                 }
             }
-            ToWorker::Start(_) | ToWorker::Maps | ToWorker::Credentials { .. } | ToWorker::Drain => {}
+            ToWorker::Start(_)
+            | ToWorker::Maps
+            | ToWorker::Credentials { .. }
+            | ToWorker::Drain => {}
         }
     }
 
