@@ -34,6 +34,8 @@ pub(super) enum Error {
     UnknownHost(Authority),
     #[error("port {0} is the proxy's own")]
     IllegalPort(u16),
+    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    NotSynced,
     #[error("the workload is not known to the control plane")]
     UnknownWorkload,
     #[error("{0}")]
@@ -56,6 +58,7 @@ impl Error {
             Self::Denied(_) => Some(StatusCode::UNAUTHORIZED),
             Self::UnknownHost(_)
             | Self::IllegalPort(_)
+            | Self::NotSynced
             | Self::UnknownWorkload
             | Self::Connect(..) => Some(StatusCode::SERVICE_UNAVAILABLE),
             Self::Tunnel(_) | Self::Carry(_) => None,
@@ -149,6 +152,10 @@ async fn reach(
 ) -> Result<(TcpStream, Baggage), Error> {
     let shared = &shard.shared;
     let authority = incoming.authority().ok_or(Error::NotConnect)?;
+    // Workloads may arrive before the policies that protect them.
+    if !shared.synced().await {
+        return Err(Error::NotSynced);
+    }
     let workload = shared
         .workload(&pod.info)
         .await

@@ -7,6 +7,7 @@ use sluice_model::authz::{Connection, Decision, DenyReason};
 use tokio::net::TcpStream;
 
 use super::{
+    PATIENCE,
     inbound::{dial_application, illegal},
     pods::Pod,
     report::{Failure, Report},
@@ -18,6 +19,8 @@ use super::{
 pub(super) enum Error {
     #[error("port {0} is the proxy's own")]
     IllegalPort(u16),
+    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    NotSynced,
     #[error("the workload is not known to the control plane")]
     UnknownWorkload,
     #[error("{0}")]
@@ -69,6 +72,10 @@ async fn reach(
     let shared = &shard.shared;
     if illegal(destination.port()) {
         return Err(Error::IllegalPort(destination.port()));
+    }
+    // Workloads may arrive before the policies that protect them.
+    if !shared.synced().await {
+        return Err(Error::NotSynced);
     }
     let workload = shared
         .workload(&pod.info)

@@ -1,0 +1,184 @@
+//! Workloads.
+
+use std::collections::BTreeMap;
+
+use sluice_model::{
+    Name, ServiceKey, Uid, Workload,
+    service::Port,
+    workload::{Locality, OwnerKind, TunnelProtocol},
+};
+
+use super::{
+    At, Error, InField, Problem, each, each_message,
+    gateway::{parse_port, parse_waypoint},
+    ip, ip_bytes, known, names, required,
+};
+use crate::workload as wire;
+
+/// What the contract means by an empty trust domain, service account or cluster.
+const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+const DEFAULT_CLUSTER: &str = "Kubernetes";
+
+impl TryFrom<wire::Workload> for Workload {
+    type Error = Error;
+
+    fn try_from(from: wire::Workload) -> Result<Self, Error> {
+        parse(&from).map_err(|at| at.of(format!("workload {}", from.uid)))
+    }
+}
+
+fn parse(from: &wire::Workload) -> Result<Workload, At> {
+    let mode: wire::NetworkMode = known(from.network_mode).field("network_mode")?;
+    let status: wire::WorkloadStatus = known(from.status).field("status")?;
+    Ok(Workload {
+        uid: Uid(required(&from.uid).field("uid")?),
+        name: from.name.as_str().into(),
+        namespace: from.namespace.as_str().into(),
+        trust_domain: or_default(&from.trust_domain, DEFAULT_TRUST_DOMAIN)
+            .parse()
+            .field("trust_domain")?,
+        service_account: or_default(&from.service_account, DEFAULT_SERVICE_ACCOUNT).into(),
+        network: from.network.as_str().into(),
+        cluster: or_default(&from.cluster_id, DEFAULT_CLUSTER).into(),
+        ips: each("addresses", &from.addresses, |bytes| ip(bytes))?,
+        protocol: parse_protocol(from.tunnel_protocol).field("tunnel_protocol")?,
+        node: from.node.as_str().into(),
+        host_network: mode == wire::NetworkMode::HostNetwork,
+        canonical_name: from.canonical_name.as_str().into(),
+        canonical_revision: from.canonical_revision.as_str().into(),
+        owner_kind: parse_owner(from.workload_type),
+        owner_name: from.workload_name.as_str().into(),
+        services: parse_services(&from.services)?,
+        waypoint: parse_waypoint(from.waypoint.as_ref())?,
+        policies: each(
+            "authorization_policies",
+            &from.authorization_policies,
+            |name| names::policy(name),
+        )?,
+        healthy: status == wire::WorkloadStatus::Healthy,
+        capacity: from.capacity.unwrap_or(1),
+        locality: from
+            .locality
+            .as_ref()
+            .map(|locality| Locality {
+                region: locality.region.as_str().into(),
+                zone: locality.zone.as_str().into(),
+                subzone: locality.subzone.as_str().into(),
+            })
+            .unwrap_or_default(),
+    })
+}
+
+fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
+}
+
+fn unless_default(text: &str, default: &str) -> String {
+    if text == default {
+        String::new()
+    } else {
+        text.to_owned()
+    }
+}
+
+fn parse_protocol(value: i32) -> Result<TunnelProtocol, Problem> {
+    match known(value)? {
+        wire::TunnelProtocol::None => Ok(TunnelProtocol::None),
+        wire::TunnelProtocol::Hbone => Ok(TunnelProtocol::Hbone),
+        wire::TunnelProtocol::LegacyIstioMtls => Err(Problem::Unsupported("LEGACY_ISTIO_MTLS")),
+    }
+}
+
+/// Only telemetry shows the kind, so one that a newer contract added is no reason to refuse.
+fn parse_owner(value: i32) -> OwnerKind {
+    match wire::WorkloadType::try_from(value) {
+        Ok(wire::WorkloadType::Deployment) => OwnerKind::Deployment,
+        Ok(wire::WorkloadType::Cronjob) => OwnerKind::CronJob,
+        Ok(wire::WorkloadType::Job) => OwnerKind::Job,
+        Ok(wire::WorkloadType::Pod) | Err(_) => OwnerKind::Pod,
+    }
+}
+
+fn parse_services(
+    from: &BTreeMap<String, wire::PortList>,
+) -> Result<BTreeMap<ServiceKey, Vec<Port>>, At> {
+    from.iter()
+        .map(|(name, ports)| {
+            let field = || format!("services[{name:?}]");
+            let key = names::service(name).field(field())?;
+            let ports =
+                each_message("ports", &ports.ports, parse_port).map_err(|at| at.within(field()))?;
+            Ok((key, ports))
+        })
+        .collect()
+}
+
+impl From<&Workload> for wire::Workload {
+    fn from(workload: &Workload) -> Self {
+        let text = |name: &Name| name.to_string();
+        let mode = if workload.host_network {
+            wire::NetworkMode::HostNetwork
+        } else {
+            wire::NetworkMode::Standard
+        };
+        let status = if workload.healthy {
+            wire::WorkloadStatus::Healthy
+        } else {
+            wire::WorkloadStatus::Unhealthy
+        };
+        Self {
+            uid: text(&workload.uid.0),
+            name: text(&workload.name),
+            namespace: text(&workload.namespace),
+            trust_domain: unless_default(workload.trust_domain.as_str(), DEFAULT_TRUST_DOMAIN),
+            service_account: unless_default(&workload.service_account, DEFAULT_SERVICE_ACCOUNT),
+            network: text(&workload.network),
+            cluster_id: text(&workload.cluster),
+            addresses: workload.ips.iter().copied().map(ip_bytes).collect(),
+            tunnel_protocol: protocol(workload.protocol).into(),
+            node: text(&workload.node),
+            network_mode: mode.into(),
+            canonical_name: text(&workload.canonical_name),
+            canonical_revision: text(&workload.canonical_revision),
+            workload_type: owner(workload.owner_kind).into(),
+            workload_name: text(&workload.owner_name),
+            services: workload.services.iter().map(endpoint).collect(),
+            waypoint: workload.waypoint.as_ref().map(Into::into),
+            authorization_policies: workload.policies.iter().map(ToString::to_string).collect(),
+            status: status.into(),
+            capacity: (workload.capacity != 1).then_some(workload.capacity),
+            locality: locality(&workload.locality),
+            ..Self::default()
+        }
+    }
+}
+
+fn endpoint((key, ports): (&ServiceKey, &Vec<Port>)) -> (String, wire::PortList) {
+    let ports = ports.iter().map(Into::into).collect();
+    (key.to_string(), wire::PortList { ports })
+}
+
+fn protocol(from: TunnelProtocol) -> wire::TunnelProtocol {
+    match from {
+        TunnelProtocol::None => wire::TunnelProtocol::None,
+        TunnelProtocol::Hbone => wire::TunnelProtocol::Hbone,
+    }
+}
+
+fn owner(from: OwnerKind) -> wire::WorkloadType {
+    match from {
+        OwnerKind::Deployment => wire::WorkloadType::Deployment,
+        OwnerKind::CronJob => wire::WorkloadType::Cronjob,
+        OwnerKind::Pod => wire::WorkloadType::Pod,
+        OwnerKind::Job => wire::WorkloadType::Job,
+    }
+}
+
+fn locality(from: &Locality) -> Option<wire::Locality> {
+    (*from != Locality::default()).then(|| wire::Locality {
+        region: from.region.to_string(),
+        zone: from.zone.to_string(),
+        subzone: from.subzone.to_string(),
+    })
+}

@@ -1,0 +1,115 @@
+//! How a control plane is reached: its address, whom to believe that it is, and what to show it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tonic::{
+    metadata::{MetadataMap, MetadataValue},
+    transport::{Certificate, ClientTlsConfig, Endpoint},
+};
+
+use crate::Error;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A text that somebody else keeps current, such as the content of a token file. Clones share it.
+#[derive(Clone, Default)]
+pub struct Live(Arc<ArcSwap<String>>);
+
+impl Live {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(text.into())))
+    }
+
+    /// Puts a new text in place, for the next use.
+    pub fn set(&self, text: impl Into<String>) {
+        self.0.store(Arc::new(text.into()));
+    }
+
+    pub fn get(&self) -> Arc<String> {
+        self.0.load_full()
+    }
+}
+
+/// Never the text: it may be a secret.
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Live({} bytes)", self.0.load().len())
+    }
+}
+
+/// A control plane, and what it takes to talk to it.
+#[derive(Clone, Debug)]
+pub struct ControlPlane {
+    /// `https://HOST:PORT`. With `http://` nothing is encrypted and the token is kept back; that is
+    /// for tests and loopback.
+    pub address: String,
+    /// The host name to expect in the certificate, when it is not the address's own.
+    pub server_name: Option<String>,
+    /// Trust anchors in PEM, looked up at each connect.
+    pub roots: Live,
+    /// The bearer token, looked up at each request; empty when there is none.
+    pub token: Live,
+    /// The cluster that this node is of; empty when the control plane knows one only.
+    pub cluster: String,
+}
+
+impl ControlPlane {
+    /// A client's side of the connection, to be opened.
+    ///
+    /// # Errors
+    /// When the address cannot be used, or its trust anchors are missing or bad.
+    pub fn endpoint(&self) -> Result<Endpoint, Error> {
+        let endpoint = Endpoint::from_shared(self.address.clone())
+            .ok()
+            .filter(|e| matches!(e.uri().scheme_str(), Some("https" | "http")))
+            .ok_or_else(|| Error::ControlPlaneAddress(self.address.clone()))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        if !self.is_encrypted() {
+            return Ok(endpoint);
+        }
+        let roots = self.roots.get();
+        if roots.is_empty() {
+            return Err(Error::ControlPlaneRoots);
+        }
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&*roots));
+        if let Some(name) = &self.server_name {
+            tls = tls.domain_name(name.clone());
+        }
+        endpoint.tls_config(tls).map_err(Error::ControlPlaneTls)
+    }
+
+    /// Adds what the control plane wants to see to a request's metadata.
+    ///
+    /// # Errors
+    /// When the token cannot be sent.
+    pub fn authorize(&self, metadata: &mut MetadataMap) -> Result<(), Error> {
+        let token = self.token.get();
+        let token = token.trim();
+        if !token.is_empty() && self.is_encrypted() {
+            let mut value =
+                MetadataValue::try_from(format!("Bearer {token}")).map_err(|_| Error::Token)?;
+            value.set_sensitive(true);
+            metadata.insert("authorization", value);
+        }
+        if let Ok(cluster) = MetadataValue::try_from(&self.cluster)
+            && !self.cluster.is_empty()
+        {
+            metadata.insert("clusterid", cluster);
+        }
+        Ok(())
+    }
+
+    fn is_encrypted(&self) -> bool {
+        !self
+            .address
+            .get(..7)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
+    }
+}

@@ -1,0 +1,180 @@
+//! A certificate with its key, and the TLS configurations that follow from it.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::Resumption,
+    server::{NoServerSessionStorage, ResolvesServerCert},
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sluice_model::SpiffeId;
+
+use crate::{
+    Error, Roots, Trust,
+    certificate::Leaf,
+    verify::{ExpectPeer, RequirePeer, provider},
+};
+
+/// The application protocol of tunnels.
+const ALPN_H2: &[u8] = b"h2";
+
+/// An identity, proven: certificate chain, private key and trust anchors.
+pub struct Svid {
+    identity: SpiffeId,
+    leaf: Leaf,
+    chain: Vec<CertificateDer<'static>>,
+    trust: Trust,
+    server: Arc<ServerConfig>,
+    /// Expects nobody; copied for each set of expected peers.
+    client: ClientConfig,
+}
+
+impl Svid {
+    /// Puts an identity together. The chain begins with the leaf and does not hold the root.
+    ///
+    /// # Errors
+    /// When the leaf cannot be read, or does not belong to the key.
+    pub fn new(
+        identity: SpiffeId,
+        chain: Vec<CertificateDer<'static>>,
+        key: &PrivateKeyDer<'_>,
+        trust: Trust,
+    ) -> Result<Self, Error> {
+        let tls = |source| Error::Tls {
+            identity: identity.clone(),
+            source,
+        };
+        let leaf = chain
+            .first()
+            .ok_or_else(|| Error::PeerCertificate("there is none".to_owned()))
+            .and_then(|leaf| Leaf::parse(leaf).map_err(Error::PeerCertificate))?;
+        let signing = provider().key_provider.load_private_key(key.clone_key());
+        let certified = CertifiedKey::new(chain.clone(), signing.map_err(tls)?);
+        certified.keys_match().map_err(tls)?;
+        let resolver = Arc::new(SingleCertAndKey::from(certified));
+        let server = server_config(&identity, &trust, resolver.clone()).map_err(tls)?;
+        let client = client_config(&trust, resolver).map_err(tls)?;
+        Ok(Self {
+            identity,
+            leaf,
+            chain,
+            trust,
+            server: Arc::new(server),
+            client,
+        })
+    }
+
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
+    /// The certificate, then its intermediates.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    pub fn not_before(&self) -> SystemTime {
+        self.leaf.not_before
+    }
+
+    pub fn not_after(&self) -> SystemTime {
+        self.leaf.not_after
+    }
+
+    /// The certificate's serial number in hexadecimal.
+    pub fn serial(&self) -> &str {
+        &self.leaf.serial
+    }
+
+    /// The trust anchors in force.
+    pub fn roots(&self) -> Arc<Roots> {
+        self.trust.current()
+    }
+
+    pub fn is_expired(&self) -> bool {
+        SystemTime::now() >= self.leaf.not_after
+    }
+
+    /// How long the certificate is valid altogether.
+    pub(crate) fn lifetime(&self) -> Duration {
+        self.leaf
+            .not_after
+            .duration_since(self.leaf.not_before)
+            .unwrap_or_default()
+    }
+
+    /// For connections that come in: TLS 1.3, and a client must prove an identity of the own trust
+    /// domain.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.server.clone()
+    }
+
+    /// For connections that go out: TLS 1.3 without a server name, accepting only a server that
+    /// proves one of the expected identities.
+    pub fn client_config(&self, expected: impl Into<Arc<[SpiffeId]>>) -> Arc<ClientConfig> {
+        let mut config = self.client.clone();
+        let verifier = Arc::new(ExpectPeer {
+            trust: self.trust.clone(),
+            expected: expected.into(),
+        });
+        config.dangerous().set_certificate_verifier(verifier);
+        Arc::new(config)
+    }
+}
+
+fn server_config(
+    identity: &SpiffeId,
+    trust: &Trust,
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, rustls::Error> {
+    let verifier = Arc::new(RequirePeer {
+        trust: trust.clone(),
+        trust_domain: identity.trust_domain().clone(),
+    });
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    // A resumed session would skip the verification of a peer that has been revoked since.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn client_config(
+    trust: &Trust,
+    resolver: Arc<SingleCertAndKey>,
+) -> Result<ClientConfig, rustls::Error> {
+    let nobody = Arc::new(ExpectPeer {
+        trust: trust.clone(),
+        expected: Arc::new([]),
+    });
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(nobody)
+        .with_client_cert_resolver(resolver);
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Never the key.
+impl fmt::Debug for Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Svid")
+            .field("identity", &self.identity.to_string())
+            .field("serial", &self.leaf.serial)
+            .field("not_after", &self.leaf.not_after)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,197 @@
+//! Verification of peers in both directions.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, SignatureScheme,
+    client::{
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
+    server::{
+        ParsedCertificate,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sluice_model::{SpiffeId, TrustDomain};
+
+use crate::{Error, Trust, certificate, trust::Roots};
+
+/// How many of a peer's names an error repeats; a peer may present very many.
+const NAMES_SHOWN: usize = 4;
+
+/// The algorithms of the mesh. The first key exchange also resists a quantum computer.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        Arc::new(CryptoProvider {
+            cipher_suites: vec![
+                aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+                aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+            ],
+            kx_groups: vec![
+                aws_lc_rs::kx_group::X25519MLKEM768,
+                aws_lc_rs::kx_group::X25519,
+                aws_lc_rs::kx_group::SECP256R1,
+            ],
+            ..aws_lc_rs::default_provider()
+        })
+    });
+    PROVIDER.clone()
+}
+
+/// Checks that a certificate chains to the roots, for server authentication and by time only.
+pub(crate) fn chain(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &Roots,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    verify_server_cert_signed_by_trust_anchor(
+        &ParsedCertificate::try_from(leaf)?,
+        roots.store(),
+        intermediates,
+        now,
+        provider().signature_verification_algorithms.all,
+    )
+}
+
+fn tls13_signature(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signed: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    let algorithms = &provider().signature_verification_algorithms;
+    verify_tls13_signature(message, certificate, signed, algorithms)
+}
+
+/// Never asked: the configurations offer nothing but TLS 1.3.
+fn tls12_signature() -> Result<HandshakeSignatureValid, rustls::Error> {
+    Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+}
+
+/// Accepts a server that presents one of the expected identities. Its DNS name does not matter.
+#[derive(Debug)]
+pub(crate) struct ExpectPeer {
+    pub(crate) trust: Trust,
+    /// Nobody is accepted when it is empty.
+    pub(crate) expected: Arc<[SpiffeId]>,
+}
+
+impl ServerCertVerifier for ExpectPeer {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        chain(leaf, intermediates, &self.trust.current(), now)?;
+        let mut presented = certificate::uri_sans(leaf)?;
+        let identities = presented.iter().filter_map(|uri| uri.parse().ok());
+        if identities
+            .into_iter()
+            .any(|id: SpiffeId| self.expected.contains(&id))
+        {
+            return Ok(ServerCertVerified::assertion());
+        }
+        presented.truncate(NAMES_SHOWN);
+        let expected = self.expected.iter().map(ToString::to_string).collect();
+        Err(Error::UnexpectedPeer {
+            presented,
+            expected,
+        }
+        .into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls12_signature()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// Accepts a client whose identity is of the own trust domain, and none without a certificate.
+#[derive(Debug)]
+pub(crate) struct RequirePeer {
+    pub(crate) trust: Trust,
+    pub(crate) trust_domain: TrustDomain,
+}
+
+impl ClientCertVerifier for RequirePeer {
+    /// None: names of anchors would tell strangers about the mesh, and change with the anchors.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let roots = self.trust.current();
+        let verified = roots
+            .client_verifier()
+            .verify_client_cert(leaf, intermediates, now)?;
+        let identity = match certificate::peer_identity(std::slice::from_ref(leaf)) {
+            Err(Error::NoPeerIdentity { mut presented }) => {
+                presented.truncate(NAMES_SHOWN);
+                return Err(Error::NoPeerIdentity { presented }.into());
+            }
+            other => other?,
+        };
+        if *identity.trust_domain() != self.trust_domain {
+            return Err(Error::ForeignTrustDomain {
+                identity,
+                trust_domain: self.trust_domain.to_string(),
+            }
+            .into());
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls12_signature()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

@@ -1,0 +1,125 @@
+//! The access log: one line for each connection that ended.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use sluice_model::SpiffeId;
+
+/// The target of access log events, for log filters.
+pub const TARGET: &str = "access";
+
+/// Which side of the mesh a connection passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl Direction {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// One end of a connection. What is not known, or empty, is left out of the line.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    pub addr: SocketAddr,
+    pub workload: Option<&'a str>,
+    pub namespace: Option<&'a str>,
+    pub cluster: Option<&'a str>,
+    /// Only one that mutual TLS has proven.
+    pub identity: Option<&'a SpiffeId>,
+}
+
+impl Peer<'_> {
+    /// An end of which only the address is known.
+    pub fn unknown(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            workload: None,
+            namespace: None,
+            cluster: None,
+            identity: None,
+        }
+    }
+}
+
+/// A connection that ended, or failed.
+#[derive(Clone, Copy)]
+pub struct AccessLog<'a> {
+    pub direction: Direction,
+    pub src: Peer<'a>,
+    pub dst: Peer<'a>,
+    /// The authority asked for through the tunnel.
+    pub hbone_addr: Option<&'a dyn fmt::Display>,
+    /// The host name of the service that was addressed.
+    pub service: Option<&'a str>,
+    /// From the client to the server, in bytes.
+    pub bytes_sent: u64,
+    /// From the server to the client, in bytes.
+    pub bytes_received: u64,
+    pub duration: Duration,
+    /// Why it failed; absent when it did not.
+    pub error: Option<&'a dyn fmt::Display>,
+}
+
+impl fmt::Debug for AccessLog<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessLog")
+            .field("direction", &self.direction)
+            .field("src", &self.src)
+            .field("dst", &self.dst)
+            .field("error", &self.error.map(ToString::to_string))
+            .finish_non_exhaustive()
+    }
+}
+
+/// The level of an event is part of its static metadata, so each level needs an event of its own.
+macro_rules! event {
+    ($level:expr, $log:expr) => {{
+        let log: &AccessLog<'_> = $log;
+        if tracing::enabled!(target: TARGET, $level) {
+            let identity = |peer: &Peer<'_>| peer.identity.map(ToString::to_string);
+            let (src_identity, dst_identity) = (identity(&log.src), identity(&log.dst));
+            tracing::event!(
+                target: TARGET,
+                $level,
+                src.addr = %log.src.addr,
+                src.workload = known(log.src.workload),
+                src.namespace = known(log.src.namespace),
+                src.identity = src_identity.as_deref(),
+                src.cluster = known(log.src.cluster),
+                dst.addr = %log.dst.addr,
+                dst.hbone_addr = log.hbone_addr.map(tracing::field::display),
+                dst.service = known(log.service),
+                dst.workload = known(log.dst.workload),
+                dst.namespace = known(log.dst.namespace),
+                dst.identity = dst_identity.as_deref(),
+                dst.cluster = known(log.dst.cluster),
+                direction = log.direction.as_str(),
+                bytes_sent = log.bytes_sent,
+                bytes_recv = log.bytes_received,
+                duration = format!("{}ms", log.duration.as_millis()),
+                error = log.error.map(|error| error.to_string()),
+                "connection complete"
+            );
+        }
+    }};
+}
+
+impl AccessLog<'_> {
+    /// Writes the line: as information when the connection went well, as an error otherwise.
+    pub fn emit(&self) {
+        match self.error {
+            None => event!(tracing::Level::INFO, self),
+            Some(_) => event!(tracing::Level::ERROR, self),
+        }
+    }
+}
+
+fn known(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}

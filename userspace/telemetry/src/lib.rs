@@ -1,0 +1,8 @@
+//! Logs, metrics and the telemetry endpoints.
+
+pub mod access;
+mod log;
+pub mod metrics;
+pub mod serve;
+
+pub use log::{Error, LineFormat, init_logging};

@@ -1,0 +1,68 @@
+//! Metrics, with Istio's names and labels where it has them.
+
+mod labels;
+mod tcp;
+
+use std::sync::{Mutex, PoisonError};
+
+pub use labels::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels};
+/// For metrics of other components, to be given to [`Metrics::register`].
+pub use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Metric, Unit},
+};
+pub use tcp::{ConnectionMetrics, TcpMetrics};
+
+/// All metrics of a process.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Locked by registration and by scrapes, never by what counts.
+    registry: Mutex<prometheus_client::registry::Registry>,
+    tcp: TcpMetrics,
+}
+
+impl Metrics {
+    /// The metrics of a component (`ztunnel`) at a version, which `istio_build` shows.
+    pub fn new(component: &'static str, version: &'static str) -> Self {
+        let mut registry = prometheus_client::registry::Registry::default();
+        let tcp = TcpMetrics::default();
+        registry.register_collector(Box::new(tcp.clone()));
+        let build: Family<[(&str, &str); 2], Gauge> = Family::default();
+        build
+            .get_or_create(&[("component", component), ("tag", version)])
+            .set(1);
+        registry.register("istio_build", "Component and version", build);
+        Self {
+            registry: Mutex::new(registry),
+            tcp,
+        }
+    }
+
+    /// The metrics of TCP connections.
+    pub fn tcp(&self) -> &TcpMetrics {
+        &self.tcp
+    }
+
+    /// Adds a metric; a clone of it stays with whoever counts. The encoding adds `_total` to the
+    /// name of a counter.
+    pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
+        self.with(|registry| registry.register(name, help, metric));
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        self.with(|registry| {
+            if prometheus_client::encoding::text::encode(&mut text, registry).is_err() {
+                // A string takes any text; only a metric's own encoding can have failed.
+                tracing::warn!("a metric cannot be encoded");
+            }
+        });
+        text
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut prometheus_client::registry::Registry) -> T) -> T {
+        f(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,215 @@
+//! Small HTTP/1 endpoints for people and scrapers: metrics, readiness, administration.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::sleep,
+};
+
+/// Connections served at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+/// A client that sends no whole request head in this time is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause after `accept` failed, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub const TEXT: &str = "text/plain; charset=utf-8";
+pub const JSON: &str = "application/json";
+/// The content type of [`crate::metrics::Metrics::encode`].
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub content_type: &'static str,
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// An answer in plain text.
+    pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self {
+            status,
+            content_type: TEXT,
+            body: body.into(),
+        }
+    }
+
+    /// The answer 200.
+    pub fn ok(content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            body: body.into(),
+        }
+    }
+}
+
+type Handler = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
+
+/// What answers which path. Only GET is served.
+#[derive(Clone, Default)]
+pub struct Router {
+    routes: BTreeMap<&'static str, Handler>,
+}
+
+impl Router {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Answers `GET path` by calling `handler` with the query, which is empty without a `?`. The
+    /// handler must not block for long.
+    pub fn get(
+        mut self,
+        path: &'static str,
+        handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        self.routes.insert(path, Arc::new(handler));
+        self
+    }
+
+    /// Serves readiness at `/healthz/ready`.
+    pub fn readiness(self, readiness: Readiness) -> Self {
+        self.get("/healthz/ready", move |_| readiness.reply())
+    }
+
+    /// Serves metrics at the paths where scrapers look for them.
+    pub fn metrics(self, metrics: Arc<crate::metrics::Metrics>) -> Self {
+        let reply = move |_: &str| Reply::ok(OPENMETRICS, metrics.encode());
+        self.get("/stats/prometheus", reply.clone())
+            .get("/metrics", reply)
+    }
+
+    fn reply(&self, method: &Method, path: &str, query: &str) -> Response<Full<Bytes>> {
+        let reply = match self.routes.get(path) {
+            None => Reply::text(StatusCode::NOT_FOUND, "no such page\n"),
+            Some(_) if method != Method::GET => {
+                Reply::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n")
+            }
+            Some(handler) => handler(query),
+        };
+        let mut response = Response::new(Full::new(reply.body));
+        *response.status_mut() = reply.status;
+        let headers = response.headers_mut();
+        let content_type = header::HeaderValue::from_static(reply.content_type);
+        headers.insert(header::CONTENT_TYPE, content_type);
+        if reply.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, header::HeaderValue::from_static("GET"));
+        }
+        response
+    }
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.routes.keys()).finish()
+    }
+}
+
+/// Serves for as long as the future is polled. Dropping it closes the listener; requests that are
+/// under way finish.
+pub async fn serve(listener: TcpListener, router: Router) -> Infallible {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            unreachable!("nobody closes the semaphore")
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let router = router.clone();
+                tokio::spawn(async move {
+                    serve_connection(stream, &router).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "telemetry endpoint cannot accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, router: &Router) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let uri = request.uri();
+        let response = router.reply(
+            request.method(),
+            uri.path(),
+            uri.query().unwrap_or_default(),
+        );
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "telemetry client");
+    }
+}
+
+/// What the process still waits for before it can serve.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    pending: Arc<Mutex<BTreeSet<&'static str>>>,
+}
+
+impl Readiness {
+    /// Adds something to wait for, under a name for operators, until [`Task::done`] is called.
+    pub fn pending(&self, name: &'static str) -> Task {
+        self.with(|pending| pending.insert(name));
+        Task {
+            readiness: self.clone(),
+            name,
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.with(|pending| pending.is_empty())
+    }
+
+    fn reply(&self) -> Reply {
+        let names = self.with(|pending| pending.iter().copied().collect::<Vec<_>>());
+        if names.is_empty() {
+            return Reply::text(StatusCode::OK, "ready\n");
+        }
+        let body = format!("not ready, pending: {}\n", names.join(", "));
+        Reply::text(StatusCode::INTERNAL_SERVER_ERROR, body)
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeSet<&'static str>) -> T) -> T {
+        // Whoever panicked while holding it can have left nothing half done in a set of names.
+        f(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Something that readiness waits for. Dropped, it stays pending: whoever gave up is not ready.
+#[must_use = "readiness waits until it is done"]
+#[derive(Debug)]
+pub struct Task {
+    readiness: Readiness,
+    name: &'static str,
+}
+
+impl Task {
+    pub fn done(self) {
+        self.readiness.with(|pending| pending.remove(self.name));
+    }
+}

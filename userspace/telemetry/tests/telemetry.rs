@@ -1,0 +1,261 @@
+//! What scrapers, probes and readers of logs see.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::StatusCode;
+use sluice_telemetry::{
+    LineFormat,
+    access::{AccessLog, Direction, Peer},
+    metrics::{self, Counter, Metrics, Reporter, ResponseFlags, Security, TcpLabels},
+    serve::{Readiness, Reply, Router, serve},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What `f` logs at level info.
+fn logged(json: bool, f: impl FnOnce()) -> String {
+    let captured = Captured::default();
+    let writer = captured.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter("info")
+        .with_writer(move || writer.clone())
+        .event_format(LineFormat { json })
+        .finish();
+    tracing::subscriber::with_default(subscriber, f);
+    String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
+}
+
+fn access_log(error: Option<&'static str>) {
+    let web = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    let error: Option<&dyn std::fmt::Display> = error.as_ref().map(|e| e as _);
+    AccessLog {
+        direction: Direction::Inbound,
+        src: Peer {
+            workload: Some("web-1"),
+            namespace: Some("shop"),
+            cluster: Some(""),
+            identity: Some(&web),
+            ..Peer::unknown("10.0.0.1:1234".parse().unwrap())
+        },
+        dst: Peer::unknown("10.0.0.2:15008".parse().unwrap()),
+        hbone_addr: Some(&"10.0.0.2:8080"),
+        service: None,
+        bytes_sent: 12,
+        bytes_received: 3456,
+        duration: Duration::from_micros(5_900),
+        error,
+    }
+    .emit();
+}
+
+#[test]
+fn an_access_line_has_the_fixed_form() {
+    let line = logged(false, || access_log(None));
+    let (time, rest) = line.split_once('\t').unwrap();
+    assert!(time.parse::<jiff::Timestamp>().is_ok(), "{time}");
+    assert_eq!(
+        rest,
+        "info\taccess\tconnection complete\tsrc.addr=10.0.0.1:1234 src.workload=\"web-1\" \
+         src.namespace=\"shop\" src.identity=\"spiffe://cluster.local/ns/shop/sa/web\" \
+         dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 direction=\"inbound\" \
+         bytes_sent=12 bytes_recv=3456 duration=\"5ms\"\n"
+    );
+}
+
+#[test]
+fn a_failed_connection_is_an_error_and_cannot_forge_a_line() {
+    let line = logged(false, || access_log(Some("peer said\n2026\tinfo")));
+    assert!(line.contains("\terror\taccess\t"), "{line}");
+    assert!(
+        line.ends_with(" error=\"peer said\\n2026\\tinfo\"\n"),
+        "{line}"
+    );
+    assert_eq!(line.lines().count(), 1);
+    let message = logged(false, || tracing::info!("a\nb"));
+    assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn json_lines_parse() {
+    let line = logged(true, || access_log(Some("refused")));
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["level"], "error");
+    assert_eq!(line["scope"], "access");
+    assert_eq!(line["message"], "connection complete");
+    assert_eq!(line["src.addr"], "10.0.0.1:1234");
+    assert_eq!(line["bytes_recv"], 3456);
+    assert_eq!(line["error"], "refused");
+    assert!(line.get("dst.workload").is_none());
+}
+
+fn labels(workload: &str) -> TcpLabels {
+    TcpLabels {
+        reporter: Reporter::Destination,
+        source: metrics::Peer {
+            workload: workload.into(),
+            principal: Some("spiffe://td/ns/a/sa/b".parse().unwrap()),
+            ..Default::default()
+        },
+        destination: metrics::Peer::default(),
+        service: Default::default(),
+        security: Security::MutualTls,
+        flags: ResponseFlags::None,
+    }
+}
+
+/// The value of the one series of `metric` that has the `label`.
+fn value(text: &str, metric: &str, label: &str) -> Option<u64> {
+    let mut lines = text
+        .lines()
+        .filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(label));
+    let line = lines.next()?;
+    assert_eq!(
+        lines.next(),
+        None,
+        "several series of {metric} with {label}"
+    );
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn connections_are_counted_under_istios_names() {
+    let metrics = Metrics::new("ztunnel", "0.1.0");
+    let good = metrics.tcp().open(labels("web"));
+    good.sent(10);
+    good.sent(5);
+    good.received(7);
+    let mut denied = metrics.tcp().open(labels("evil"));
+    denied.failed(ResponseFlags::Denied);
+    denied.failed(ResponseFlags::Connect);
+    drop(denied);
+
+    let text = metrics.encode();
+    let web = "source_workload=\"web\"";
+    assert_eq!(
+        value(&text, "istio_tcp_connections_opened_total", web),
+        Some(1)
+    );
+    assert_eq!(
+        value(&text, "istio_tcp_connections_closed_total", web),
+        None
+    );
+    assert_eq!(value(&text, "istio_tcp_sent_bytes_total", web), Some(15));
+    assert_eq!(value(&text, "istio_tcp_received_bytes_total", web), Some(7));
+    let deny = "response_flags=\"DENY\"";
+    assert_eq!(
+        value(&text, "istio_tcp_connections_failed_total", deny),
+        Some(1)
+    );
+    assert_eq!(
+        value(&text, "istio_tcp_connections_closed_total", deny),
+        Some(1)
+    );
+    assert_eq!(
+        value(&text, "istio_tcp_connections_opened_total", "\"evil\""),
+        Some(1)
+    );
+    assert!(
+        text.contains(
+            "istio_tcp_connections_opened_total{reporter=\"destination\",source_workload=\"web\",\
+         source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\",\
+         source_workload_namespace=\"unknown\",source_principal=\"spiffe://td/ns/a/sa/b\",\
+         source_app=\"unknown\",source_version=\"unknown\",source_cluster=\"unknown\",\
+         destination_service=\"unknown\",destination_service_namespace=\"unknown\",\
+         destination_service_name=\"unknown\",destination_workload=\"unknown\",\
+         destination_canonical_service=\"unknown\",destination_canonical_revision=\"unknown\",\
+         destination_workload_namespace=\"unknown\",destination_principal=\"unknown\",\
+         destination_app=\"unknown\",destination_version=\"unknown\",\
+         destination_cluster=\"unknown\",request_protocol=\"tcp\",response_flags=\"-\",\
+         connection_security_policy=\"mutual_tls\"} 1"
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains("istio_build{component=\"ztunnel\",tag=\"0.1.0\"} 1"),
+        "{text}"
+    );
+
+    drop(good);
+    let text = metrics.encode();
+    assert_eq!(
+        value(&text, "istio_tcp_connections_closed_total", web),
+        Some(1)
+    );
+}
+
+/// Sends one request and returns the status line and the body.
+async fn ask(address: std::net::SocketAddr, method: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn the_endpoints_answer_as_their_readers_expect() {
+    let readiness = Readiness::default();
+    let xds = readiness.pending("xds");
+    let ca = readiness.pending("ca");
+    let metrics = Arc::new(Metrics::new("ztunnel", "0.1.0"));
+    let events = Counter::<u64>::default();
+    metrics.register("sluice_events", "Events", events.clone());
+    events.inc();
+    let router = Router::new()
+        .readiness(readiness.clone())
+        .metrics(metrics)
+        .get("/echo", |query| {
+            Reply::text(StatusCode::ACCEPTED, query.to_owned())
+        });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, router));
+
+    let (status, body) = ask(address, "GET", "/healthz/ready").await;
+    assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
+    assert_eq!(body, "not ready, pending: ca, xds\n");
+    xds.done();
+    drop(ca);
+    let (_, body) = ask(address, "GET", "/healthz/ready").await;
+    assert_eq!(
+        body, "not ready, pending: ca\n",
+        "giving up is not being ready"
+    );
+    readiness.pending("ca").done();
+    let (status, body) = ask(address, "GET", "/healthz/ready").await;
+    assert_eq!((&*status, &*body), ("HTTP/1.1 200 OK", "ready\n"));
+    assert!(readiness.is_ready());
+
+    for path in ["/metrics", "/stats/prometheus"] {
+        let (_, body) = ask(address, "GET", path).await;
+        assert!(body.contains("sluice_events_total 1"), "{body}");
+    }
+    let (status, body) = ask(address, "GET", "/echo?a=b").await;
+    assert_eq!((&*status, &*body), ("HTTP/1.1 202 Accepted", "a=b"));
+    let (status, _) = ask(address, "POST", "/metrics").await;
+    assert_eq!(status, "HTTP/1.1 405 Method Not Allowed");
+    let (status, _) = ask(address, "GET", "/none").await;
+    assert_eq!(status, "HTTP/1.1 404 Not Found");
+}

@@ -1,0 +1,232 @@
+//! The stream, and its return after it broke.
+
+use std::{convert::Infallible, time::Duration};
+
+use sluice_identity::ControlPlane;
+use sluice_proto::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status as RpcStatus,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::{
+    Error, Node, Status, View,
+    store::{Applied, Kind, Store},
+};
+
+const MAX_MESSAGE: usize = 200 * 1024 * 1024;
+const FIRST_BACKOFF: Duration = Duration::from_millis(10);
+const LAST_BACKOFF: Duration = Duration::from_secs(15);
+/// A stream that lasted this long was a good one: the next failure begins with a short wait again.
+const STABLE: Duration = Duration::from_secs(15);
+/// How often a control plane that has not said everything yet is complained about.
+const COMPLAINT: Duration = Duration::from_secs(30);
+/// Requests that wait to be sent. There is one for each response, so few ever wait.
+const PENDING_REQUESTS: usize = 16;
+/// How many refused resources a refusal names.
+const REJECTIONS_NAMED: usize = 100;
+
+/// Whom to ask, and as whom.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub control_plane: ControlPlane,
+    pub node: Node,
+}
+
+/// Keeps a mesh in step with a control plane, for as long as it runs.
+#[derive(Debug)]
+pub struct Client {
+    config: Config,
+    store: Store,
+    status: watch::Sender<Status>,
+}
+
+/// How a stream went, for the choice of the next wait.
+#[derive(Debug, Default)]
+struct Session {
+    answered: bool,
+}
+
+impl Client {
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            store: Store::default(),
+            status: watch::Sender::default(),
+        }
+    }
+
+    /// The mesh that this client keeps.
+    pub fn view(&self) -> View {
+        View::new(self.store.mesh().clone(), self.status.subscribe())
+    }
+
+    /// Connects, and connects again, forever. No failure empties the mesh.
+    pub async fn run(mut self) -> Infallible {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let start = Instant::now();
+            let mut session = Session::default();
+            let view = self.view();
+            let ended = tokio::select! {
+                ended = self.session(&mut session) => ended,
+                never = complain(&view) => match never {},
+            };
+            self.status
+                .send_if_modified(|status| std::mem::replace(&mut status.connected, false));
+            let graceful = ended.is_ok() && session.answered;
+            if graceful || start.elapsed() >= STABLE {
+                backoff = FIRST_BACKOFF;
+            }
+            // Up to half as much again: nodes that lost one control plane shall not meet at the
+            // next one.
+            let wait = backoff.mul_f64(1.0 + 0.5 * rand::random::<f64>());
+            match ended {
+                Ok(()) => tracing::info!(?wait, "the control plane closed the stream"),
+                Err(error) => {
+                    let cause = cause(&error);
+                    tracing::warn!(%error, cause, ?wait, "no stream from the control plane");
+                }
+            }
+            sleep(wait).await;
+            backoff = (backoff * 2).min(LAST_BACKOFF);
+        }
+    }
+
+    /// Runs one stream to its end, which is `Ok` when the control plane closed it in order.
+    async fn session(&mut self, session: &mut Session) -> Result<(), Error> {
+        let (requests, mut responses) = self.open().await?;
+        self.status.send_modify(|status| status.connected = true);
+        while let Some(response) = responses.message().await? {
+            session.answered = true;
+            let verdict = self.handle(response);
+            if requests.send(verdict).await.is_err() {
+                // The sending half has gone; the receiving half tells why.
+                responses.message().await?;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+    ) -> Result<
+        (
+            mpsc::Sender<DeltaDiscoveryRequest>,
+            Streaming<DeltaDiscoveryResponse>,
+        ),
+        Error,
+    > {
+        let control_plane = &self.config.control_plane;
+        let endpoint = control_plane.endpoint()?.http2_adaptive_window(true);
+        let channel = endpoint.connect().await.map_err(Error::Connect)?;
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let (sender, receiver) = mpsc::channel(PENDING_REQUESTS);
+        for request in self.subscriptions() {
+            // There is room: the channel is new and larger than the number of types.
+            let _ = sender.try_send(request);
+        }
+        let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+        control_plane.authorize(request.metadata_mut())?;
+        let responses = client.delta_aggregated_resources(request).await?;
+        tracing::info!(
+            address = control_plane.address,
+            "connected to the control plane"
+        );
+        Ok((sender, responses.into_inner()))
+    }
+
+    /// The first request for each type: everything, except for what we have.
+    fn subscriptions(&self) -> impl Iterator<Item = DeltaDiscoveryRequest> {
+        Kind::ALL.into_iter().map(|kind| DeltaDiscoveryRequest {
+            node: Some((&self.config.node).into()),
+            type_url: kind.type_url().to_owned(),
+            initial_resource_versions: self.store.versions(kind),
+            ..Default::default()
+        })
+    }
+
+    /// Applies a response, and returns the request that accepts or refuses it.
+    fn handle(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let type_url = response.type_url.clone();
+        let response_nonce = response.nonce.clone();
+        let (resources, removed) = (response.resources.len(), response.removed_resources.len());
+        let applied = match Kind::of(&type_url) {
+            Some(kind) => self.store.apply(kind, response),
+            // Nothing that we asked for, and nothing that harms.
+            None => Applied::default(),
+        };
+        let rejected = applied.rejected.len();
+        tracing::debug!(type_url, resources, removed, rejected, "response");
+        self.announce(applied.changed);
+        DeltaDiscoveryRequest {
+            type_url,
+            response_nonce,
+            error_detail: refusal(&applied.rejected),
+            ..Default::default()
+        }
+    }
+
+    fn announce(&self, changed: bool) {
+        let synced = self.store.is_synced();
+        self.status.send_if_modified(|status| {
+            if synced && !status.synced {
+                tracing::info!("the mesh is in step with the control plane");
+            }
+            let modified = changed || synced != status.synced;
+            status.synced = synced;
+            status.version += u64::from(changed);
+            modified
+        });
+    }
+}
+
+/// The detail of a request that refuses some resources; `None` when all were right.
+fn refusal(rejected: &[(String, String)]) -> Option<RpcStatus> {
+    if rejected.is_empty() {
+        return None;
+    }
+    let mut reasons: Vec<String> = rejected
+        .iter()
+        .take(REJECTIONS_NAMED)
+        .map(|(name, reason)| format!("{name}: {reason}"))
+        .collect();
+    if let Some(more) = rejected.len().checked_sub(REJECTIONS_NAMED + 1) {
+        reasons.push(format!("and {} more", more + 1));
+    }
+    let message = reasons.join("; ");
+    tracing::warn!(
+        refused = message,
+        "resources refused; their last good state stays"
+    );
+    Some(RpcStatus {
+        message,
+        ..Default::default()
+    })
+}
+
+/// Says, again and again, that there is no whole mesh yet: a control plane may keep silent.
+async fn complain(view: &View) -> Infallible {
+    loop {
+        sleep(COMPLAINT).await;
+        if !view.is_synced() {
+            tracing::warn!("the control plane has not sent the whole mesh yet");
+        }
+    }
+}
+
+/// The innermost reason; the outer ones of a failed connect say little.
+fn cause(error: &Error) -> Option<String> {
+    let mut source = std::error::Error::source(error)?;
+    while let Some(inner) = source.source() {
+        source = inner;
+    }
+    Some(source.to_string())
+}

@@ -1,0 +1,16 @@
+//! Delta xDS client: keeps the mesh snapshot in step with a control plane.
+//!
+//! [`Client::run`] holds one stream and applies what comes, a response at a time. [`View`] is the
+//! snapshot as everybody else sees it. What was once learnt stays when the control plane goes away,
+//! and what is wrong with a resource stays with that resource.
+
+mod client;
+mod error;
+mod node;
+mod store;
+mod view;
+
+pub use client::{Client, Config};
+pub use error::Error;
+pub use node::Node;
+pub use view::{Status, View};

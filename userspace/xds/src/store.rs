@@ -1,0 +1,196 @@
+//! What the control plane has sent, by resource.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use prost::Message as _;
+use sluice_model::{Mesh, Name, Uid, Update, authz::Policy};
+use sluice_proto::{
+    convert::names,
+    discovery::{DeltaDiscoveryResponse, Resource},
+    security, workload,
+};
+
+/// A type of resource that we subscribe to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// Workloads and services.
+    Address,
+    /// Policies.
+    Authorization,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+
+    pub(crate) fn type_url(self) -> &'static str {
+        match self {
+            Self::Address => workload::TYPE_URL,
+            Self::Authorization => security::TYPE_URL,
+        }
+    }
+
+    pub(crate) fn of(type_url: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.type_url() == type_url)
+    }
+}
+
+/// Keeps the mesh, and which version of which resource it is made of.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    mesh: Arc<ArcSwap<Mesh>>,
+    addresses: Received,
+    policies: Received,
+}
+
+#[derive(Debug, Default)]
+struct Received {
+    /// The control plane has answered for this type.
+    answered: bool,
+    /// The version of each resource in force.
+    versions: HashMap<Name, String>,
+}
+
+/// What came of a response.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// The mesh is another one now.
+    pub(crate) changed: bool,
+    /// Resources that were not understood: name and reason. Their last good state stays.
+    pub(crate) rejected: Vec<(String, String)>,
+}
+
+impl Store {
+    pub(crate) fn mesh(&self) -> &Arc<ArcSwap<Mesh>> {
+        &self.mesh
+    }
+
+    /// Every type has been answered.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.addresses.answered && self.policies.answered
+    }
+
+    /// What a new stream need not send again.
+    pub(crate) fn versions(&self, kind: Kind) -> BTreeMap<String, String> {
+        let received = match kind {
+            Kind::Address => &self.addresses,
+            Kind::Authorization => &self.policies,
+        };
+        let versions = received.versions.iter();
+        versions.map(|(n, v)| (n.to_string(), v.clone())).collect()
+    }
+
+    /// Applies all of a response that is right, at once: nobody sees half of it.
+    pub(crate) fn apply(&mut self, kind: Kind, response: DeltaDiscoveryResponse) -> Applied {
+        let received = match kind {
+            Kind::Address => &mut self.addresses,
+            Kind::Authorization => &mut self.policies,
+        };
+        received.answered = true;
+        let mut applied = Applied::default();
+        if response.resources.is_empty() && response.removed_resources.is_empty() {
+            return applied;
+        }
+        let mut mesh = Mesh::clone(&self.mesh.load());
+        // Removals first, since what is added may have taken over an address of what is removed. A
+        // resource that is named as both has been removed and made anew.
+        let present: HashSet<&str> = match response.removed_resources[..] {
+            [] => HashSet::new(),
+            _ => response.resources.iter().map(|r| &*r.name).collect(),
+        };
+        for name in &response.removed_resources {
+            if present.contains(&**name) {
+                continue;
+            }
+            received.versions.remove(&**name);
+            if let Some(update) = removal(kind, name, &mesh) {
+                mesh.apply(update);
+                applied.changed = true;
+            }
+        }
+        drop(present);
+        for resource in response.resources {
+            let version = resource.version.clone();
+            match parse(kind, &resource) {
+                Ok(update) => {
+                    received.versions.insert(resource.name.into(), version);
+                    if !is_known(&mesh, &update) {
+                        mesh.apply(update);
+                        applied.changed = true;
+                    }
+                }
+                Err(reason) => applied.rejected.push((resource.name, reason)),
+            }
+        }
+        if applied.changed {
+            self.mesh.store(Arc::new(mesh));
+        }
+        applied
+    }
+}
+
+/// The update that a resource stands for, or the reason why there is none.
+fn parse(kind: Kind, resource: &Resource) -> Result<Update, String> {
+    let Some(content) = &resource.resource else {
+        return Err("it has no content".to_owned());
+    };
+    if content.type_url != kind.type_url() {
+        return Err(format!("{} is not the type asked for", content.type_url));
+    }
+    let update = match kind {
+        Kind::Address => workload::Address::decode(&*content.value)
+            .map_err(|e| e.to_string())?
+            .try_into(),
+        Kind::Authorization => security::Authorization::decode(&*content.value)
+            .map_err(|e| e.to_string())
+            .map(Policy::try_from)?
+            .map(Update::Policy),
+    };
+    let update = update.map_err(|e| e.to_string())?;
+    // A resource is removed by its name, so that must lead to what it holds.
+    let holds = name_of(&update);
+    if holds != resource.name {
+        return Err(format!("it holds {holds}, which is another name"));
+    }
+    Ok(update)
+}
+
+fn name_of(update: &Update) -> String {
+    match update {
+        Update::Workload(workload) => workload.uid.to_string(),
+        Update::Service(service) => service.key().to_string(),
+        Update::Policy(policy) => policy.key.to_string(),
+        Update::RemoveWorkload(uid) => uid.to_string(),
+        Update::RemoveService(key) => key.to_string(),
+        Update::RemovePolicy(key) => key.to_string(),
+    }
+}
+
+/// What a removed name stood for; `None` when it stood for nothing.
+fn removal(kind: Kind, name: &str, mesh: &Mesh) -> Option<Update> {
+    if kind == Kind::Authorization {
+        let key = names::parse_policy(name).filter(|key| mesh.policy(key).is_some())?;
+        return Some(Update::RemovePolicy(key));
+    }
+    let uid = Uid(name.into());
+    if mesh.workload(&uid).is_some() {
+        return Some(Update::RemoveWorkload(uid));
+    }
+    let key = names::parse_service(name).filter(|key| mesh.service(key).is_some())?;
+    Some(Update::RemoveService(key))
+}
+
+/// The mesh holds exactly this already, as after a reconnect to a server that sends everything.
+fn is_known(mesh: &Mesh, update: &Update) -> bool {
+    match update {
+        Update::Workload(new) => mesh.workload(&new.uid).is_some_and(|old| **old == *new),
+        Update::Service(new) => mesh.service(&new.key()).is_some_and(|old| **old == *new),
+        Update::Policy(new) => mesh.policy(&new.key).is_some_and(|old| **old == *new),
+        Update::RemoveWorkload(_) | Update::RemoveService(_) | Update::RemovePolicy(_) => false,
+    }
+}

@@ -1,0 +1,69 @@
+//! The snapshot, as everybody but the client sees it.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use sluice_model::Mesh;
+use tokio::sync::watch;
+
+/// How the client is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Grows with each change of the mesh.
+    pub version: u64,
+    /// The control plane has said all that it knew at first: workloads, services and policies.
+    /// Before, policies may be missing, and nothing may be let through on that account.
+    pub synced: bool,
+    /// A stream is open now.
+    pub connected: bool,
+}
+
+/// A handle to the current mesh. Clones see the same.
+#[derive(Clone, Debug)]
+pub struct View {
+    mesh: Arc<ArcSwap<Mesh>>,
+    status: watch::Receiver<Status>,
+}
+
+impl View {
+    pub(crate) fn new(mesh: Arc<ArcSwap<Mesh>>, status: watch::Receiver<Status>) -> Self {
+        Self { mesh, status }
+    }
+
+    /// The mesh of this moment, for a short look; hold it no longer than that.
+    pub fn load(&self) -> Guard<Arc<Mesh>> {
+        self.mesh.load()
+    }
+
+    /// The mesh of this moment, to keep.
+    pub fn snapshot(&self) -> Arc<Mesh> {
+        self.mesh.load_full()
+    }
+
+    pub fn status(&self) -> Status {
+        *self.status.borrow()
+    }
+
+    pub fn is_synced(&self) -> bool {
+        self.status().synced
+    }
+
+    /// Waits for [`Status::synced`]; forever if the client has been dropped before.
+    pub async fn synced(&self) {
+        let mut status = self.status.clone();
+        if status.wait_for(|status| status.synced).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until the mesh is of another version than `seen`, and returns that one; forever if
+    /// the client has been dropped.
+    pub async fn changed(&self, seen: u64) -> u64 {
+        let mut status = self.status.clone();
+        let changed = status.wait_for(|status| status.version != seen).await;
+        match changed.map(|status| status.version) {
+            Ok(version) => version,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
