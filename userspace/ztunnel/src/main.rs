@@ -30,24 +30,19 @@ struct Cli {
 enum Verb {
     /// Remove the eBPF pins of a broker that was killed: its pods leave the mesh.
     Cleanup {
-        #[command(flatten)]
-        pins: PinArgs,
+        /// A BPF file system, or a directory of one.
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+        bpffs: PathBuf,
+        /// Which of several ztunnels of one machine.
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        instance: String,
     },
     /// The unprivileged half; started by ztunnel itself.
     #[command(hide = true)]
     Worker,
 }
 
-#[derive(Args)]
-struct PinArgs {
-    /// A BPF file system, or a directory of one.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
-    bpffs: PathBuf,
-    /// Tells several ztunnels of one machine apart.
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    instance: String,
-}
-
+// Flat, without groups of its own: clap would never find it present otherwise.
 #[derive(Args)]
 struct BrokerArgs {
     /// This node's name: pods with this spec.nodeName are its own.
@@ -68,9 +63,13 @@ struct BrokerArgs {
     /// The cgroup (v2) that holds all pods, for example /sys/fs/cgroup/kubepods.slice.
     #[arg(long, value_name = "DIR")]
     pods_cgroup: PathBuf,
-    #[command(flatten)]
-    pins: PinArgs,
-    /// Holds the pid files.
+    /// A BPF file system, or a directory of one.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+    bpffs: PathBuf,
+    /// Tells several ztunnels of one machine apart.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Holds the pid files, and the list of this node's pods in the mesh (`pods`).
     #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
     run_dir: PathBuf,
     #[arg(long, default_value = "cluster.local")]
@@ -108,8 +107,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match (cli.verb, cli.broker) {
         (Some(Verb::Worker), _) => worker::run(),
-        (Some(Verb::Cleanup { pins }), _) => {
-            sluice_kernel::cleanup(&pins.bpffs, &pins.instance).map_err(Into::into)
+        (Some(Verb::Cleanup { bpffs, instance }), _) => {
+            sluice_kernel::cleanup(&bpffs, &instance).map_err(Into::into)
         }
         (None, Some(args)) => run_broker(args),
         (None, None) => {
@@ -147,8 +146,8 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
     broker::run(broker::Config {
         worker: settings(&args),
         kernel: sluice_kernel::Config {
-            bpffs: args.pins.bpffs,
-            instance: args.pins.instance,
+            bpffs: args.bpffs,
+            instance: args.instance,
             broker_cgroup: own_cgroup()?,
             pods_cgroup: args.pods_cgroup,
             log_level,

@@ -34,7 +34,7 @@ pub struct Config {
     pub node: String,
     /// Kubernetes objects as files; says which pods there are.
     pub config_dir: PathBuf,
-    /// `broker.pid` and `worker.pid` are kept here.
+    /// `broker.pid`, `worker.pid` and `pods`, a list of what is enrolled, are kept here.
     pub run_dir: PathBuf,
     /// What authenticates this node to the control plane.
     pub token_file: PathBuf,
@@ -81,7 +81,7 @@ pub fn run(config: Config) -> Result<()> {
     let _logs = read_events(reader)?;
     let _directory = watch_pods(&config, events.clone())?;
     let mut broker = Broker {
-        pods: Pods::new(kernel, config.threads),
+        pods: Pods::new(kernel, config.threads, config.run_dir.join("pods")),
         worker: Worker::new(&config, events)?,
     };
     tracing::info!(node = config.node, "broker started");

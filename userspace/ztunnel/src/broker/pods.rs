@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +33,8 @@ pub(super) struct Pods {
     wanted: Vec<Enrolment>,
     /// What keeps which pod out; said once, and tried again with every tick.
     failures: BTreeMap<Key, String>,
+    /// Says to operators what is enrolled: a line for each pod.
+    report: PathBuf,
     next_id: u32,
 }
 
@@ -50,7 +54,7 @@ enum Membership {
 }
 
 impl Pods {
-    pub(super) fn new(kernel: Kernel, threads: usize) -> Self {
+    pub(super) fn new(kernel: Kernel, threads: usize, report: PathBuf) -> Self {
         Self {
             kernel,
             threads,
@@ -58,6 +62,7 @@ impl Pods {
             pods: BTreeMap::new(),
             wanted: Vec::new(),
             failures: BTreeMap::new(),
+            report,
             next_id: 1,
         }
     }
@@ -91,6 +96,7 @@ impl Pods {
             self.note(&pod, failure);
         }
         self.failures.retain(|name, _| keys.contains(name));
+        self.write_report();
     }
 
     /// Tries again what failed, follows changes of addresses, and lets go of pods that have left.
@@ -106,11 +112,35 @@ impl Pods {
         for key in gone {
             self.forget(&key, worker);
         }
+        self.write_report();
     }
 
     pub(super) fn withdraw_all(&mut self) {
         for record in self.pods.values_mut() {
             record.leave(&mut self.kernel);
+        }
+    }
+
+    /// `NAMESPACE/NAME STATE`, where the state is `enrolled`, `leaving`, or `failed: WHY`.
+    fn write_report(&self) {
+        let mut text = String::new();
+        for ((namespace, name), record) in &self.pods {
+            let state = match record.membership {
+                Membership::Enrolled(_) => "enrolled",
+                Membership::Leaving(_) => "leaving",
+            };
+            text += &format!("{namespace}/{name} {state}\n");
+        }
+        for ((namespace, name), why) in &self.failures {
+            text += &format!("{namespace}/{name} failed: {why}\n");
+        }
+        if fs::read_to_string(&self.report).is_ok_and(|before| before == text) {
+            return;
+        }
+        let fresh = self.report.with_extension("new");
+        let written = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &self.report));
+        if let Err(error) = written {
+            tracing::warn!(%error, file = %self.report.display(), "cannot report the pods");
         }
     }
 

@@ -200,7 +200,7 @@ impl Worker {
             // It holds nothing that outlives it: what it carried ends with the mesh.
             let _ = kill(Pid::from_raw(running.pid as i32), Signal::SIGKILL);
         }
-        for name in ["worker.pid", "broker.pid"] {
+        for name in ["worker.pid", "broker.pid", "pods"] {
             let _ = fs::remove_file(self.config.run_dir.join(name));
         }
     }

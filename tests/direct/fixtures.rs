@@ -1,0 +1,382 @@
+//! What tests of the tunnel stand on: a CA, the two sides of a tunnel, and applications.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::PrivateKeyDer;
+use sluice_hbone::{
+    Baggage, CarryError, ConnectRequest, Dialled, ForwardedFor, Incoming, Meter, OpenError, Opened,
+    Pool, ServeError, Server, TunnelKey, serve,
+};
+use sluice_identity::{Roots, Svid, Trust};
+use sluice_model::SpiffeId;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{Mutex, mpsc, watch},
+    task::{JoinHandle, LocalSet, spawn_local},
+    time::timeout,
+};
+
+pub(crate) const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+pub(crate) const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";
+
+/// How long a thing may take that should take milliseconds, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the kernel may buffer in each socket of an application or towards one, before it doubles
+/// the number for its own bookkeeping.
+pub(crate) const SOCKET_BUFFER: u32 = 128 << 10;
+
+/// Runs a test as a worker thread runs tunnels: one current-thread runtime for both sides.
+pub(crate) fn on_worker(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        timeout(2 * PATIENCE, test).await.expect("the test hangs");
+    });
+}
+
+/// Waits for something that nothing announces.
+pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let poll = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, poll)
+        .await
+        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+}
+
+pub(crate) fn id(text: &str) -> SpiffeId {
+    text.parse().unwrap()
+}
+
+/// A root certificate and its key.
+pub(crate) struct Root(CertifiedIssuer<'static, KeyPair>);
+
+impl Root {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        // Anchors are told apart by their names.
+        let name = format!("root {:x?}", &key.public_key_raw()[1..9]);
+        params.distinguished_name.push(DnType::CommonName, name);
+        Self(CertifiedIssuer::self_signed(params, key).unwrap())
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        Trust::new(Roots::new(vec![self.0.der().clone()]).unwrap())
+    }
+
+    /// An identity of this root that trusts this root.
+    pub(crate) fn svid(&self, identity: &str) -> Arc<Svid> {
+        self.svid_trusting(identity, self.trust())
+    }
+
+    pub(crate) fn svid_trusting(&self, identity: &str, trust: Trust) -> Arc<Svid> {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        params.not_before = SystemTime::now().into();
+        params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
+        let leaf = params.signed_by(&key, &self.0).unwrap().der().clone();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        Arc::new(Svid::new(id(identity), vec![leaf], &key, trust).unwrap())
+    }
+}
+
+/// `web` on one side and `db` on the other, with nothing between them but loopback.
+pub(crate) struct World {
+    pub(crate) root: Root,
+    pub(crate) source: Rc<Source>,
+    pub(crate) destination: Destination,
+}
+
+impl World {
+    /// Streams are carried to the application that their authority names.
+    pub(crate) async fn new() -> Self {
+        Self::serving(to_application).await
+    }
+
+    pub(crate) async fn serving<F>(on_stream: impl Fn(Incoming) -> F + Clone + 'static) -> Self
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let root = Root::new();
+        let destination = Destination::start(&root.svid(DB), on_stream).await;
+        let source = Source::new(root.svid(WEB), destination.addr).await;
+        Self {
+            root,
+            source,
+            destination,
+        }
+    }
+}
+
+/// As the inbound side of a ztunnel does: connects to the application and carries.
+pub(crate) async fn to_application(incoming: Incoming) {
+    let application = incoming
+        .authority()
+        .and_then(|authority| authority.as_str().parse().ok());
+    let Some(application) = application else {
+        return incoming.refuse(http::StatusCode::BAD_REQUEST);
+    };
+    let Ok(tcp) = connect(application).await else {
+        return incoming.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+    };
+    if let Ok(stream) = incoming.accept(&Baggage::default()) {
+        // How it ends is seen by the applications.
+        let _ = stream.carry(tcp, &Meter::default()).await;
+    }
+}
+
+/// Where tunnels end: a listener that serves every connection as one.
+pub(crate) struct Destination {
+    pub(crate) addr: SocketAddr,
+    accepted: Rc<Cell<usize>>,
+    tunnels: Rc<RefCell<Vec<Serving>>>,
+    ended: Mutex<mpsc::UnboundedReceiver<Result<(), ServeError>>>,
+}
+
+struct Serving {
+    drain: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Destination {
+    pub(crate) async fn start<F>(
+        svid: &Svid,
+        on_stream: impl Fn(Incoming) -> F + Clone + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (ends, ended) = mpsc::unbounded_channel();
+        let destination = Self {
+            addr: listener.local_addr().unwrap(),
+            accepted: Rc::default(),
+            tunnels: Rc::default(),
+            ended: Mutex::new(ended),
+        };
+        let tls = svid.server_config();
+        let (accepted, tunnels) = (destination.accepted.clone(), destination.tunnels.clone());
+        spawn_local(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                accepted.set(accepted.get() + 1);
+                let (drain, drained) = watch::channel(false);
+                let server = Server {
+                    tls: tls.clone(),
+                    drain: drained,
+                };
+                let (ends, on_stream) = (ends.clone(), on_stream.clone());
+                let task = spawn_local(async move {
+                    let result = serve(tcp, server, on_stream).await;
+                    // The test may be over.
+                    let _ = ends.send(result);
+                });
+                tunnels.borrow_mut().push(Serving { drain, task });
+            }
+        });
+        destination
+    }
+
+    /// How many TCP connections arrived so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.get()
+    }
+
+    /// How many tunnels are being served.
+    pub(crate) fn serving(&self) -> usize {
+        let tunnels = self.tunnels.borrow();
+        tunnels.iter().filter(|t| !t.task.is_finished()).count()
+    }
+
+    /// Lets no more streams into the tunnels that there are.
+    pub(crate) fn drain(&self) {
+        for tunnel in &*self.tunnels.borrow() {
+            tunnel.drain.send_replace(true);
+        }
+    }
+
+    /// Breaks the tunnels that there are, as the death of a process does.
+    pub(crate) fn kill(&self) {
+        for tunnel in self.tunnels.borrow_mut().drain(..) {
+            tunnel.task.abort();
+        }
+    }
+
+    /// How the next tunnel to end ended.
+    pub(crate) async fn ended(&self) -> Result<(), ServeError> {
+        let mut ended = self.ended.lock().await;
+        let next = timeout(PATIENCE, ended.recv()).await;
+        next.expect("a tunnel ends").unwrap()
+    }
+}
+
+/// Where tunnels begin: a pool, and applications whose connections it takes.
+pub(crate) struct Source {
+    pub(crate) svid: Arc<Svid>,
+    pub(crate) pool: Pool,
+    pub(crate) key: TunnelKey,
+    dialled: Cell<usize>,
+    /// Locked while an application connects, so that everybody gets their own connection.
+    captured: Mutex<TcpListener>,
+}
+
+/// How a connection failed that was taken from an application.
+#[derive(Debug)]
+#[expect(dead_code, reason = "shown when a test fails")]
+pub(crate) enum Failure {
+    Open(OpenError),
+    Carry(CarryError),
+}
+
+/// An application's connection through a tunnel.
+pub(crate) struct Connection {
+    /// The application's end.
+    pub(crate) app: TcpStream,
+    /// The tunnel's, with the bytes that it counted.
+    pub(crate) proxy: JoinHandle<Result<Meter, Failure>>,
+}
+
+impl Source {
+    pub(crate) async fn new(svid: Arc<Svid>, destination: SocketAddr) -> Rc<Self> {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(SOCKET_BUFFER).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Rc::new(Self {
+            key: TunnelKey {
+                source: svid.identity().clone(),
+                source_ip: [127, 0, 0, 1].into(),
+                expected: vec![id(DB)],
+                destination,
+            },
+            svid,
+            pool: Pool::default(),
+            dialled: Cell::new(0),
+            captured: Mutex::new(socket.listen(64).unwrap()),
+        })
+    }
+
+    /// How many times the pool dialled.
+    pub(crate) fn dialled(&self) -> usize {
+        self.dialled.get()
+    }
+
+    pub(crate) async fn dial(&self, key: &TunnelKey) -> Result<Dialled, OpenError> {
+        self.dialled.set(self.dialled.get() + 1);
+        let tcp = TcpStream::connect(key.destination).await;
+        Ok(Dialled {
+            tcp: tcp.map_err(|error| OpenError::Connect(Rc::new(error)))?,
+            tls: self.svid.client_config(key.expected.as_slice()),
+        })
+    }
+
+    pub(crate) async fn open(&self, authority: &str) -> Result<Opened, OpenError> {
+        self.open_with(&self.key, &request(authority)).await
+    }
+
+    pub(crate) async fn open_with(
+        &self,
+        key: &TunnelKey,
+        request: &ConnectRequest,
+    ) -> Result<Opened, OpenError> {
+        let opening = self.pool.open(key, request, || self.dial(key));
+        timeout(PATIENCE, opening)
+            .await
+            .expect("an answer in bounded time")
+    }
+
+    /// Connects an application with another one, through a tunnel.
+    pub(crate) async fn connect(self: &Rc<Self>, application: SocketAddr) -> Connection {
+        let (app, captured) = {
+            let listener = self.captured.lock().await;
+            let (app, captured) =
+                tokio::join!(connect(listener.local_addr().unwrap()), listener.accept());
+            (app.unwrap(), captured.unwrap().0)
+        };
+        let source = self.clone();
+        let proxy = spawn_local(async move {
+            let meter = Meter::default();
+            let opened = source.open(&application.to_string()).await;
+            let stream = opened.map_err(Failure::Open)?.stream;
+            let carried = stream.carry(captured, &meter).await;
+            carried.map_err(Failure::Carry).map(|()| meter)
+        });
+        Connection { app, proxy }
+    }
+}
+
+impl Connection {
+    /// The bytes that the tunnel counted, once it is done: from the application, and to it.
+    pub(crate) async fn carried(self) -> (u64, u64) {
+        drop(self.app);
+        let meter = ended(self.proxy).await.expect("an orderly end");
+        (meter.received.get(), meter.sent.get())
+    }
+}
+
+/// A task's result, which must come.
+pub(crate) async fn ended<T>(task: JoinHandle<T>) -> T {
+    let ended = timeout(PATIENCE, task).await;
+    ended.expect("an end in bounded time").unwrap()
+}
+
+pub(crate) fn request(authority: &str) -> ConnectRequest {
+    ConnectRequest {
+        authority: authority.parse().unwrap(),
+        forwarded: ForwardedFor {
+            client: "10.0.0.1:4000".parse().unwrap(),
+            host: None,
+        },
+        baggage: Baggage::default(),
+    }
+}
+
+/// Connects with little buffer.
+async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+    socket.connect(to).await
+}
+
+/// An application that serves every connection in this way.
+pub(crate) async fn application<F>(serve: impl Fn(TcpStream) -> F + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + 'static,
+{
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(SOCKET_BUFFER).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1024).unwrap();
+    let addr = listener.local_addr().unwrap();
+    spawn_local(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            spawn_local(serve(tcp));
+        }
+    });
+    addr
+}

@@ -1,0 +1,219 @@
+//! Peers that speak HTTP/2 frame by frame, and so can say what no library would.
+
+use std::sync::Arc;
+
+use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::fixtures::{PATIENCE, World};
+
+/// The beginning of every HTTP/2 connection (RFC 9113 §3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Frame types (RFC 9113 §6).
+pub(crate) mod kind {
+    pub(crate) const DATA: u8 = 0;
+    pub(crate) const HEADERS: u8 = 1;
+    pub(crate) const RST_STREAM: u8 = 3;
+    pub(crate) const SETTINGS: u8 = 4;
+    pub(crate) const PING: u8 = 6;
+    pub(crate) const GOAWAY: u8 = 7;
+    pub(crate) const CONTINUATION: u8 = 9;
+}
+
+/// Frame flags. `ACK` shares its bit with `END_STREAM`, on other frames.
+pub(crate) mod flag {
+    pub(crate) const ACK: u8 = 1;
+    pub(crate) const END_STREAM: u8 = 1;
+    pub(crate) const END_HEADERS: u8 = 4;
+}
+
+/// Error codes (RFC 9113 §7).
+pub(crate) mod code {
+    pub(crate) const NO_ERROR: u32 = 0;
+    pub(crate) const PROTOCOL_ERROR: u32 = 1;
+    pub(crate) const CANCEL: u32 = 8;
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Frame {
+    pub(crate) fn new(kind: u8, flags: u8, stream: u32, payload: impl Into<Vec<u8>>) -> Self {
+        Self {
+            kind,
+            flags,
+            stream,
+            payload: payload.into(),
+        }
+    }
+
+    /// A request that ends the stream's beginning, with header fields written out.
+    pub(crate) fn headers(stream: u32, fields: &[(&str, &str)]) -> Self {
+        Self::new(kind::HEADERS, flag::END_HEADERS, stream, hpack(fields))
+    }
+
+    /// A proper request.
+    pub(crate) fn connect(stream: u32, authority: &str) -> Self {
+        Self::headers(stream, &[(":method", "CONNECT"), (":authority", authority)])
+    }
+
+    pub(crate) fn reset(stream: u32, code: u32) -> Self {
+        Self::new(kind::RST_STREAM, 0, stream, code.to_be_bytes())
+    }
+
+    pub(crate) fn settings() -> Self {
+        Self::new(kind::SETTINGS, 0, 0, [])
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let length = u32::try_from(self.payload.len()).unwrap().to_be_bytes();
+        let mut bytes = length[1..].to_vec();
+        bytes.extend([self.kind, self.flags]);
+        bytes.extend(self.stream.to_be_bytes());
+        bytes.extend(&self.payload);
+        bytes
+    }
+
+    /// The error code of a RST_STREAM or GOAWAY.
+    pub(crate) fn code(&self) -> u32 {
+        let at = if self.kind == kind::GOAWAY { 4 } else { 0 };
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+}
+
+/// Header fields as literals that no table remembers (RFC 7541 §6.2.2).
+pub(crate) fn hpack(fields: &[(&str, &str)]) -> Vec<u8> {
+    fn text(out: &mut Vec<u8>, text: &str) {
+        // An integer with a prefix of seven bits (§5.1).
+        match text.len().checked_sub(127) {
+            None => out.push(u8::try_from(text.len()).unwrap()),
+            Some(mut rest) => {
+                out.push(127);
+                while rest >= 128 {
+                    out.push(u8::try_from(rest % 128 + 128).unwrap());
+                    rest /= 128;
+                }
+                out.push(u8::try_from(rest).unwrap());
+            }
+        }
+        out.extend(text.as_bytes());
+    }
+    let mut out = Vec::new();
+    for (name, value) in fields {
+        out.push(0);
+        text(&mut out, name);
+        text(&mut out, value);
+    }
+    out
+}
+
+/// One end of a TLS connection, below HTTP/2.
+pub(crate) struct Peer(pub(crate) TlsStream<TcpStream>);
+
+impl Peer {
+    /// Dials a tunnel's server, and says nothing after TLS.
+    pub(crate) async fn dial(world: &World) -> Self {
+        let tls = world.source.svid.client_config(world.source.key.expected.as_slice());
+        Self::dial_with(world, tls).await
+    }
+
+    pub(crate) async fn dial_with(world: &World, tls: Arc<ClientConfig>) -> Self {
+        let tcp = TcpStream::connect(world.destination.addr).await.unwrap();
+        let name = ServerName::from(world.destination.addr.ip());
+        let tls = TlsConnector::from(tls).connect(name, tcp).await.unwrap();
+        Self(tls.into())
+    }
+
+    /// Dials a tunnel's server and begins an HTTP/2 session.
+    pub(crate) async fn begin(world: &World) -> Self {
+        let mut peer = Self::dial(world).await;
+        peer.say(PREFACE).await;
+        peer.send(&Frame::settings()).await;
+        peer
+    }
+
+    /// Takes the next tunnel and its first request, in stream 1.
+    pub(crate) async fn accept(listener: &TcpListener, tls: Arc<ServerConfig>) -> Self {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let tls = TlsAcceptor::from(tls).accept(tcp).await.unwrap();
+        let mut peer = Self(tls.into());
+        let mut preface = [0; PREFACE.len()];
+        peer.0.read_exact(&mut preface).await.unwrap();
+        assert_eq!(preface, PREFACE);
+        peer.send(&Frame::settings()).await;
+        peer.wait_for(|frame| frame.kind == kind::HEADERS).await;
+        peer
+    }
+
+    pub(crate) async fn say(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    pub(crate) async fn send(&mut self, frame: &Frame) {
+        self.say(&frame.encode()).await;
+    }
+
+    /// Sends what the other end may refuse to hear to its end.
+    pub(crate) async fn send_to_deaf_ears(&mut self, frame: &Frame) {
+        let _ = self.0.write_all(&frame.encode()).await;
+        let _ = self.0.flush().await;
+    }
+
+    /// The next frame; `None` when the connection is closed, in whatever way.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        let reading = async {
+            self.0.read_exact(&mut head).await.ok()?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            self.0.read_exact(&mut payload).await.ok()?;
+            Some(Frame {
+                kind: head[3],
+                flags: head[4],
+                stream: u32::from_be_bytes(head[5..9].try_into().unwrap()),
+                payload,
+            })
+        };
+        let frame = timeout(PATIENCE, reading).await.expect("a frame, or an end");
+        // Those who do not acknowledge are cut off.
+        if let Some(frame) = &frame
+            && frame.kind == kind::SETTINGS
+            && frame.flags & flag::ACK == 0
+        {
+            self.send_to_deaf_ears(&Frame::new(kind::SETTINGS, flag::ACK, 0, []))
+                .await;
+        }
+        frame
+    }
+
+    /// The next frame that is wanted; others are passed over.
+    pub(crate) async fn wait_for(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
+        loop {
+            let frame = self.next().await.expect("no end yet");
+            if wanted(&frame) {
+                return frame;
+            }
+        }
+    }
+
+    /// Everything that is still said, until the end.
+    pub(crate) async fn rest(&mut self) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        while let Some(frame) = self.next().await {
+            frames.push(frame);
+        }
+        frames
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests on the real kernel: pods in network namespaces and cgroups, real eBPF. They need root.
+//!
+//! A module per topic. A test is a function that calls [`sluice_tests::scenario::scenario`]; it
+//! makes its own nodes and pods, so that all run in parallel.
+
+mod harness;
+mod topology;

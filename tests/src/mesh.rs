@@ -1,0 +1,272 @@
+//! The mesh on a topology: one control process, a ztunnel per node, the YAML they obey.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::config::ConfigDirectory;
+use crate::eventually::eventually;
+use crate::http;
+use crate::objects;
+use crate::process::{self, Process};
+use crate::run::Run;
+use crate::topology::{Pod, Topology, WIRE_V4, Wire};
+use crate::ztunnel::{Uplink, Ztunnel};
+
+const CONTROL_PORT: u16 = 15012;
+/// In the wire's namespace.
+const CONTROL_STATUS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15014);
+/// Its listener appears in a pod's namespace when the pod is enrolled.
+pub const HBONE_PORT: u16 = 15008;
+
+/// How the programs are started, where it differs from what is usual.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// More arguments for every ztunnel, such as `--threads 1`.
+    pub ztunnel: Vec<String>,
+    /// More arguments for the control plane.
+    pub control: Vec<String>,
+}
+
+/// A mesh that runs; stopped when dropped.
+#[derive(Debug)]
+pub struct Mesh {
+    ztunnels: Vec<Ztunnel>,
+    control: Option<Process>,
+    config: ConfigDirectory,
+    options: Options,
+    state: PathBuf,
+    tokens: PathBuf,
+    wire: Arc<Wire>,
+    run: Arc<Run>,
+}
+
+impl Mesh {
+    /// Starts everything and waits until it is ready.
+    pub fn start(topology: &Topology) -> Result<Self> {
+        Self::start_with(topology, Options::default())
+    }
+
+    pub fn start_with(topology: &Topology, options: Options) -> Result<Self> {
+        let run = topology.run();
+        let directory = run.dir().join("mesh");
+        fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        let state = directory.join("state");
+        fs::create_dir(&state).with_context(|| format!("creating {}", state.display()))?;
+        let mut mesh = Self {
+            ztunnels: Vec::new(),
+            control: None,
+            config: ConfigDirectory::create(&directory)?,
+            options,
+            state,
+            tokens: directory.join("tokens"),
+            wire: Arc::clone(topology.wire()),
+            run: Arc::clone(run),
+        };
+        mesh.start_all(topology)
+            .map_err(|error| mesh.explain(error))?;
+        Ok(mesh)
+    }
+
+    fn start_all(&mut self, topology: &Topology) -> Result<()> {
+        let mut tokens = String::new();
+        let mut uplinks = Vec::new();
+        for node in topology.nodes() {
+            let token = random_token()?;
+            tokens += &format!("{} {token}\n", node.name());
+            let path = self.tokens.with_extension(node.name());
+            fs::write(&path, token).with_context(|| format!("writing {}", path.display()))?;
+            uplinks.push(Uplink {
+                control: format!("https://{WIRE_V4}:{CONTROL_PORT}"),
+                root_certificate: self.state.join("root-cert.pem"),
+                config: self.config.path().to_owned(),
+                token: path,
+                extra: self.options.ztunnel.clone(),
+            });
+        }
+        fs::write(&self.tokens, tokens)
+            .with_context(|| format!("writing {}", self.tokens.display()))?;
+        self.start_control()?;
+        for (node, uplink) in topology.nodes().iter().zip(uplinks) {
+            self.ztunnels.push(Ztunnel::start(node, uplink)?);
+        }
+        for ztunnel in &mut self.ztunnels {
+            ztunnel.wait_until_ready()?;
+        }
+        Ok(())
+    }
+
+    /// Starts the control plane, the first time or after [`Self::stop_control`].
+    pub fn start_control(&mut self) -> Result<()> {
+        let mut command = self.wire.command(self.run.binaries().control()?);
+        command.arg("--dir").arg(self.config.path());
+        command.args(["--listen", &format!("{WIRE_V4}:{CONTROL_PORT}")]);
+        command.arg("--state-dir").arg(&self.state);
+        command.arg("--join-tokens").arg(&self.tokens);
+        command.args([
+            "--trust-domain",
+            "cluster.local",
+            "--root-namespace",
+            "istio-system",
+        ]);
+        command.args(["--status-listen", &CONTROL_STATUS.to_string()]);
+        command.args(&self.options.control);
+        let control = self
+            .control
+            .insert(Process::start(&self.run, "control", command)?);
+        eventually(|| {
+            control.check()?;
+            http::get_ok(&self.wire.netns, CONTROL_STATUS, "/healthz/ready").map(drop)
+        })
+    }
+
+    /// Ends the control plane; the ztunnels go on with what they know.
+    pub fn stop_control(&mut self) -> Result<()> {
+        let mut control = self
+            .control
+            .take()
+            .context("the control plane is not running")?;
+        control.stop(Duration::from_secs(10)).map(drop)
+    }
+
+    /// The directory of YAML. What is written there takes effect a moment later.
+    #[must_use]
+    pub fn config(&self) -> &ConfigDirectory {
+        &self.config
+    }
+
+    /// What the control plane says is wrong with the directory: objects with `file`, `object`,
+    /// `line`, `field` and `message`.
+    pub fn config_errors(&self) -> Result<Vec<Value>> {
+        let text = http::get_ok(&self.wire.netns, CONTROL_STATUS, "/config/errors")?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("/config/errors is no list of errors: {text}"))
+    }
+
+    /// The ztunnel of a node, to look at.
+    ///
+    /// # Panics
+    /// When there is no such node: the names are the caller's own.
+    #[must_use]
+    pub fn ztunnel(&self, node: &str) -> &Ztunnel {
+        self.ztunnels
+            .iter()
+            .find(|ztunnel| ztunnel.node().name() == node)
+            .unwrap_or_else(|| panic!("this mesh has no node {node}"))
+    }
+
+    /// The ztunnel of a node, to stop, restart or wait for.
+    ///
+    /// # Panics
+    /// When there is no such node: the names are the caller's own.
+    #[must_use]
+    pub fn ztunnel_mut(&mut self, node: &str) -> &mut Ztunnel {
+        self.ztunnels
+            .iter_mut()
+            .find(|ztunnel| ztunnel.node().name() == node)
+            .unwrap_or_else(|| panic!("this mesh has no node {node}"))
+    }
+
+    #[must_use]
+    pub fn ztunnels(&self) -> &[Ztunnel] {
+        &self.ztunnels
+    }
+
+    /// Declares a namespace, labelled with a data plane mode or not.
+    pub fn apply_namespace(&self, name: &str, mode: Option<&str>) -> Result<()> {
+        self.config.apply(
+            &format!("namespace-{name}"),
+            &objects::namespace(name, mode),
+        )
+    }
+
+    /// Declares a pod with its service account.
+    pub fn apply_pod(&self, pod: &Pod, labels: &[(&str, &str)]) -> Result<()> {
+        let (namespace, account) = (pod.namespace(), pod.service_account());
+        self.config.apply(
+            &format!("serviceaccount-{namespace}-{account}"),
+            &objects::service_account(namespace, account),
+        )?;
+        self.config.apply(
+            &format!("pod-{namespace}-{}", pod.name()),
+            &objects::pod(pod, labels),
+        )
+    }
+
+    /// Declares a service that selects `app: <name>`; `ports` are (port, target port).
+    pub fn apply_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        cluster_ip: &str,
+        ports: &[(u16, u16)],
+    ) -> Result<()> {
+        self.config.apply(
+            &format!("service-{namespace}-{name}"),
+            &objects::service(namespace, name, cluster_ip, ports),
+        )
+    }
+
+    /// Waits until the pod's broker says that it is enrolled.
+    pub fn wait_until_enrolled(&self, pod: &Pod) -> Result<()> {
+        self.wait_for_membership(pod, true)
+    }
+
+    /// Waits until the pod's broker says that it is enrolled no more. It may still serve tunnels of
+    /// peers that have not heard.
+    pub fn wait_until_released(&self, pod: &Pod) -> Result<()> {
+        self.wait_for_membership(pod, false)
+    }
+
+    fn wait_for_membership(&self, pod: &Pod, wanted: bool) -> Result<()> {
+        let name = format!("{}/{}", pod.namespace(), pod.name());
+        let enrolled = format!("{name} enrolled");
+        let ztunnel = self.ztunnel(pod.node());
+        eventually(|| {
+            let pods = ztunnel.pods()?;
+            let found = pods.lines().any(|line| line == enrolled);
+            ensure!(
+                found == wanted,
+                "pod {name} is{} enrolled; the broker says:\n{pods}",
+                if found { "" } else { " not" }
+            );
+            Ok(())
+        })
+    }
+
+    /// An error with the ends of all logs, for whoever has to find out why.
+    #[must_use]
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let mut text = format!("{error:#}\n");
+        let mut logs: Vec<_> = fs::read_dir(self.run.dir().join("logs"))
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        logs.sort();
+        for log in logs {
+            let name = log.file_stem().unwrap_or_default().to_string_lossy();
+            // The programs under test have more to say than those around them.
+            let lines = if name.starts_with("ztunnel") || name == "control" {
+                40
+            } else {
+                6
+            };
+            text += &format!("── {name} ──\n{}\n", process::tail(&log, lines));
+        }
+        anyhow::Error::msg(text)
+    }
+}
+
+fn random_token() -> Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("reading /dev/urandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

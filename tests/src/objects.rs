@@ -1,0 +1,173 @@
+//! Kubernetes objects as YAML text, for the configuration directory.
+
+use std::fmt::Write;
+
+use crate::topology::Pod;
+
+/// A namespace; `mode` is the value of `istio.io/dataplane-mode`, if it is labelled.
+#[must_use]
+pub fn namespace(name: &str, mode: Option<&str>) -> String {
+    let labels = mode
+        .map(|mode| format!("  labels:\n    istio.io/dataplane-mode: {mode}\n"))
+        .unwrap_or_default();
+    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n{labels}")
+}
+
+#[must_use]
+pub fn service_account(namespace: &str, name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {name}\n  namespace: {namespace}\n"
+    )
+}
+
+/// A pod as it would be in a cluster, with the annotation that names its network namespace. It
+/// has the label `app: <name>` and those given.
+#[must_use]
+pub fn pod(pod: &Pod, labels: &[(&str, &str)]) -> String {
+    let mut text = format!(
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata:\n\
+         \x20 name: {name}\n\
+         \x20 namespace: {namespace}\n\
+         \x20 annotations:\n\
+         \x20   sluice.io/netns: {netns}\n\
+         \x20 labels:\n\
+         \x20   app: {name}\n",
+        name = pod.name(),
+        namespace = pod.namespace(),
+        netns = pod.netns.path().display(),
+    );
+    for (label, value) in labels {
+        let _ = writeln!(text, "    {label}: \"{value}\"");
+    }
+    let [v4, v6] = pod.ips();
+    let _ = write!(
+        text,
+        "spec:\n\
+         \x20 nodeName: {node}\n\
+         \x20 serviceAccountName: {account}\n\
+         status:\n\
+         \x20 phase: Running\n\
+         \x20 podIP: {v4}\n\
+         \x20 podIPs:\n\
+         \x20 - ip: {v4}\n\
+         \x20 - ip: \"{v6}\"\n\
+         \x20 conditions:\n\
+         \x20 - type: Ready\n\
+         \x20   status: \"True\"\n",
+        node = pod.node(),
+        account = pod.service_account(),
+    );
+    text
+}
+
+/// A service that selects `app: <name>`; `ports` are (port, target port).
+#[must_use]
+pub fn service(namespace: &str, name: &str, cluster_ip: &str, ports: &[(u16, u16)]) -> String {
+    let mut text = format!(
+        "apiVersion: v1\n\
+         kind: Service\n\
+         metadata:\n\
+         \x20 name: {name}\n\
+         \x20 namespace: {namespace}\n\
+         spec:\n\
+         \x20 clusterIP: \"{cluster_ip}\"\n\
+         \x20 selector:\n\
+         \x20   app: {name}\n\
+         \x20 ports:\n",
+    );
+    for (port, target) in ports {
+        let _ = write!(
+            text,
+            "  - name: tcp-{port}\n    port: {port}\n    targetPort: {target}\n    protocol: TCP\n"
+        );
+    }
+    text
+}
+
+/// The addresses behind a service, by IPv4; `ports` are (service port, target port).
+#[must_use]
+pub fn endpoint_slice(
+    namespace: &str,
+    service: &str,
+    pods: &[&Pod],
+    ports: &[(u16, u16)],
+) -> String {
+    let mut text = format!(
+        "apiVersion: discovery.k8s.io/v1\n\
+         kind: EndpointSlice\n\
+         metadata:\n\
+         \x20 name: {service}-v4\n\
+         \x20 namespace: {namespace}\n\
+         \x20 labels:\n\
+         \x20   kubernetes.io/service-name: {service}\n\
+         addressType: IPv4\n\
+         endpoints:\n",
+    );
+    for pod in pods {
+        let _ = write!(
+            text,
+            "- addresses: [\"{}\"]\n\
+             \x20 nodeName: {}\n\
+             \x20 conditions:\n\
+             \x20   ready: true\n\
+             \x20 targetRef:\n\
+             \x20   kind: Pod\n\
+             \x20   name: {}\n\
+             \x20   namespace: {}\n",
+            pod.v4(),
+            pod.node(),
+            pod.name(),
+            pod.namespace()
+        );
+    }
+    text.push_str("ports:\n");
+    for (port, target) in ports {
+        let _ = write!(
+            text,
+            "- name: tcp-{port}\n  port: {target}\n  protocol: TCP\n"
+        );
+    }
+    text
+}
+
+/// mTLS mode (`STRICT`, `PERMISSIVE`) of all workloads of a namespace.
+#[must_use]
+pub fn peer_authentication(namespace: &str, mode: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\n\
+         kind: PeerAuthentication\n\
+         metadata:\n\
+         \x20 name: default\n\
+         \x20 namespace: {namespace}\n\
+         spec:\n\
+         \x20 mtls:\n\
+         \x20   mode: {mode}\n"
+    )
+}
+
+/// Only these principals may reach the pods with the label `app: <app>`.
+#[must_use]
+pub fn allow_principals(namespace: &str, app: &str, principals: &[&str]) -> String {
+    let mut text = format!(
+        "apiVersion: security.istio.io/v1\n\
+         kind: AuthorizationPolicy\n\
+         metadata:\n\
+         \x20 name: {app}-callers\n\
+         \x20 namespace: {namespace}\n\
+         spec:\n\
+         \x20 selector:\n\
+         \x20   matchLabels:\n\
+         \x20     app: {app}\n\
+         \x20 action: ALLOW\n\
+         \x20 rules:\n\
+         \x20 - from:\n\
+         \x20   - source:\n\
+         \x20       principals:\n",
+    );
+    for principal in principals {
+        let _ = writeln!(text, "        - {principal}");
+    }
+    text
+}

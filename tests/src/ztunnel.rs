@@ -1,0 +1,266 @@
+//! One node's ztunnel: the broker that the harness started, and the worker that the broker did.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::access_log::{self, AccessLine};
+use crate::eventually::eventually;
+use crate::http;
+use crate::process::Process;
+use crate::run::{ProcessId, Resource};
+use crate::topology::Node;
+
+/// Pins of all instances are below it.
+pub const BPFFS: &str = "/sys/fs/bpf/sluice";
+
+/// What a ztunnel needs to know of the control plane.
+#[derive(Debug, Clone)]
+pub(crate) struct Uplink {
+    pub(crate) control: String,
+    pub(crate) root_certificate: PathBuf,
+    pub(crate) config: PathBuf,
+    pub(crate) token: PathBuf,
+    pub(crate) extra: Vec<String>,
+}
+
+/// A ztunnel on a node; stopped when dropped.
+#[derive(Debug)]
+pub struct Ztunnel {
+    node: Arc<Node>,
+    uplink: Uplink,
+    run_dir: PathBuf,
+    broker: Process,
+}
+
+impl Ztunnel {
+    pub(crate) fn start(node: &Arc<Node>, uplink: Uplink) -> Result<Self> {
+        let run_dir = node.run.dir().join(format!("ztunnel-{}", node.name()));
+        fs::create_dir_all(&run_dir).with_context(|| format!("creating {}", run_dir.display()))?;
+        let broker = Self::spawn(node, &uplink, &run_dir)?;
+        Ok(Self {
+            node: Arc::clone(node),
+            uplink,
+            run_dir,
+            broker,
+        })
+    }
+
+    fn spawn(node: &Arc<Node>, uplink: &Uplink, run_dir: &Path) -> Result<Process> {
+        let instance = instance(node);
+        let mut command = node.command(node.run.binaries().ztunnel()?);
+        command.args(["--node", node.name(), "--control", &uplink.control]);
+        command.arg("--config-dir").arg(&uplink.config);
+        command.arg("--control-root").arg(&uplink.root_certificate);
+        command.arg("--token-file").arg(&uplink.token);
+        command.arg("--pods-cgroup").arg(node.pods_cgroup().path());
+        command
+            .args(["--bpffs", BPFFS, "--instance", &instance, "--run-dir"])
+            .arg(run_dir);
+        command
+            .args(["--trust-domain", "cluster.local"])
+            .args(&uplink.extra);
+        // Pins outlive the process that made them: a crashed run's are removed by the next.
+        let pins = Resource::Pins(pins(node));
+        node.run.make(&pins, || Ok(()))?;
+        Process::start(&node.run, &format!("ztunnel-{}", node.name()), command)
+    }
+
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// The directory of this instance's pins.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        pins(&self.node)
+    }
+
+    /// Where it keeps `worker.pid` and its snapshot.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    #[must_use]
+    pub fn broker(&mut self) -> &mut Process {
+        &mut self.broker
+    }
+
+    /// The broker's list of its pods: lines `NAMESPACE/NAME STATE`.
+    pub fn pods(&self) -> Result<String> {
+        let path = self.run_dir.join("pods");
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        eventually(|| {
+            self.broker.check()?;
+            http::get_ok(&self.node.netns, local(15021), "/healthz/ready").map(drop)
+        })
+    }
+
+    /// The worker that is running now. During a restart there may be none for a moment.
+    pub fn worker(&self) -> Result<ProcessId> {
+        let path = self.run_dir.join("worker.pid");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let pid = text
+            .trim()
+            .parse()
+            .with_context(|| format!("a pid in {}", path.display()))?;
+        ProcessId::of(pid).with_context(|| format!("the worker {pid} is not running"))
+    }
+
+    /// Kills the worker at once (SIGKILL); returns which it was.
+    pub fn kill_worker(&self) -> Result<ProcessId> {
+        let worker = self.worker()?;
+        // A pid out of a file is believed only if the process is one of this node's.
+        ensure!(
+            self.node.cgroup.pids()?.contains(&worker.pid),
+            "process {} is not in the cgroup of node {}",
+            worker.pid,
+            self.node.name()
+        );
+        kill(Pid::from_raw(i32::try_from(worker.pid)?), Signal::SIGKILL)
+            .with_context(|| format!("killing the worker {}", worker.pid))?;
+        Ok(worker)
+    }
+
+    /// Waits until another worker than this one is running.
+    pub fn wait_for_successor(&mut self, of: ProcessId) -> Result<ProcessId> {
+        eventually(|| {
+            self.broker.check()?;
+            let worker = self.worker()?;
+            ensure!(worker != of, "the worker {} is still the same", of.pid);
+            Ok(worker)
+        })
+    }
+
+    /// SIGTERM to the broker; afterwards nothing of it may be left in the kernel.
+    pub fn stop(&mut self, limit: Duration) -> Result<()> {
+        let status = self.broker.stop(limit)?;
+        ensure!(
+            status.success(),
+            "the broker of {} ended with {status}",
+            self.node.name()
+        );
+        let pins = self.pins();
+        ensure!(
+            !pins.exists(),
+            "the broker left its pins in {}",
+            pins.display()
+        );
+        Ok(())
+    }
+
+    /// Starts it again after [`Self::stop`] or a crash.
+    pub fn restart(&mut self) -> Result<()> {
+        self.broker = Self::spawn(&self.node, &self.uplink, &self.run_dir)?;
+        self.wait_until_ready()
+    }
+
+    pub fn metrics(&self) -> Result<String> {
+        http::get_ok(&self.node.netns, local(15020), "/metrics")
+    }
+
+    /// The sum of a metric over all series that have these labels.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        Ok(sum_of(&self.metrics()?, name, labels))
+    }
+
+    pub fn config_dump(&self) -> Result<Value> {
+        let text = http::get_ok(&self.node.netns, local(15000), "/config_dump")?;
+        serde_json::from_str(&text).context("parsing /config_dump")
+    }
+
+    /// The access log from the beginning.
+    pub fn access_log(&self) -> Result<Vec<AccessLine>> {
+        Ok(access_log::lines(&self.broker.log()?))
+    }
+
+    /// Waits for a line of the access log that has these fields; the newest, if several do.
+    pub fn wait_for_access(&self, fields: &[(&str, &str)]) -> Result<AccessLine> {
+        eventually(|| {
+            self.access_log()?
+                .into_iter()
+                .rev()
+                .find(|line| line.has(fields))
+                .with_context(|| {
+                    format!(
+                        "no line of node {}'s access log has {fields:?}",
+                        self.node.name()
+                    )
+                })
+        })
+    }
+}
+
+impl Drop for Ztunnel {
+    fn drop(&mut self) {
+        // Politely, so that it takes back what it attached; the run removes what is left.
+        if let Err(error) = self.broker.stop(Duration::from_secs(10)) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn instance(node: &Node) -> String {
+    format!("{}-{}", node.run.id(), node.name())
+}
+
+fn pins(node: &Node) -> PathBuf {
+    Path::new(BPFFS).join(instance(node))
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Adds up `name{labels} value` lines of the Prometheus text format.
+fn sum_of(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    text.lines()
+        .filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (own, value) = match rest.strip_prefix('{') {
+                Some(rest) => rest.rsplit_once('}')?,
+                None => ("", rest.strip_prefix(' ')?),
+            };
+            let has = |(label, wanted): &(&str, &str)| {
+                own.split(',')
+                    .any(|pair| pair == format!("{label}=\"{wanted}\""))
+            };
+            // A sample may be followed by a timestamp.
+            let value = value.split_whitespace().next()?.parse::<f64>().ok()?;
+            labels.iter().all(has).then_some(value)
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_add_up_over_the_series_that_match() {
+        let text = "# HELP opened all\n\
+                    opened_total{reporter=\"source\",flags=\"-\"} 3\n\
+                    opened_total{reporter=\"source\",flags=\"DENY\"} 2 1700000000\n\
+                    opened_total{reporter=\"destination\",flags=\"-\"} 7\n\
+                    opened_total_other 100\n\
+                    plain 4\n";
+        assert_eq!(sum_of(text, "opened_total", &[]), 12.0);
+        assert_eq!(sum_of(text, "opened_total", &[("reporter", "source")]), 5.0);
+        assert_eq!(sum_of(text, "opened_total", &[("flags", "DENY")]), 2.0);
+        assert_eq!(sum_of(text, "plain", &[]), 4.0);
+    }
+}

@@ -1,0 +1,116 @@
+//! From objects to what is served: translates each snapshot and publishes it.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use sluice_model::SpiffeId;
+use sluice_objects::{
+    Diagnostic, Directory, Severity, Snapshot, diagnostic, directory, kinds::Phase,
+};
+use tokio::sync::watch;
+
+use crate::{
+    Error,
+    translate::{self, translate},
+    xds::Resources,
+};
+
+/// What is served at one moment.
+#[derive(Debug, Default)]
+pub struct Published {
+    pub resources: Arc<Resources>,
+    /// Everything that is wrong, ordered by file and line.
+    pub diagnostics: Arc<[Diagnostic]>,
+    /// Which identities run where, as `(node, namespace, service account)`.
+    placements: HashSet<(String, String, String)>,
+}
+
+impl Published {
+    /// Whether a pod with this identity's namespace and service account runs on the node.
+    pub fn runs_on(&self, node: &str, identity: &SpiffeId) -> bool {
+        let key = (
+            node.to_owned(),
+            identity.namespace().to_string(),
+            identity.service_account().to_string(),
+        );
+        self.placements.contains(&key)
+    }
+}
+
+/// Publishes what a directory describes, now and from now on.
+///
+/// The first snapshot is published before this returns.
+///
+/// # Errors
+/// When the directory cannot be watched.
+pub fn directory(
+    source: directory::Config,
+    config: translate::Config,
+) -> Result<(Directory, watch::Receiver<Arc<Published>>), Error> {
+    let (sender, receiver) = watch::channel(Arc::default());
+    let mut log = Log::default();
+    let directory = Directory::watch(source, move |snapshot| {
+        let published = publish(&snapshot, &config);
+        log.update(&published.diagnostics);
+        let resources = &published.resources;
+        tracing::info!(
+            workloads = snapshot.objects.pods.len(),
+            services = snapshot.objects.services.len(),
+            policies = snapshot.objects.authorization_policies.len(),
+            resources = resources.len(),
+            "configuration published"
+        );
+        sender.send_replace(Arc::new(published));
+    })?;
+    Ok((directory, receiver))
+}
+
+/// Translates one snapshot.
+pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
+    let translation = translate(&snapshot.objects, config);
+    let mut diagnostics = snapshot.diagnostics.to_vec();
+    diagnostics.extend(translation.diagnostics.iter().cloned());
+    diagnostic::sort(&mut diagnostics);
+    let pods = snapshot.objects.pods.values();
+    let running = pods.filter(|pod| pod.phase != Phase::Terminated && !pod.node.is_empty());
+    let placements = running.map(|pod| {
+        (
+            pod.node.to_string(),
+            pod.namespace.to_string(),
+            pod.service_account.to_string(),
+        )
+    });
+    Published {
+        placements: placements.collect(),
+        resources: Arc::new(Resources::of(&translation)),
+        diagnostics: diagnostics.into(),
+    }
+}
+
+/// Logs each problem once when it appears and once when it is gone.
+#[derive(Default)]
+struct Log {
+    known: BTreeSet<(Severity, String)>,
+}
+
+impl Log {
+    fn update(&mut self, diagnostics: &[Diagnostic]) {
+        let current: BTreeSet<_> = diagnostics
+            .iter()
+            .map(|diagnostic| (diagnostic.severity, diagnostic.to_string()))
+            .collect();
+        for (severity, text) in current.difference(&self.known) {
+            match severity {
+                Severity::Error => tracing::error!("{text}"),
+                Severity::Warning => tracing::warn!("{text}"),
+                Severity::Info => tracing::info!("{text}"),
+            }
+        }
+        for (_, text) in self.known.difference(&current) {
+            tracing::info!("resolved: {text}");
+        }
+        self.known = current;
+    }
+}

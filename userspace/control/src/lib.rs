@@ -1,0 +1,13 @@
+//! The control plane: reads configuration, serves xDS and the certificate authority.
+
+pub mod auth;
+pub mod ca;
+mod error;
+pub mod feed;
+pub mod metrics;
+pub mod server;
+pub mod status;
+pub mod translate;
+pub mod xds;
+
+pub use error::Error;

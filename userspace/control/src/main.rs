@@ -1,0 +1,135 @@
+//! `sluice-control`: the control plane as a process.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use clap::Parser;
+use sluice_control::{
+    auth::JoinTokens,
+    ca::{Authority, Certificates, ServerName},
+    feed,
+    metrics::ControlMetrics,
+    server::{self, Server},
+    status, translate,
+    xds::{Clients, Discovery},
+};
+use sluice_model::TrustDomain;
+use sluice_objects::directory;
+use sluice_telemetry::{
+    metrics::Metrics,
+    serve::{self, Readiness},
+};
+use tokio::{net::TcpListener, signal::unix};
+
+/// Reads the mesh's configuration and serves it, and certificates, to ztunnels.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// The directory of YAML that describes the mesh.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Where ztunnels connect.
+    #[arg(long, default_value = "127.0.0.1:15012")]
+    listen: SocketAddr,
+    /// Where the root key and certificate are kept; made on the first start.
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// The file with the token of each node, as lines `NODE TOKEN`.
+    #[arg(long)]
+    join_tokens: PathBuf,
+    /// The trust domain of all identities.
+    #[arg(long, default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// The cluster's name, the first part of every workload's uid.
+    #[arg(long, default_value = "Kubernetes")]
+    cluster_id: String,
+    /// The network that all addresses are part of.
+    #[arg(long, default_value = "")]
+    network: String,
+    /// The namespace whose policies count for the whole mesh.
+    #[arg(long, default_value = "istio-system")]
+    root_namespace: String,
+    /// What the host names of services end in.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Where readiness, metrics, errors and clients are shown.
+    #[arg(long, default_value = "127.0.0.1:15014")]
+    status_listen: SocketAddr,
+    /// Further names, or addresses, under which ztunnels reach this process.
+    #[arg(long)]
+    server_name: Vec<ServerName>,
+    /// What is logged: a level, or a filter such as `info,sluice_control=debug`.
+    #[arg(long, default_value = "info")]
+    log: String,
+    /// Logs as JSON.
+    #[arg(long)]
+    log_json: bool,
+}
+
+impl Args {
+    fn translation(&self) -> translate::Config {
+        translate::Config {
+            trust_domain: self.trust_domain.clone(),
+            cluster: self.cluster_id.as_str().into(),
+            network: self.network.as_str().into(),
+            root_namespace: self.root_namespace.as_str().into(),
+            cluster_domain: self.cluster_domain.as_str().into(),
+        }
+    }
+
+    fn server(&self) -> server::Config {
+        server::Config {
+            listen: self.listen,
+            names: server::names(self.listen.ip(), &self.server_name),
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    sluice_telemetry::init_logging(&args.log, args.log_json)?;
+    run(args).await
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let readiness = Readiness::default();
+    let first_snapshot = readiness.pending("first snapshot");
+    let metrics = Arc::new(Metrics::new("sluice-control", env!("CARGO_PKG_VERSION")));
+    let counters = ControlMetrics::register(&metrics);
+    let clients = Clients::new(counters.clients.clone());
+
+    let tokens = Arc::new(JoinTokens::open(&args.join_tokens)?);
+    let authority = Arc::new(Authority::open(&args.state_dir, args.trust_domain.clone())?);
+    let source = directory::Config::new(&args.dir);
+    let (_directory, published) = feed::directory(source, args.translation())?;
+
+    let server = Server::bind(args.server(), authority.clone()).await?;
+    let status = TcpListener::bind(args.status_listen)
+        .await
+        .with_context(|| format!("cannot listen on {} for status", args.status_listen))?;
+    tracing::info!(
+        listen = %server.local_addr()?,
+        status = %status.local_addr()?,
+        "serving"
+    );
+    let discovery = Discovery::new(
+        published.clone(),
+        tokens.clone(),
+        clients.clone(),
+        counters.clone(),
+    );
+    let certificates = Certificates::new(authority, tokens, published.clone(), counters);
+    let pages = status::router(published, clients, readiness, metrics);
+    first_snapshot.done();
+
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    tokio::select! {
+        served = server.serve(discovery, certificates) => served?,
+        never = serve::serve(status, pages) => match never {},
+        _ = terminate.recv() => {}
+        interrupt = tokio::signal::ctrl_c() => interrupt?,
+    }
+    tracing::info!("stopping");
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! AuthorizationPolicies, as far as a proxy of L4 can enforce them.
+
+mod rules;
+
+use sluice_model::authz::{Action, Policy, PolicyKey, Scope};
+use sluice_objects::{
+    AuthorizationPolicy, Located, Objects, Severity,
+    kinds::{self, Target, selects},
+};
+
+use super::{Config, Pods, Translation};
+
+/// Adds the policies, and lists those with a selector in the workloads that they select.
+pub(super) fn apply(
+    objects: &Objects,
+    config: &Config,
+    pods: &mut Pods<'_>,
+    translation: &mut Translation,
+) {
+    for policy in objects.authorization_policies.values() {
+        let (translated, findings) = translate(policy, config);
+        translation.diagnostics.extend(findings);
+        let Some(translated) = translated else {
+            continue;
+        };
+        if let Target::Selector(labels) = &policy.target {
+            let everywhere = policy.namespace == config.root_namespace;
+            for (pod, workload) in pods.iter_mut() {
+                let in_reach = everywhere || pod.namespace == policy.namespace;
+                if in_reach && selects(labels, &pod.labels) {
+                    workload.policies.push(translated.key.clone());
+                }
+            }
+        }
+        translation.policies.push(translated);
+    }
+}
+
+/// The policy as ztunnels evaluate it, if they do at all, and what of it has no effect.
+fn translate(
+    policy: &Located<AuthorizationPolicy>,
+    config: &Config,
+) -> (Option<Policy>, Vec<sluice_objects::Diagnostic>) {
+    let warning = |field: &str, message: &str| {
+        vec![policy.origin.diagnostic(Severity::Warning, field, message)]
+    };
+    let action = match policy.action {
+        kinds::Action::Allow => Action::Allow,
+        kinds::Action::Deny => Action::Deny,
+        kinds::Action::Audit | kinds::Action::Custom => {
+            let message = "has no effect: ztunnels enforce only ALLOW and DENY";
+            return (None, warning("spec.action", message));
+        }
+    };
+    let scope = match &policy.target {
+        Target::Refs(_) => {
+            let message = "has no effect on ztunnels: it is for the waypoints of these targets";
+            return (None, warning("spec.targetRefs", message));
+        }
+        Target::Selector(_) => Scope::Workload,
+        Target::Namespace if policy.namespace == config.root_namespace => Scope::Global,
+        Target::Namespace => Scope::Namespace,
+    };
+    let mut translator = rules::Translator::new(policy, action);
+    let rules = policy.rules.iter().enumerate();
+    let translated = Policy {
+        key: PolicyKey {
+            namespace: policy.namespace.clone(),
+            name: policy.name.clone(),
+        },
+        scope,
+        action,
+        rules: rules
+            .filter_map(|(i, rule)| translator.rule(i, rule))
+            .collect(),
+        dry_run: policy.dry_run,
+    };
+    let mut findings = translator.into_findings();
+    if action == Action::Deny && policy.rules.is_empty() {
+        findings.extend(warning(
+            "spec",
+            "has no effect: a DENY policy without rules denies nothing",
+        ));
+    }
+    (Some(translated), findings)
+}

@@ -1,0 +1,228 @@
+//! The rules of one AuthorizationPolicy, without what only a proxy of L7 can see.
+//!
+//! Such fields make ALLOW stricter, because the whole rule is dropped, and DENY wider, because
+//! only the field is dropped. Either is reported.
+
+use sluice_model::{
+    Name,
+    authz::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch},
+};
+use sluice_objects::{
+    AuthorizationPolicy, Diagnostic, Located, Severity,
+    kinds::{self, AccountName, Attribute, Condition, Operation, Source},
+};
+
+/// Translates rules, and collects what is lost.
+pub(super) struct Translator<'a> {
+    policy: &'a Located<AuthorizationPolicy>,
+    action: Action,
+    findings: Vec<Diagnostic>,
+}
+
+impl<'a> Translator<'a> {
+    pub(super) fn new(policy: &'a Located<AuthorizationPolicy>, action: Action) -> Self {
+        Self {
+            policy,
+            action,
+            findings: Vec::new(),
+        }
+    }
+
+    pub(super) fn into_findings(self) -> Vec<Diagnostic> {
+        self.findings
+    }
+
+    /// `None` when the rule is dropped.
+    pub(super) fn rule(&mut self, i: usize, rule: &kinds::Rule) -> Option<Rule> {
+        let field = format!("spec.rules[{i}]");
+        let before = self.findings.len();
+        let mut clauses = Vec::new();
+        if !rule.to.is_empty() {
+            let operations = rule.to.iter().enumerate();
+            let matches =
+                operations.map(|(j, to)| self.operation(&format!("{field}.to[{j}].operation"), to));
+            clauses.push(Clause {
+                matches: matches.collect(),
+            });
+        }
+        if !rule.from.is_empty() {
+            let sources = rule.from.iter().enumerate();
+            let matches =
+                sources.map(|(j, from)| self.source(&format!("{field}.from[{j}].source"), from));
+            clauses.push(Clause {
+                matches: matches.collect(),
+            });
+        }
+        for (j, when) in rule.when.iter().enumerate() {
+            let matches = vec![self.condition(&format!("{field}.when[{j}].key"), when)];
+            clauses.push(Clause { matches });
+        }
+        let lost_something = self.findings.len() > before;
+        if lost_something && self.action == Action::Allow {
+            return None;
+        }
+        let dead = |clause: &Clause| clause.matches.iter().all(|m| *m == Match::default());
+        if clauses.iter().any(dead) {
+            let message = "this rule has no effect: nothing is left of it that a ztunnel can see";
+            self.warning(&field, message);
+            return None;
+        }
+        Some(Rule { clauses })
+    }
+
+    fn operation(&mut self, field: &str, operation: &Operation) -> Match {
+        let Operation {
+            hosts,
+            not_hosts,
+            ports,
+            not_ports,
+            methods,
+            not_methods,
+            paths,
+            not_paths,
+        } = operation;
+        for (name, values) in [
+            ("hosts", hosts),
+            ("notHosts", not_hosts),
+            ("methods", methods),
+            ("notMethods", not_methods),
+            ("paths", paths),
+            ("notPaths", not_paths),
+        ] {
+            self.unseen_unless(values.is_empty(), field, name);
+        }
+        Match {
+            destination_ports: ports.clone(),
+            not_destination_ports: not_ports.clone(),
+            ..Match::default()
+        }
+    }
+
+    fn source(&mut self, field: &str, source: &Source) -> Match {
+        for (name, empty) in [
+            ("requestPrincipals", source.request_principals.is_empty()),
+            (
+                "notRequestPrincipals",
+                source.not_request_principals.is_empty(),
+            ),
+            ("remoteIpBlocks", source.remote_ip_blocks.is_empty()),
+            ("notRemoteIpBlocks", source.not_remote_ip_blocks.is_empty()),
+        ] {
+            self.unseen_unless(empty, field, name);
+        }
+        let mut translated = Match {
+            principals: source.principals.clone(),
+            not_principals: source.not_principals.clone(),
+            namespaces: source.namespaces.clone(),
+            not_namespaces: source.not_namespaces.clone(),
+            service_accounts: self.accounts(&source.service_accounts),
+            not_service_accounts: self.accounts(&source.not_service_accounts),
+            source_ips: source.ip_blocks.clone(),
+            not_source_ips: source.not_ip_blocks.clone(),
+            ..Match::default()
+        };
+        self.trust_domains(field, source, &mut translated);
+        translated
+    }
+
+    /// A trust domain is how a principal begins.
+    fn trust_domains(&mut self, field: &str, source: &Source, translated: &mut Match) {
+        let as_principals = |domains: &[StringMatch]| -> Option<Vec<StringMatch>> {
+            domains.iter().map(principals_of).collect()
+        };
+        match as_principals(&source.trust_domains) {
+            // Two lists for the same text, of which both must match, do not fit into one.
+            Some(principals) if principals.is_empty() || source.principals.is_empty() => {
+                translated.principals.extend(principals);
+            }
+            _ => {
+                let message = "not enforced together with principals, or with a leading '*'";
+                self.lost(&format!("{field}.trustDomains"), message);
+            }
+        }
+        match as_principals(&source.not_trust_domains) {
+            Some(principals) => translated.not_principals.extend(principals),
+            None => {
+                let message = "not enforced with a leading '*'";
+                self.lost(&format!("{field}.notTrustDomains"), message);
+            }
+        }
+    }
+
+    fn condition(&mut self, field: &str, condition: &Condition) -> Match {
+        let mut translated = Match::default();
+        match &condition.attribute {
+            Attribute::SourceIp(terms) => {
+                translated.source_ips = terms.values.clone();
+                translated.not_source_ips = terms.not_values.clone();
+            }
+            Attribute::SourceNamespace(terms) => {
+                translated.namespaces = terms.values.clone();
+                translated.not_namespaces = terms.not_values.clone();
+            }
+            Attribute::SourcePrincipal(terms) => {
+                translated.principals = terms.values.clone();
+                translated.not_principals = terms.not_values.clone();
+            }
+            Attribute::SourceServiceAccount(terms) => {
+                translated.service_accounts = self.accounts(&terms.values);
+                translated.not_service_accounts = self.accounts(&terms.not_values);
+            }
+            Attribute::DestinationIp(terms) => {
+                translated.destination_ips = terms.values.clone();
+                translated.not_destination_ips = terms.not_values.clone();
+            }
+            Attribute::DestinationPort(terms) => {
+                translated.destination_ports = terms.values.clone();
+                translated.not_destination_ports = terms.not_values.clone();
+            }
+            Attribute::L7(_) => {
+                let message = format!("{} is seen only by a waypoint", condition.key);
+                self.lost(field, &message);
+            }
+        }
+        translated
+    }
+
+    fn accounts(&self, names: &[AccountName]) -> Vec<ServiceAccountMatch> {
+        let own: &Name = &self.policy.namespace;
+        let account = |name: &AccountName| ServiceAccountMatch {
+            namespace: name.namespace.as_ref().unwrap_or(own).clone(),
+            name: name.name.clone(),
+        };
+        names.iter().map(account).collect()
+    }
+
+    fn unseen_unless(&mut self, empty: bool, field: &str, name: &str) {
+        if !empty {
+            self.lost(&format!("{field}.{name}"), "is seen only by a waypoint");
+        }
+    }
+
+    fn lost(&mut self, field: &str, why: &str) {
+        let consequence = match self.action {
+            Action::Allow => "the whole rule is dropped, and allows nothing",
+            Action::Deny => "the field is dropped, and more is denied than it says",
+        };
+        self.warning(field, &format!("{why}: {consequence}"));
+    }
+
+    fn warning(&mut self, field: &str, message: &str) {
+        let finding = self
+            .policy
+            .origin
+            .diagnostic(Severity::Warning, field, message);
+        self.findings.push(finding);
+    }
+}
+
+/// The principals of a trust domain; `None` when no one pattern covers them.
+fn principals_of(domain: &StringMatch) -> Option<StringMatch> {
+    match domain {
+        StringMatch::Exact(domain) => Some(StringMatch::Prefix(format!("{domain}/").into())),
+        // No '/' can stand in a trust domain, so a longer match cannot reach beyond it.
+        StringMatch::Prefix(start) => Some(StringMatch::Prefix(start.clone())),
+        StringMatch::Presence => Some(StringMatch::Presence),
+        StringMatch::Suffix(_) => None,
+    }
+}

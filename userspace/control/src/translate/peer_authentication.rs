@@ -1,0 +1,199 @@
+//! PeerAuthentication as policies that deny connections without an identity.
+
+use std::collections::BTreeMap;
+
+use sluice_model::{
+    Name,
+    authz::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch},
+};
+use sluice_objects::{
+    Located, Objects, PeerAuthentication, Pod, Severity,
+    kinds::{MtlsMode, Target, selects},
+};
+
+use super::{Config, Pods, Translation};
+
+/// Denies every connection without an identity.
+const STATIC_STRICT: &str = "istio_converted_static_strict";
+/// What the names of policies with exceptions by port begin with.
+const CONVERTED: &str = "converted_peer_authentication_";
+
+/// Adds the policies that the PeerAuthentications stand for, to the mesh and to workloads.
+pub(super) fn apply(
+    objects: &Objects,
+    config: &Config,
+    pods: &mut Pods<'_>,
+    translation: &mut Translation,
+) {
+    let scopes = Scopes::of(objects, config);
+    for lost in &scopes.without_effect {
+        translation.diagnostics.push(lost.origin.diagnostic(
+            Severity::Warning,
+            "spec.selector",
+            "has no effect: in the root namespace a PeerAuthentication is for the whole mesh, \
+             and has no selector",
+        ));
+    }
+    let mut converted = BTreeMap::new();
+    for (pod, workload) in pods {
+        match scopes.effective(pod) {
+            Effective::Permissive => {}
+            Effective::Strict => workload.policies.push(static_strict(config)),
+            Effective::ByPort(policy) => {
+                workload.policies.push(policy.key.clone());
+                converted.insert(policy.key.clone(), policy);
+            }
+        }
+    }
+    // Sent always, so that it is there before the first workload that refers to it.
+    translation.policies.push(Policy {
+        key: static_strict(config),
+        scope: Scope::Workload,
+        action: Action::Deny,
+        rules: vec![rule([no_identity()])],
+        dry_run: false,
+    });
+    translation.policies.extend(converted.into_values());
+}
+
+fn static_strict(config: &Config) -> PolicyKey {
+    PolicyKey {
+        namespace: config.root_namespace.clone(),
+        name: STATIC_STRICT.into(),
+    }
+}
+
+type Peer = Located<PeerAuthentication>;
+
+/// The PeerAuthentications by how wide they reach; for each scope the oldest counts.
+#[derive(Default)]
+struct Scopes<'a> {
+    mesh: Option<&'a Peer>,
+    namespaces: BTreeMap<&'a Name, &'a Peer>,
+    /// Oldest first.
+    selectors: Vec<&'a Peer>,
+    without_effect: Vec<&'a Peer>,
+}
+
+impl<'a> Scopes<'a> {
+    fn of(objects: &'a Objects, config: &Config) -> Self {
+        let mut all: Vec<&Peer> = objects
+            .peer_authentications
+            .values()
+            .map(|p| &**p)
+            .collect();
+        // Those without a date, as in a directory, come after those with one, by name.
+        all.sort_by_key(|peer| (peer.created.is_none(), peer.created, &peer.name));
+        let mut scopes = Self::default();
+        for peer in all {
+            let root = peer.namespace == config.root_namespace;
+            match (&peer.target, root) {
+                (Target::Selector(_), false) => scopes.selectors.push(peer),
+                (Target::Selector(_), true) => scopes.without_effect.push(peer),
+                (_, true) => {
+                    scopes.mesh.get_or_insert(peer);
+                }
+                (_, false) => {
+                    scopes.namespaces.entry(&peer.namespace).or_insert(peer);
+                }
+            }
+        }
+        scopes
+    }
+
+    fn effective(&self, pod: &Pod) -> Effective {
+        let namespace = self.namespaces.get(&pod.namespace);
+        let inherited = [self.mesh, namespace.copied()]
+            .into_iter()
+            .flatten()
+            .fold(false, |strict, peer| is_strict(peer.mode, strict));
+        let own = self.selectors.iter().find(|peer| {
+            let Target::Selector(labels) = &peer.target else {
+                return false;
+            };
+            peer.namespace == pod.namespace && selects(labels, &pod.labels)
+        });
+        match own {
+            Some(peer) => by_port(peer, inherited),
+            None if inherited => Effective::Strict,
+            None => Effective::Permissive,
+        }
+    }
+}
+
+/// What a workload accepts in the end.
+enum Effective {
+    Permissive,
+    Strict,
+    ByPort(Policy),
+}
+
+fn is_strict(mode: MtlsMode, inherited: bool) -> bool {
+    match mode {
+        MtlsMode::Unset => inherited,
+        MtlsMode::Strict => true,
+        MtlsMode::Permissive | MtlsMode::Disable => false,
+    }
+}
+
+fn by_port(peer: &PeerAuthentication, inherited: bool) -> Effective {
+    let ports_where = |wanted: &[MtlsMode]| -> Vec<u16> {
+        let modes = peer.port_modes.iter();
+        modes
+            .filter(|(_, mode)| wanted.contains(mode))
+            .map(|(port, _)| *port)
+            .collect()
+    };
+    let strict = is_strict(peer.mode, inherited);
+    let lifting: &[MtlsMode] = match peer.mode {
+        // STRICT that is only inherited yields to PERMISSIVE, and not to DISABLE.
+        MtlsMode::Unset => &[MtlsMode::Permissive],
+        _ => &[MtlsMode::Permissive, MtlsMode::Disable],
+    };
+    let exempt = ports_where(lifting);
+    let denied = ports_where(&[MtlsMode::Strict]);
+    let rules = match (strict, exempt.is_empty(), denied.is_empty()) {
+        (true, true, _) => return Effective::Strict,
+        (false, _, true) => return Effective::Permissive,
+        (true, false, _) => {
+            let elsewhere = Match {
+                not_destination_ports: exempt,
+                ..Match::default()
+            };
+            vec![rule([no_identity(), elsewhere])]
+        }
+        (false, _, false) => denied.into_iter().map(on_port).collect(),
+    };
+    Effective::ByPort(Policy {
+        key: PolicyKey {
+            namespace: peer.namespace.clone(),
+            name: format!("{CONVERTED}{}", peer.name).into(),
+        },
+        scope: Scope::Workload,
+        action: Action::Deny,
+        rules,
+        dry_run: false,
+    })
+}
+
+fn no_identity() -> Match {
+    Match {
+        not_principals: vec![StringMatch::Presence],
+        ..Match::default()
+    }
+}
+
+fn on_port(port: u16) -> Rule {
+    rule([Match {
+        destination_ports: vec![port],
+        ..no_identity()
+    }])
+}
+
+/// A rule that needs every one of these matches.
+fn rule(matches: impl IntoIterator<Item = Match>) -> Rule {
+    let clause = |one| Clause { matches: vec![one] };
+    Rule {
+        clauses: matches.into_iter().map(clause).collect(),
+    }
+}

@@ -1,0 +1,207 @@
+//! Each row of PeerAuthentication, judged by what happens to a connection without an identity.
+
+use sluice_model::{Mesh, Update, authz::Connection};
+
+use super::*;
+
+fn peer(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{{spec}}}"
+    )
+}
+
+fn mode(mode: &str) -> String {
+    format!("mtls: {{mode: {mode}}}")
+}
+
+/// A workload's own PeerAuthentication, with modes of ports.
+fn own(mtls: &str, ports: &str) -> String {
+    let spec = format!("selector: {{matchLabels: {{app: web}}}}, {mtls}portLevelMtls: {{{ports}}}");
+    peer("own", "shop", &spec)
+}
+
+/// Whether plaintext reaches `web` on ports 80 and 81.
+fn plaintext(documents: &[String]) -> (bool, bool) {
+    let web = plain();
+    let mut all = vec![AMBIENT, &web];
+    all.extend(documents.iter().map(String::as_str));
+    let translation = of(&all);
+    let mut mesh = Mesh::default();
+    for policy in translation.policies {
+        mesh.apply(Update::Policy(policy));
+    }
+    let workload = &translation.workloads[0];
+    let judge = |destination: &str, identity| {
+        let connection = Connection {
+            source_identity: identity,
+            source_ip: "10.9.9.9".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+        };
+        mesh.authorize(workload, &connection).is_allowed()
+    };
+    let known = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
+    for destination in ["10.0.0.1:80", "10.0.0.1:81"] {
+        assert!(
+            judge(destination, Some(&known)),
+            "an identity always passes"
+        );
+    }
+    (judge("10.0.0.1:80", None), judge("10.0.0.1:81", None))
+}
+
+#[test]
+fn the_narrowest_scope_that_says_something_counts() {
+    let mesh = |m: &str| peer("default", "istio-system", &mode(m));
+    let namespace = |m: &str| peer("default", "shop", &mode(m));
+    let workload = |m: &str| own(&format!("{}, ", mode(m)), "");
+    let (open, closed) = ((true, true), (false, false));
+    for (documents, expected) in [
+        (vec![], open),
+        (vec![mesh("STRICT")], closed),
+        (vec![mesh("PERMISSIVE")], open),
+        (vec![mesh("UNSET")], open),
+        (vec![mesh("STRICT"), namespace("UNSET")], closed),
+        (vec![mesh("STRICT"), namespace("PERMISSIVE")], open),
+        (vec![mesh("STRICT"), namespace("DISABLE")], open),
+        (vec![namespace("STRICT")], closed),
+        (vec![mesh("PERMISSIVE"), namespace("STRICT")], closed),
+        (vec![namespace("STRICT"), workload("UNSET")], closed),
+        (vec![namespace("STRICT"), workload("PERMISSIVE")], open),
+        (vec![namespace("STRICT"), workload("DISABLE")], open),
+        (vec![workload("STRICT")], closed),
+        (vec![peer("default", "elsewhere", &mode("STRICT"))], open),
+    ] {
+        assert_eq!(plaintext(&documents), expected, "{documents:#?}");
+    }
+}
+
+#[test]
+fn ports_are_exceptions() {
+    let strict = peer("default", "shop", &mode("STRICT"));
+    for (inherited, mtls, ports, expected) in [
+        (
+            false,
+            "mtls: {mode: STRICT}, ",
+            "80: {mode: PERMISSIVE}",
+            (true, false),
+        ),
+        (
+            false,
+            "mtls: {mode: STRICT}, ",
+            "80: {mode: DISABLE}",
+            (true, false),
+        ),
+        (
+            false,
+            "mtls: {mode: STRICT}, ",
+            "80: {mode: STRICT}",
+            (false, false),
+        ),
+        (
+            false,
+            "mtls: {mode: STRICT}, ",
+            "80: {mode: UNSET}",
+            (false, false),
+        ),
+        (
+            false,
+            "mtls: {mode: STRICT}, ",
+            "80: {mode: PERMISSIVE}, 81: {mode: DISABLE}",
+            (true, true),
+        ),
+        (
+            false,
+            "mtls: {mode: PERMISSIVE}, ",
+            "80: {mode: STRICT}",
+            (false, true),
+        ),
+        (
+            false,
+            "mtls: {mode: DISABLE}, ",
+            "80: {mode: STRICT}",
+            (false, true),
+        ),
+        (
+            false,
+            "mtls: {mode: PERMISSIVE}, ",
+            "80: {mode: DISABLE}",
+            (true, true),
+        ),
+        (false, "", "80: {mode: STRICT}", (false, true)),
+        (
+            false,
+            "",
+            "80: {mode: STRICT}, 81: {mode: STRICT}",
+            (false, false),
+        ),
+        (true, "", "80: {mode: STRICT}", (false, false)),
+        (true, "", "80: {mode: PERMISSIVE}", (true, false)),
+        (true, "", "80: {mode: DISABLE}", (false, false)),
+        (
+            true,
+            "mtls: {mode: PERMISSIVE}, ",
+            "80: {mode: STRICT}",
+            (false, true),
+        ),
+    ] {
+        let mut documents = vec![own(mtls, ports)];
+        documents.extend(inherited.then(|| strict.clone()));
+        assert_eq!(plaintext(&documents), expected, "{documents:#?}");
+    }
+}
+
+#[test]
+fn the_policies_have_the_names_that_others_know() {
+    let web = plain();
+    let strict = peer("default", "shop", &mode("STRICT"));
+    let translation = of(&[AMBIENT, &web, &strict]);
+    let names =
+        |policies: &[PolicyKey]| policies.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let listed = names(&translation.workloads[0].policies);
+    assert_eq!(listed, ["istio-system/istio_converted_static_strict"]);
+    let ported = own("mtls: {mode: STRICT}, ", "80: {mode: PERMISSIVE}");
+    let translation = of(&[AMBIENT, &web, &strict, &ported]);
+    let listed = names(&translation.workloads[0].policies);
+    assert_eq!(
+        listed,
+        ["shop/converted_peer_authentication_own"],
+        "it replaces the static one"
+    );
+    let all: Vec<_> = translation
+        .policies
+        .iter()
+        .map(|p| (p.scope, p.action))
+        .collect();
+    assert_eq!(all, [(Scope::Workload, Action::Deny); 2]);
+}
+
+#[test]
+fn the_oldest_of_a_scope_counts() {
+    let dated = |name: &str, year: u16, m: &str| {
+        peer(name, "shop", &mode(m)).replace(
+            "namespace",
+            &format!("creationTimestamp: '{year}-01-01T00:00:00Z', namespace"),
+        )
+    };
+    let (old, new) = (dated("z", 2020, "STRICT"), dated("a", 2021, "PERMISSIVE"));
+    assert_eq!(plaintext(&[old.clone(), new.clone()]), (false, false));
+    let undated = peer("b", "shop", &mode("PERMISSIVE"));
+    assert_eq!(
+        plaintext(&[undated.clone(), old]),
+        (false, false),
+        "without a date, last"
+    );
+    let another = peer("c", "shop", &mode("STRICT"));
+    assert_eq!(plaintext(&[another, undated]), (true, true), "then by name");
+}
+
+#[test]
+fn a_selector_in_the_root_namespace_is_reported() {
+    let spec = "selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}";
+    let translation = of(&[AMBIENT, &plain(), &peer("p", "istio-system", spec)]);
+    assert_eq!(findings(&translation), [("spec.selector", 12)]);
+    assert!(translation.workloads[0].policies.is_empty());
+}

@@ -1,0 +1,76 @@
+//! Pods into workloads.
+
+use std::collections::BTreeMap;
+
+use sluice_model::{
+    Name, ServiceKey, Uid, Workload,
+    service::Port,
+    workload::{Locality, TunnelProtocol},
+};
+use sluice_objects::{Labels, Objects, Pod, enrolment::is_enrolled, kinds::Phase};
+
+use super::{Config, owner};
+
+/// Whether a pod is a workload: one that has terminated gave its address back.
+pub(super) fn is_present(pod: &Pod) -> bool {
+    pod.phase != Phase::Terminated
+}
+
+pub(super) fn uid(pod: &Pod, config: &Config) -> Uid {
+    Uid::pod(&config.cluster, &pod.namespace, &pod.name)
+}
+
+pub(super) fn workload(
+    pod: &Pod,
+    services: BTreeMap<ServiceKey, Vec<Port>>,
+    objects: &Objects,
+    config: &Config,
+) -> Workload {
+    let (owner_kind, owner_name) = owner::of(pod);
+    let protocol = if is_enrolled(pod, objects.namespace(&pod.namespace)) {
+        TunnelProtocol::Hbone
+    } else {
+        TunnelProtocol::None
+    };
+    Workload {
+        uid: uid(pod, config),
+        name: pod.name.clone(),
+        namespace: pod.namespace.clone(),
+        trust_domain: config.trust_domain.clone(),
+        service_account: pod.service_account.clone(),
+        network: config.network.clone(),
+        cluster: config.cluster.clone(),
+        ips: pod.ips.clone(),
+        protocol,
+        node: pod.node.clone(),
+        host_network: pod.host_network,
+        canonical_name: first_label(&pod.labels, CANONICAL_NAME).unwrap_or(owner_name.clone()),
+        canonical_revision: first_label(&pod.labels, CANONICAL_REVISION)
+            .unwrap_or_else(|| "latest".into()),
+        owner_kind,
+        owner_name,
+        services,
+        waypoint: None,
+        policies: Vec::new(),
+        healthy: pod.ready && !pod.terminating,
+        capacity: 1,
+        locality: Locality::default(),
+    }
+}
+
+/// The labels that name a pod's service in telemetry, most specific first.
+const CANONICAL_NAME: [&str; 3] = [
+    "service.istio.io/canonical-name",
+    "app.kubernetes.io/name",
+    "app",
+];
+
+const CANONICAL_REVISION: [&str; 3] = [
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+];
+
+fn first_label(labels: &Labels, keys: [&str; 3]) -> Option<Name> {
+    keys.iter().find_map(|key| labels.get(*key)).cloned()
+}

@@ -1,0 +1,6 @@
+//! The control plane as its clients see it: real TLS connections on loopback, a real directory.
+
+mod certificates;
+mod discovery;
+mod pages;
+mod world;

@@ -1,0 +1,75 @@
+//! The pages for operators.
+
+use serde_json::Value;
+use sluice_proto::{discovery::DeltaDiscoveryRequest, workload};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::world::{World, eventually, pod};
+
+async fn get(world: &World, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(world.status).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+async fn json(world: &World, path: &str) -> Value {
+    let (status, body) = get(world, path).await;
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+#[tokio::test]
+async fn errors_are_listed_while_they_last() {
+    let world = World::start().await;
+    assert_eq!(json(&world, "/config/errors").await, serde_json::json!([]));
+    let published = world.published.clone();
+    world.write("web.yaml", &pod("web", "10.0.0.300"));
+    eventually("noticed", || !published.borrow().diagnostics.is_empty()).await;
+    let errors = json(&world, "/config/errors").await;
+    assert_eq!(errors[0]["severity"], "error");
+    assert_eq!(errors[0]["object"], "Pod shop/web");
+    assert_eq!(
+        (&errors[0]["line"], &errors[0]["field"]),
+        (&Value::from(12), &"status.podIP".into())
+    );
+    assert!(errors[0]["file"].as_str().unwrap().ends_with("/web.yaml"));
+    assert!(
+        errors[0]["message"]
+            .as_str()
+            .unwrap()
+            .contains("10.0.0.300")
+    );
+    world.write("web.yaml", &pod("web", "10.0.0.3"));
+    eventually("resolved", || published.borrow().diagnostics.is_empty()).await;
+    assert_eq!(json(&world, "/config/errors").await, serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn clients_and_counters_are_shown() {
+    let world = World::start().await;
+    assert_eq!(get(&world, "/healthz/ready").await.0, 200);
+    let mut stream = world.stream().await;
+    let request = DeltaDiscoveryRequest {
+        type_url: workload::TYPE_URL.to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    stream.send(request).await;
+    stream.next().await;
+    let clients = json(&world, "/clients").await;
+    assert_eq!(clients[0]["node"], "n1");
+    assert!(clients[0]["types"][workload::TYPE_URL]["sent"].is_string());
+    let (_, metrics) = get(&world, "/metrics").await;
+    for line in ["pilot_xds 1", "pilot_xds_pushes_total{type=\"Address\"} 1"] {
+        assert!(
+            metrics.lines().any(|l| l == line),
+            "{line} not in {metrics}"
+        );
+    }
+}

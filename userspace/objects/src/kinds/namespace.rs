@@ -1,0 +1,39 @@
+//! Namespaces and the service accounts in them.
+
+use k8s_openapi::api::core::v1 as raw;
+use sluice_model::Name;
+
+use super::{DataplaneMode, Labels, labels, pod::dataplane_mode};
+use crate::report::Report;
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub name: Name,
+    pub labels: Labels,
+    /// From the label `istio.io/dataplane-mode`.
+    pub dataplane_mode: Option<DataplaneMode>,
+}
+
+pub(super) fn namespace(raw: raw::Namespace, report: &mut Report<'_>) -> Namespace {
+    let labels = labels(raw.metadata.labels);
+    Namespace {
+        name: report.name(),
+        dataplane_mode: dataplane_mode(&labels, report),
+        labels,
+    }
+}
+
+/// A service account: what an identity is issued for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    pub namespace: Name,
+    pub name: Name,
+}
+
+pub(super) fn service_account(_: raw::ServiceAccount, report: &mut Report<'_>) -> ServiceAccount {
+    ServiceAccount {
+        namespace: report.namespace(),
+        name: report.name(),
+    }
+}

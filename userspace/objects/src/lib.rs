@@ -1,0 +1,32 @@
+//! Kubernetes and Istio objects read from YAML, with the place of every error.
+//!
+//! A directory of YAML stands in for a cluster: it holds the same objects. They are parsed once,
+//! here, into types that cannot be wrong. Whatever is wrong is a [`Diagnostic`] that names file,
+//! line, object and field; the last good version of that object stays in force, and everything
+//! else is applied.
+
+mod decode;
+pub mod diagnostic;
+pub mod directory;
+pub mod enrolment;
+mod error;
+pub mod kinds;
+mod objects;
+pub mod origin;
+mod read;
+mod relations;
+mod report;
+mod scan;
+pub mod store;
+mod yaml;
+
+pub use diagnostic::{Diagnostic, ObjectRef, Severity};
+pub use directory::Directory;
+pub use error::Error;
+pub use kinds::{
+    AuthorizationPolicy, EndpointSlice, Kind, Labels, Namespace, PeerAuthentication, Pod, Service,
+    ServiceAccount,
+};
+pub use objects::{Key, Objects};
+pub use origin::{Located, Origin};
+pub use store::{Snapshot, Store};

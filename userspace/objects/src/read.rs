@@ -1,0 +1,238 @@
+//! A file's text into objects.
+
+use std::{path::Path, sync::Arc};
+
+use serde_json::Value;
+use sluice_model::Name;
+
+use crate::{
+    Diagnostic, Kind, ObjectRef, Origin, Severity,
+    kinds::{self, Object},
+    origin::{Children, Lines},
+    yaml,
+};
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// Every object whose name could be read, in the order of the file.
+    pub(crate) items: Vec<Item>,
+    /// Some text did not even say which object it is.
+    pub(crate) incomplete: bool,
+    pub(crate) diagnostics: Vec<Diagnostic>,
+}
+
+/// An object of a file.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) origin: Origin,
+    /// `None` when it cannot be applied as it is written.
+    pub(crate) object: Option<Object>,
+}
+
+/// Reads a file's text.
+pub(crate) fn read(file: &Arc<Path>, text: &str) -> Contents {
+    let mut reader = Reader {
+        file,
+        contents: Contents::default(),
+    };
+    for document in yaml::documents(text) {
+        match document {
+            Ok(document) => reader.document(&document.value, document.lines),
+            Err(error) => reader.nameless(error.line, "", error.message),
+        }
+    }
+    reader.contents
+}
+
+/// A file that could not be read at all: whatever it held before still counts.
+pub(crate) fn unreadable(file: &Arc<Path>, message: String) -> Contents {
+    let mut reader = Reader {
+        file,
+        contents: Contents::default(),
+    };
+    reader.nameless(0, "", message);
+    reader.contents
+}
+
+struct Reader<'a> {
+    file: &'a Arc<Path>,
+    contents: Contents,
+}
+
+impl Reader<'_> {
+    fn document(&mut self, value: &Value, lines: Lines) {
+        let Some(map) = value.as_object() else {
+            return self.nameless(lines.line, "", "not an object: it has no fields");
+        };
+        let text = |field: &str| map.get(field).and_then(Value::as_str);
+        let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
+            let missing = ["apiVersion", "kind"]
+                .into_iter()
+                .find(|f| text(f).is_none());
+            let missing = missing.unwrap_or_default();
+            return self.nameless(
+                lines.of(missing),
+                missing,
+                "an object needs it, as a string",
+            );
+        };
+        if (api_version, kind) == ("v1", "List") {
+            return self.list(value, lines);
+        }
+        let reference = reference(kind, value);
+        match classify(api_version, kind) {
+            Class::Read(kind) => self.object(kind, reference, value, lines),
+            Class::Known => {
+                let message = format!("{api_version} {kind} is not a kind that Sluice reads");
+                self.about(Severity::Info, &lines, reference, "", message);
+            }
+            Class::Unsupported => {
+                let message = format!("{api_version} {kind} is not supported: it has no effect");
+                self.about(Severity::Warning, &lines, reference, "", message);
+            }
+            Class::WrongVersion(versions) => {
+                let message = format!("{api_version:?} has no {kind}; use {versions}");
+                self.about(Severity::Error, &lines, reference, "apiVersion", message);
+                self.contents.incomplete = true;
+            }
+            Class::Unknown => {
+                let message = format!("{kind:?} is not a kind of {api_version}");
+                self.about(Severity::Error, &lines, reference, "kind", message);
+                self.contents.incomplete = true;
+            }
+        }
+    }
+
+    fn list(&mut self, value: &Value, lines: Lines) {
+        let items = value.get("items").and_then(Value::as_array);
+        let children = match lines.children {
+            Children::Map(entries) => entries.into_iter().find(|(key, _)| **key == *"items"),
+            Children::List(_) | Children::None => None,
+        };
+        match (items, children.map(|(_, lines)| lines.children)) {
+            (Some(items), Some(Children::List(lines))) => {
+                for (item, lines) in items.iter().zip(lines) {
+                    self.document(item, lines);
+                }
+            }
+            _ => self.nameless(lines.line, "items", "a List needs items"),
+        }
+    }
+
+    fn object(&mut self, kind: Kind, reference: ObjectRef, value: &Value, lines: Lines) {
+        if reference.name.is_empty() {
+            let message = format!("a {kind} needs a name");
+            return self.nameless(lines.of("metadata.name"), "metadata.name", message);
+        }
+        let origin = Origin::new(reference, self.file.clone(), lines);
+        let (object, diagnostics) = kinds::parse(kind, value, origin.clone());
+        self.contents.diagnostics.extend(diagnostics);
+        self.contents.items.push(Item { origin, object });
+    }
+
+    /// Reports text that does not say which object it is.
+    fn nameless(&mut self, line: u32, field: &str, message: impl Into<String>) {
+        self.contents.incomplete = true;
+        self.contents.diagnostics.push(Diagnostic {
+            severity: Severity::Error,
+            file: self.file.clone(),
+            line,
+            object: None,
+            field: field.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    fn about(
+        &mut self,
+        severity: Severity,
+        lines: &Lines,
+        object: ObjectRef,
+        field: &str,
+        message: String,
+    ) {
+        self.contents.diagnostics.push(Diagnostic {
+            severity,
+            file: self.file.clone(),
+            line: lines.of(field),
+            object: Some(object),
+            field: field.to_owned(),
+            message,
+        });
+    }
+}
+
+fn reference(kind: &str, value: &Value) -> ObjectRef {
+    let metadata = |field: &str| -> Option<Name> {
+        let text = value.get("metadata")?.get(field)?.as_str()?;
+        Some(text.into())
+    };
+    let namespaced = by_name(kind).is_none_or(Kind::is_namespaced);
+    ObjectRef {
+        kind: kind.into(),
+        namespace: match metadata("namespace") {
+            Some(namespace) if namespaced => namespace,
+            None if namespaced => "default".into(),
+            _ => "".into(),
+        },
+        name: metadata("name").unwrap_or_default(),
+    }
+}
+
+fn by_name(kind: &str) -> Option<Kind> {
+    Kind::ALL.into_iter().find(|known| known.name() == kind)
+}
+
+/// What is done with objects of an API version and kind.
+enum Class {
+    Read(Kind),
+    /// A well-known kind that is none of the mesh's business.
+    Known,
+    /// A kind that should change what the mesh does, but cannot yet.
+    Unsupported,
+    /// A kind that is read, in a version that does not exist. Holds those that do.
+    WrongVersion(String),
+    Unknown,
+}
+
+/// Kinds of the core group besides those that are read.
+const CORE: &[&str] = &[
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+];
+
+fn classify(api_version: &str, kind: &str) -> Class {
+    let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
+    if let Some(known) = by_name(kind) {
+        if known.api_versions().contains(&api_version) {
+            return Class::Read(known);
+        }
+        let own_group = known.api_versions()[0]
+            .rsplit_once('/')
+            .map_or("", |(group, _)| group);
+        // Other groups have a Service too, but nobody else has Istio's policies.
+        if group == own_group || !group.contains('.') || own_group == "security.istio.io" {
+            return Class::WrongVersion(known.api_versions().join(" or "));
+        }
+        return Class::Known;
+    }
+    match group {
+        "" if api_version == "v1" && CORE.contains(&kind) => Class::Known,
+        "" => Class::Unknown,
+        "security.istio.io" if kind == "RequestAuthentication" => Class::Unsupported,
+        "security.istio.io" | "discovery.k8s.io" => Class::Unknown,
+        _ => Class::Known,
+    }
+}
