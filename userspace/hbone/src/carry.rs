@@ -87,8 +87,9 @@ impl Stream {
     }
 }
 
-/// Ends a connection by a reset instead of an orderly end.
-fn reset(tcp: TcpStream) {
+/// Ends a connection by a reset instead of an orderly end, so that nobody takes a refusal for an
+/// empty answer.
+pub fn reset(tcp: TcpStream) {
     // Lingering for no time at all is how a socket is told to reset on close. tokio deprecates the
     // setter for blocking on long times, which this is not.
     let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));

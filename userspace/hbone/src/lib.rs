@@ -15,7 +15,7 @@ mod pool;
 mod request;
 mod server;
 
-pub use carry::{CarryError, Meter, Stream, join};
+pub use carry::{CarryError, Meter, Stream, join, reset};
 pub use client::Dialled;
 pub use error::OpenError;
 pub use h2::Error as TunnelError;

@@ -50,8 +50,11 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
             return;
         }
     };
-    let mut report = Report::outbound(&shard.shared, &pod, peer, orig.0);
-    let result = run(&shard, &pod, tcp, peer, orig, &mut report).await;
+    // The captured socket's own address is loopback's; to everybody else it is the pod's.
+    let ip = pod.ip(Family::of(orig.0.ip())).unwrap_or_else(|| peer.ip());
+    let client = SocketAddr::new(ip, peer.port());
+    let mut report = Report::outbound(&shard.shared, &pod, client, orig.0);
+    let result = run(&shard, &pod, tcp, client, orig, &mut report).await;
     report.finish(result.err().map(Failure::from));
 }
 
@@ -59,10 +62,40 @@ async fn run(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
     tcp: TcpStream,
-    peer: SocketAddr,
+    client: SocketAddr,
     orig: OrigDst,
     report: &mut Report,
 ) -> Result<(), Error> {
+    match reach(shard, pod, client, orig, report).await {
+        Ok(Reached::Plain(peer)) => {
+            report.opened();
+            Ok(sluice_hbone::join(tcp, peer, &report.meter).await?)
+        }
+        Ok(Reached::Tunnel(opened)) => {
+            report.peer(&pod.identity, opened.peer.as_ref());
+            report.opened();
+            Ok(opened.stream.carry(tcp, &report.meter).await?)
+        }
+        Err(error) => {
+            sluice_hbone::reset(tcp);
+            Err(error)
+        }
+    }
+}
+
+/// The other end of a connection, before a byte has moved.
+enum Reached {
+    Plain(TcpStream),
+    Tunnel(Opened),
+}
+
+async fn reach(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    address: SocketAddr,
+    orig: OrigDst,
+    report: &mut Report,
+) -> Result<Reached, Error> {
     let shared = &shard.shared;
     if !shared.synced().await {
         return Err(Error::NotSynced);
@@ -86,10 +119,7 @@ async fn run(
             } => {
                 report.plain(to, workload.as_deref(), service.as_deref());
                 match pod.dial(&shard.link, to, |_| Ok(())).await {
-                    Ok(peer) => {
-                        report.opened();
-                        return Ok(sluice_hbone::join(tcp, peer, &report.meter).await?);
-                    }
+                    Ok(peer) => return Ok(Reached::Plain(peer)),
                     Err(error) if again(&mut tried, workload.as_ref(), service.is_some()) => {
                         tracing::debug!(%error, %to, "endpoint does not answer; another is tried");
                     }
@@ -98,12 +128,8 @@ async fn run(
             }
             Route::Hbone(hop) => {
                 report.hop(&hop);
-                match open(shard, pod, peer, source.as_deref(), &hop).await {
-                    Ok(opened) => {
-                        report.peer(&pod.identity, opened.peer.as_ref());
-                        report.opened();
-                        return Ok(opened.stream.carry(tcp, &report.meter).await?);
-                    }
+                match open(shard, pod, address, source.as_deref(), &hop).await {
+                    Ok(opened) => return Ok(Reached::Tunnel(opened)),
                     Err(error @ (OpenError::Connect(_) | OpenError::ConnectTimeout(_)))
                         if again(&mut tried, Some(&hop.workload), hop.service.is_some()) =>
                     {

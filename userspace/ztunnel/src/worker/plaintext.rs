@@ -1,6 +1,6 @@
 //! Inbound connections that came without a tunnel.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{net::SocketAddr, rc::Rc};
 
 use sluice_hbone::CarryError;
 use sluice_model::authz::{Connection, Decision, DenyReason};
@@ -53,8 +53,7 @@ async fn run(
     let application = match reached {
         Ok(application) => application,
         Err(error) => {
-            // A reset: the client must not take a refusal for an empty answer.
-            let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+            sluice_hbone::reset(tcp);
             return Err(error);
         }
     };

@@ -93,11 +93,7 @@ impl Report {
         client: SocketAddr,
         dst: SocketAddr,
     ) -> Self {
-        // The captured socket's own address is loopback's; the pod's names it.
-        let family = crate::link::Family::of(dst.ip());
-        let ip = pod.ip(family).unwrap_or_else(|| client.ip());
-        let src = SocketAddr::new(ip, client.port());
-        let mut report = Self::new(shared, Direction::Outbound, src, dst);
+        let mut report = Self::new(shared, Direction::Outbound, client, dst);
         report.source.pod = pod.info.name.clone();
         report.source.labels.namespace = pod.info.namespace.clone();
         report
