@@ -4,4 +4,5 @@
 //! makes its own nodes and pods, so that all run in parallel.
 
 mod harness;
+mod kernel;
 mod topology;

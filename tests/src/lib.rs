@@ -28,7 +28,9 @@ pub mod place;
 pub mod podtool;
 pub mod process;
 pub mod run;
+pub mod samples;
 pub mod scenario;
+pub mod settle;
 pub mod topology;
 pub mod ztunnel;
 

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ impl Mesh {
         for node in topology.nodes() {
             let token = random_token()?;
             tokens += &format!("{} {token}\n", node.name());
-            let path = self.tokens.with_extension(node.name());
+            let path = self.token_file(node.name());
             fs::write(&path, token).with_context(|| format!("writing {}", path.display()))?;
             uplinks.push(Uplink {
                 control: format!("https://{WIRE_V4}:{CONTROL_PORT}"),
@@ -145,9 +145,33 @@ impl Mesh {
     /// What the control plane says is wrong with the directory: objects with `file`, `object`,
     /// `line`, `field` and `message`.
     pub fn config_errors(&self) -> Result<Vec<Value>> {
-        let text = http::get_ok(&self.wire.netns, CONTROL_STATUS, "/config/errors")?;
+        let text = self.ask_control("/config/errors")?;
         serde_json::from_str(&text)
             .with_context(|| format!("/config/errors is no list of errors: {text}"))
+    }
+
+    /// What the control plane says at a path of its status port.
+    pub fn ask_control(&self, path: &str) -> Result<String> {
+        http::get_ok(&self.wire.netns, CONTROL_STATUS, path)
+    }
+
+    /// The control plane, unless it is stopped.
+    pub fn control(&mut self) -> Result<&mut Process> {
+        self.control
+            .as_mut()
+            .context("the control plane is not running")
+    }
+
+    /// Where the control plane keeps its root: `ca-key.pem` and `root-cert.pem`.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The file with a node's join token, as its ztunnel reads it.
+    #[must_use]
+    pub fn token_file(&self, node: &str) -> PathBuf {
+        self.tokens.with_extension(node)
     }
 
     /// The ztunnel of a node, to look at.

@@ -100,18 +100,35 @@ impl Netns {
 
     /// Whether something inside listens on this TCP port, on any address.
     pub fn has_listener(&self, port: u16) -> Result<bool> {
+        let suffix = format!(":{port:04X}");
+        // 0A is TCP_LISTEN in include/net/tcp_states.h.
+        let found = |(local, state): (&str, &str)| local.ends_with(&suffix) && state == "0A";
+        Ok(sockets(&self.tcp_tables()?).any(found))
+    }
+
+    /// How many TCP sockets inside have got the peer's end and not been closed themselves.
+    pub fn close_waits(&self) -> Result<usize> {
+        // 08 is TCP_CLOSE_WAIT.
+        Ok(sockets(&self.tcp_tables()?)
+            .filter(|(_, state)| *state == "08")
+            .count())
+    }
+
+    fn tcp_tables(&self) -> Result<String> {
         // `/proc/self/net` would be the main thread's namespace.
         let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-        let tables = self.enter(|| read("tcp").and_then(|v4| Ok(v4 + &read("tcp6")?)))?;
-        let tables = tables.map_err(|error| anyhow!(error).context("reading /proc/net/tcp"))?;
-        let suffix = format!(":{port:04X}");
-        Ok(tables.lines().any(|line| {
-            let mut fields = line.split_whitespace().skip(1);
-            let (local, _, state) = (fields.next(), fields.next(), fields.next());
-            // 0A is TCP_LISTEN in include/net/tcp_states.h.
-            local.is_some_and(|local| local.ends_with(&suffix)) && state == Some("0A")
-        }))
+        self.enter(|| read("tcp").and_then(|v4| Ok(v4 + &read("tcp6")?)))?
+            .map_err(|error| anyhow!(error).context("reading /proc/net/tcp"))
     }
+}
+
+/// Local address and state of the sockets in `/proc/net/tcp`, both in hexadecimal.
+fn sockets(tables: &str) -> impl Iterator<Item = (&str, &str)> {
+    tables.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
+        Some((local, state))
+    })
 }
 
 impl Drop for Netns {

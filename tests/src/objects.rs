@@ -62,9 +62,41 @@ pub fn pod(pod: &Pod, labels: &[(&str, &str)]) -> String {
     text
 }
 
+/// Makes the text of a [`pod`] name one of its ports.
+#[must_use]
+pub fn with_named_port(pod: &str, name: &str, port: u16) -> String {
+    let containers = format!(
+        "spec:\n\
+         \x20 containers:\n\
+         \x20 - name: app\n\
+         \x20   ports:\n\
+         \x20   - name: {name}\n\
+         \x20     containerPort: {port}\n"
+    );
+    pod.replacen("spec:\n", &containers, 1)
+}
+
 /// A service that selects `app: <name>`; `ports` are (port, target port).
 #[must_use]
 pub fn service(namespace: &str, name: &str, cluster_ip: &str, ports: &[(u16, u16)]) -> String {
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|(port, target)| (*port, target.to_string()))
+        .collect();
+    let ports: Vec<_> = ports.iter().map(|(port, to)| (*port, to.as_str())).collect();
+    service_selecting(namespace, name, &[cluster_ip], ("app", name), &ports)
+}
+
+/// A service with addresses of one or both families, that selects by any label; `ports` are
+/// (port, target port or its name).
+#[must_use]
+pub fn service_selecting(
+    namespace: &str,
+    name: &str,
+    cluster_ips: &[&str],
+    (label, value): (&str, &str),
+    ports: &[(u16, &str)],
+) -> String {
     let mut text = format!(
         "apiVersion: v1\n\
          kind: Service\n\
@@ -72,11 +104,14 @@ pub fn service(namespace: &str, name: &str, cluster_ip: &str, ports: &[(u16, u16
          \x20 name: {name}\n\
          \x20 namespace: {namespace}\n\
          spec:\n\
-         \x20 clusterIP: \"{cluster_ip}\"\n\
          \x20 selector:\n\
-         \x20   app: {name}\n\
-         \x20 ports:\n",
+         \x20   {label}: {value}\n\
+         \x20 clusterIPs:\n",
     );
+    for ip in cluster_ips {
+        let _ = writeln!(text, "  - \"{ip}\"");
+    }
+    text.push_str("  ports:\n");
     for (port, target) in ports {
         let _ = write!(
             text,

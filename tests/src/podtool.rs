@@ -24,6 +24,8 @@ pub enum Serve {
     Sum,
     /// Sends a million bytes at once and ends; reads nothing.
     Push,
+    /// Reads a line, then resets the connection.
+    Reset,
 }
 
 impl Serve {
@@ -33,6 +35,7 @@ impl Serve {
             Self::Greet => "greet",
             Self::Sum => "sum",
             Self::Push => "push",
+            Self::Reset => "reset",
         }
     }
 }
@@ -40,14 +43,32 @@ impl Serve {
 /// Starts a server and waits until it listens. Its log has a line per event:
 /// `accepted from=… local=… peer=…`, `closed …`, `broken …`.
 pub fn serve(place: &Place, name: &str, mode: Serve, address: &str) -> Result<Process> {
+    start_server(place, name, &["serve", address, "--mode", mode.name()])
+}
+
+/// Starts a UDP server that sends datagrams back; its log has lines `datagram from=…`.
+pub fn answer_datagrams(place: &Place, name: &str, address: &str) -> Result<Process> {
+    start_server(place, name, &["answer", address])
+}
+
+/// Sends a datagram and returns `local=… peer=… answer=…`, or `failed …`.
+pub fn ask_by_datagram(place: &Place, address: &str, text: &str) -> Result<String> {
     let mut command = place.command(place.run.binaries().podtool()?);
-    command.args(["serve", address, "--mode", mode.name()]);
+    command.args(["ask", address, "--text", text]);
+    let finished = crate::process::finish_within(&place.run, command, PATIENCE)?;
+    Ok(finished.success()?.trim().to_owned())
+}
+
+fn start_server(place: &Place, name: &str, arguments: &[&str]) -> Result<Process> {
+    let mut command = place.command(place.run.binaries().podtool()?);
+    command.args(arguments);
     let mut server = Process::start(&place.run, name, command)?;
     eventually(|| {
         server.check()?;
         ensure!(
             server.log()?.contains("listening "),
-            "{name} does not listen on {address}"
+            "{name} does not listen: podtool {}",
+            arguments.join(" ")
         );
         Ok(())
     })?;
@@ -103,9 +124,15 @@ pub struct Connection {
 impl Connection {
     /// Fails with the reason when the connection is not made.
     pub fn open(place: &Place, address: &str) -> Result<Self> {
+        Self::open_with(place, address, &[])
+    }
+
+    /// The same with options of `podtool connect`.
+    pub fn open_with(place: &Place, address: &str, options: &[&str]) -> Result<Self> {
         let mut command = place.command(place.run.binaries().podtool()?);
         command
             .args(["connect", address])
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut process = Group::start(&place.run, &mut command)?;
@@ -145,7 +172,7 @@ impl Connection {
             .context("writing to podtool")
     }
 
-    /// Ends the sending side (FIN); what comes is still read.
+    /// Ends the sending side (FIN, or a reset with `--end reset`); what comes is still read.
     pub fn finish_sending(&mut self) {
         self.stdin = None;
     }

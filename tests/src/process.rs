@@ -83,6 +83,18 @@ impl Process {
         kill(pid, signal).with_context(|| format!("sending {signal} to {} ({pid})", self.name))
     }
 
+    /// Waits until it has ended by itself or by a signal; what is left of its process group is
+    /// killed then.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        ensure!(
+            self.group.wait_within(limit)?,
+            "{} did not end within {limit:?}\n{}",
+            self.name,
+            tail(&self.log, 20)
+        );
+        self.group.end()
+    }
+
     /// Asks it to end (SIGTERM) and waits; kills it when it takes longer than `limit`.
     pub fn stop(&mut self, limit: Duration) -> Result<ExitStatus> {
         if self.group.has_ended()? {

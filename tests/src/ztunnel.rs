@@ -1,5 +1,6 @@
 //! One node's ztunnel: the broker that the harness started, and the worker that the broker did.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use serde_json::Value;
 use crate::access_log::{self, AccessLine};
 use crate::eventually::eventually;
 use crate::http;
-use crate::process::Process;
+use crate::process::{self, Finished, Process};
 use crate::run::{ProcessId, Resource};
 use crate::topology::Node;
 
@@ -54,23 +55,40 @@ impl Ztunnel {
     }
 
     fn spawn(node: &Arc<Node>, uplink: &Uplink, run_dir: &Path) -> Result<Process> {
-        let instance = instance(node);
-        let mut command = node.command(node.run.binaries().ztunnel()?);
-        command.args(["--node", node.name(), "--control", &uplink.control]);
-        command.arg("--config-dir").arg(&uplink.config);
-        command.arg("--control-root").arg(&uplink.root_certificate);
-        command.arg("--token-file").arg(&uplink.token);
-        command.arg("--pods-cgroup").arg(node.pods_cgroup().path());
-        command
-            .args(["--bpffs", BPFFS, "--instance", &instance, "--run-dir"])
-            .arg(run_dir);
-        command
-            .args(["--trust-domain", "cluster.local"])
-            .args(&uplink.extra);
         // Pins outlive the process that made them: a crashed run's are removed by the next.
         let pins = Resource::Pins(pins(node));
         node.run.make(&pins, || Ok(()))?;
+        let mut command = node.command(node.run.binaries().ztunnel()?);
+        for (flag, value) in flags(node, uplink, run_dir) {
+            command.arg(flag).arg(value);
+        }
+        command.args(&uplink.extra);
         Process::start(&node.run, &format!("ztunnel-{}", node.name()), command)
+    }
+
+    /// Starts one more broker with the flags of this one, but for those given – without a value,
+    /// the flag is left out – and waits for its end.
+    pub fn attempt(&self, changes: &[(&str, Option<&str>)]) -> Result<Finished> {
+        let mut command = self.node.command(self.node.run.binaries().ztunnel()?);
+        for (flag, mut value) in flags(&self.node, &self.uplink, &self.run_dir) {
+            match changes.iter().find(|(changed, _)| *changed == flag) {
+                Some((_, None)) => continue,
+                Some((_, Some(other))) => value = other.into(),
+                None => {}
+            }
+            command.arg(flag).arg(value);
+        }
+        process::finish_within(&self.node.run, command, Duration::from_secs(10))
+    }
+
+    /// `ztunnel cleanup` for this instance, as an operator runs it after a crash.
+    pub fn clean_up(&self) -> Result<()> {
+        let program = self.node.run.binaries().ztunnel()?;
+        let mut command = self.node.command(program);
+        command.args(["cleanup", "--bpffs", BPFFS, "--instance"]);
+        command.arg(instance(&self.node));
+        process::finish_within(&self.node.run, command, Duration::from_secs(10))?.success()?;
+        Ok(())
     }
 
     #[must_use]
@@ -163,6 +181,12 @@ impl Ztunnel {
         Ok(())
     }
 
+    /// Kills the broker at once (SIGKILL), and nothing else: its pins stay, and its worker is left
+    /// to itself.
+    pub fn kill_broker(&self) -> Result<()> {
+        self.broker.signal(Signal::SIGKILL)
+    }
+
     /// Starts it again after [`Self::stop`] or a crash.
     pub fn restart(&mut self) -> Result<()> {
         self.broker = Self::spawn(&self.node, &self.uplink, &self.run_dir)?;
@@ -181,6 +205,11 @@ impl Ztunnel {
     pub fn config_dump(&self) -> Result<Value> {
         let text = http::get_ok(&self.node.netns, local(15000), "/config_dump")?;
         serde_json::from_str(&text).context("parsing /config_dump")
+    }
+
+    /// All that broker and worker have logged.
+    pub fn log(&self) -> Result<String> {
+        self.broker.log()
     }
 
     /// The access log from the beginning.
@@ -212,6 +241,22 @@ impl Drop for Ztunnel {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// What a broker on this node is started with.
+fn flags(node: &Node, uplink: &Uplink, run_dir: &Path) -> [(&'static str, OsString); 10] {
+    [
+        ("--node", node.name().into()),
+        ("--control", (&uplink.control).into()),
+        ("--config-dir", (&uplink.config).into()),
+        ("--control-root", (&uplink.root_certificate).into()),
+        ("--token-file", (&uplink.token).into()),
+        ("--pods-cgroup", node.pods_cgroup().path().into()),
+        ("--bpffs", BPFFS.into()),
+        ("--instance", instance(node).into()),
+        ("--run-dir", run_dir.into()),
+        ("--trust-domain", "cluster.local".into()),
+    ]
 }
 
 fn instance(node: &Node) -> String {

@@ -5,10 +5,12 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 
 use crate::arguments::Arguments;
+use crate::dial::{dial, reset_on_close};
 use crate::events::{Checksum, ends, reason, send_pattern, tell};
 
 pub(crate) fn connect(arguments: &Arguments) -> io::Result<()> {
-    let stream = match TcpStream::connect(arguments.address) {
+    let ends_in_reset = arguments.option::<String>("end")?.as_deref() == Some("reset");
+    let stream = match dial(arguments) {
         Ok(stream) => stream,
         Err(error) => {
             tell(&format!("failed {} {error}", reason(&error)));
@@ -23,6 +25,12 @@ pub(crate) fn connect(arguments: &Arguments) -> io::Result<()> {
             if sender.write_all(format!("{}\n", line?).as_bytes()).is_err() {
                 return Ok(());
             }
+        }
+        if ends_in_reset {
+            reset_on_close(&sender)?;
+            tell("reset");
+            // Also closes the descriptor of the reading side, which would put the end off.
+            std::process::exit(0);
         }
         sender.shutdown(Shutdown::Write)
     });

@@ -1,8 +1,10 @@
 //! The application in a pod, as tests need it: small clients and servers that tell what they
-//! saw, one line per event. Standard library only, so that they behave like any program.
+//! saw, one line per event. Blocking and without a runtime, so that they behave like any program.
 
 mod arguments;
 mod client;
+mod datagram;
+mod dial;
 mod events;
 mod flood;
 mod server;
@@ -18,7 +20,10 @@ Clients and servers that tell what they saw.
 usage: podtool VERB ADDRESS [--option VALUE]...
   connect ADDRESS            one connection: sends the lines of standard input, prints what
                              comes as `line …`, then `eof` or `broken …`; the end of
-                             standard input ends the sending side only
+                             standard input ends the sending side only.
+                             --bind IP:PORT     connects from there
+                             --wait poll        by a socket that does not block
+                             --end reset        a reset at the end of standard input
   half-close ADDRESS         sends --bytes N, ends the sending side, reads to the end; prints
                              JSON with lengths and checksums
   flood ADDRESS              many connections, each with one echoed line; prints JSON.
@@ -28,6 +33,9 @@ usage: podtool VERB ADDRESS [--option VALUE]...
                              --mode greet    speaks first: `220 …`, then answers lines
                              --mode sum      answers length and checksum after the end
                              --mode push     sends --bytes N at once, then ends; reads nothing
+                             --mode reset    reads a line, then resets
+  ask ADDRESS                sends the datagram --text TEXT and prints the answer
+  answer ADDRESS             sends datagrams back
 An ADDRESS is IP:PORT; [::ffff:10.0.0.1]:80 connects by an IPv6 socket to an IPv4 address.";
 
 fn main() -> ExitCode {
@@ -53,6 +61,8 @@ fn run() -> io::Result<()> {
         "half-close" => client::half_close(&arguments),
         "flood" => flood::flood(&arguments),
         "serve" => server::serve(&arguments),
+        "ask" => datagram::ask(&arguments),
+        "answer" => datagram::serve(&arguments),
         _ => Err(io::Error::other(format!("no verb {verb}\n{USAGE}"))),
     }
 }

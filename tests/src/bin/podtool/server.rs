@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::arguments::Arguments;
+use crate::dial::reset_on_close;
 use crate::events::{Checksum, ends, reason, send_pattern, tell};
 
 #[derive(Clone, Copy)]
@@ -15,6 +16,7 @@ enum Mode {
     Greet,
     Sum,
     Push { bytes: u64 },
+    Reset,
 }
 
 impl FromStr for Mode {
@@ -26,6 +28,7 @@ impl FromStr for Mode {
             "greet" => Ok(Self::Greet),
             "sum" => Ok(Self::Sum),
             "push" => Ok(Self::Push { bytes: 1_000_000 }),
+            "reset" => Ok(Self::Reset),
             _ => Err(()),
         }
     }
@@ -65,6 +68,7 @@ fn converse(mode: Mode, mut stream: TcpStream) -> io::Result<u64> {
         Mode::Echo => echo(&mut stream)?,
         Mode::Greet => greet(&mut stream)?,
         Mode::Sum => sum(&mut stream)?,
+        Mode::Reset => return reset(stream),
         Mode::Push { bytes } => {
             send_pattern(&mut stream, bytes)?;
             0
@@ -121,4 +125,10 @@ fn sum(stream: &mut TcpStream) -> io::Result<u64> {
         received += size as u64;
         checksum.add(&block[..size]);
     }
+}
+
+fn reset(stream: TcpStream) -> io::Result<u64> {
+    let received = BufReader::new(&stream).read_line(&mut String::new())?;
+    reset_on_close(&stream)?;
+    Ok(received as u64)
 }

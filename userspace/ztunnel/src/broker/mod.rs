@@ -19,7 +19,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use sluice_kernel::{EventReader, Events, Kernel};
 use sluice_objects::{Directory, directory};
 
@@ -75,6 +78,7 @@ pub fn run(config: Config) -> Result<()> {
     let (events, inbox) = mpsc::channel();
     // Before any other thread, so that all of them leave the signals to one.
     signals::watch(events.clone())?;
+    raise_descriptor_limit();
     let _running = claim(&config.run_dir)?;
     let (mut kernel, reader) = Kernel::load(&config.kernel).context("load the eBPF programs")?;
     kernel.set_events(config.events)?;
@@ -125,6 +129,16 @@ impl Broker {
     fn tick(&mut self) {
         self.pods.tick(&self.worker);
         self.worker.refresh_credentials();
+    }
+}
+
+/// Two descriptors for every connection are soon more than the usual soft limit of 1024. The worker
+/// inherits it.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
 }
 

@@ -156,10 +156,7 @@ async fn reach(
     if !shared.synced().await {
         return Err(Error::NotSynced);
     }
-    let workload = shared
-        .workload(&pod.info)
-        .await
-        .ok_or(Error::UnknownWorkload)?;
+    let workload = shared.workload(pod).await.ok_or(Error::UnknownWorkload)?;
     let mesh = shared.mesh.snapshot();
     let port = destination_port(&mesh, &workload, authority, local)?;
     let destination = SocketAddr::new(local.ip(), port);

@@ -19,11 +19,13 @@ use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use sluice_identity::Manager;
-use sluice_model::{Mesh, Name, TrustDomain, Uid, Workload};
+use sluice_model::{Mesh, Name, TrustDomain, Workload};
 use sluice_telemetry::metrics::Metrics;
 use sluice_xds::View;
 
-use crate::link::{Link, PodInfo, Received, Settings, ToWorker};
+use pods::Pod;
+
+use crate::link::{Link, Received, Settings, ToWorker};
 
 /// How long a connection waits for what must arrive by itself: the first snapshot, its workload,
 /// its certificate.
@@ -42,9 +44,9 @@ struct Shared {
 
 impl Shared {
     /// The workload of a pod of this node, as the control plane knows it; waits for it a while.
-    async fn workload(&self, pod: &PodInfo) -> Option<Arc<Workload>> {
-        let uid = Uid::pod(&self.settings.cluster, &pod.namespace, &pod.name);
-        self.eventually(|mesh| mesh.workload(&uid).cloned()).await
+    async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
+        self.eventually(|mesh| mesh.workload(&pod.uid).cloned())
+            .await
     }
 
     /// The first `Some` that a snapshot yields, or `None` when patience ends.

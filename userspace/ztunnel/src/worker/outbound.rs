@@ -100,7 +100,7 @@ async fn reach(
     if !shared.synced().await {
         return Err(Error::NotSynced);
     }
-    let source = shared.workload(&pod.info).await;
+    let source = shared.workload(pod).await;
     report.source(source.as_deref());
     let client = Client {
         network: &shared.network,

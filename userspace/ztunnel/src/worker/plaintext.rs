@@ -76,10 +76,7 @@ async fn reach(
     if !shared.synced().await {
         return Err(Error::NotSynced);
     }
-    let workload = shared
-        .workload(&pod.info)
-        .await
-        .ok_or(Error::UnknownWorkload)?;
+    let workload = shared.workload(pod).await.ok_or(Error::UnknownWorkload)?;
     let mesh = shared.mesh.snapshot();
     report.destination(destination, &workload);
     report.source(

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use sluice_model::{SpiffeId, TrustDomain};
+use sluice_model::{SpiffeId, TrustDomain, Uid, identity::ParseSpiffeIdError};
 use tokio::{
     net::{TcpSocket, TcpStream},
     sync::{Notify, watch},
@@ -25,6 +25,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Pod {
     pub(super) info: PodInfo,
+    /// Its name in the control plane's view.
+    pub(super) uid: Uid,
     pub(super) identity: SpiffeId,
     sockets: [Sockets; 2],
     /// True once the pod has left the mesh.
@@ -36,10 +38,12 @@ impl Pod {
     /// network namespace.
     pub(super) fn new(
         info: PodInfo,
+        cluster: &str,
         trust_domain: &TrustDomain,
-    ) -> Result<Self, sluice_model::identity::ParseSpiffeIdError> {
+    ) -> Result<Self, ParseSpiffeIdError> {
         let identity = SpiffeId::new(trust_domain.clone(), &info.namespace, &info.service_account)?;
         Ok(Self {
+            uid: Uid::pod(cluster, &info.namespace, &info.name),
             info,
             identity,
             sockets: Default::default(),

@@ -97,7 +97,11 @@ impl Shard {
     }
 
     fn add_pod(self: &Rc<Self>, info: PodInfo, listeners: &[Listener], fds: Vec<OwnedFd>) {
-        let pod = match Pod::new(info, &self.shared.trust_domain) {
+        let pod = match Pod::new(
+            info,
+            &self.shared.settings.cluster,
+            &self.shared.trust_domain,
+        ) {
             Ok(pod) => Rc::new(pod),
             Err(error) => {
                 tracing::error!(%error, "a pod has no identity; it is not served");

@@ -1,0 +1,99 @@
+//! What the eBPF programs say, and what the sockets that the mesh makes are like.
+
+use anyhow::{Context, Result, ensure};
+use sluice_tests::{
+    eventually,
+    mesh::Options,
+    podtool::{self, Connection, Serve},
+    scenario::{scenario, scenario_with},
+};
+
+fn talkative() -> Options {
+    let ztunnel = [
+        "--flow-events",
+        "--bpf-log",
+        "--log",
+        "info,flow=debug,ebpf=debug",
+    ];
+    Options {
+        ztunnel: ztunnel.map(str::to_owned).to_vec(),
+        ..Options::default()
+    }
+}
+
+/// Events and log lines are code of their own in the programs: they must pass the verifier, and
+/// tell the truth.
+#[test]
+fn events_and_log_lines_follow_a_connection() {
+    scenario_with(&["a", "b"], talkative(), |s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let server = s.enrolled_pod("b", "shop", "server")?;
+        let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:8080")?;
+        let dialled = format!("{}:8080", server.v4());
+        let mut connection = Connection::open(&client, &dialled)?;
+        connection.line()?;
+        connection.exchange("hello")?;
+        drop(connection);
+        let has = |node: &str, words: &[&str]| -> Result<()> {
+            let log = s.mesh.ztunnel(node).log()?;
+            let found = log
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word)));
+            ensure!(found, "no line of node {node} has {words:?}");
+            Ok(())
+        };
+        let remote = format!("remote={dialled}");
+        eventually(|| has("a", &["\tflow\t", "Connect", &remote, "captured"]))?;
+        eventually(|| has("a", &["\tflow\t", "Active", "remote=127.0.0.1:15001"]))?;
+        // The greeting and the answer reached the application: bytes are not zero.
+        eventually(|| has("a", &["\tflow\t", "Close", "remote=127.0.0.1:15001"]))?;
+        eventually(|| has("a", &["\tebpf\t", "connect: netns", "port 8080"]))?;
+        let tunnel = format!("local={}:15008", server.v4());
+        eventually(|| has("b", &["\tflow\t", "Lookup", &tunnel, "tunnel"]))?;
+        // Plaintext from outside the mesh is steered.
+        s.mesh.apply_namespace("legacy", None)?;
+        let stranger = s.pod("a", "legacy", "stranger")?;
+        let mut plain = Connection::open(&stranger, &dialled)?;
+        plain.line()?;
+        let steered = format!("local={dialled}");
+        eventually(|| has("b", &["\tflow\t", "Lookup", &steered, "steered"]))?;
+        Ok(())
+    });
+}
+
+/// A peer that vanished must be noticed on both legs, even when nobody sends.
+#[test]
+fn both_legs_of_a_connection_are_kept_alive() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let server = s.enrolled_pod("b", "shop", "server")?;
+        let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:8080")?;
+        let mut connection = Connection::open(&client, &format!("{}:8080", server.v4()))?;
+        connection.line()?;
+        let sockets = |pod: &sluice_tests::Pod, filter: &str| -> Result<String> {
+            let arguments = ["-Htno", "state", "established", filter];
+            pod.run(std::time::Duration::from_secs(10), "ss", &arguments)?
+                .success()
+        };
+        let kept_alive = |text: &str, what: &str| -> Result<()> {
+            ensure!(!text.trim().is_empty(), "there is no connection {what}");
+            for line in text.lines() {
+                ensure!(
+                    line.contains("timer:(keepalive"),
+                    "{what} is not kept alive: {line}"
+                );
+            }
+            Ok(())
+        };
+        let captured = sockets(&client, "sport = :15001")?;
+        kept_alive(&captured, "from the application to its ztunnel")?;
+        let tunnel = sockets(&client, "dport = :15008")?;
+        kept_alive(&tunnel, "from ztunnel to ztunnel")?;
+        let tunnel = sockets(&server, "sport = :15008")?;
+        kept_alive(&tunnel, "from ztunnel to ztunnel, at its end")?;
+        let last = sockets(&server, "dport = :8080")?;
+        kept_alive(&last, "from the ztunnel to the application").context("the last leg")
+    });
+}
