@@ -1,25 +1,19 @@
 //! Tunnels from peers, and the streams in them (wire contract §3).
 
-use std::{io, net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc};
 
 use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Server};
-use sluice_kernel::ports;
-use sluice_model::{
-    Mesh, Name,
-    authz::{Connection, Decision, DenyReason},
-};
+use sluice_model::Name;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
     PATIENCE,
+    admission::{self, Known, Refusal, Visitor},
     pods::Pod,
     report::{Failure, Report},
     shard::Shard,
 };
-
-/// SOCKS5, which other ztunnels serve (wire contract §1).
-const SOCKS5: u16 = 15080;
 
 /// Why a stream was refused or broke.
 #[derive(Debug, thiserror::Error)]
@@ -32,16 +26,8 @@ pub(super) enum Error {
     NotHere(Authority, SocketAddr),
     #[error("{0} is no service of this workload")]
     UnknownHost(Authority),
-    #[error("port {0} is the proxy's own")]
-    IllegalPort(u16),
-    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
-    NotSynced,
-    #[error("the workload is not known to the control plane")]
-    UnknownWorkload,
     #[error("{0}")]
-    Denied(DenyReason),
-    #[error("connect to the application at {0}: {1}")]
-    Connect(SocketAddr, #[source] io::Error),
+    Refused(#[from] Refusal),
     #[error("the tunnel: {0}")]
     Tunnel(#[source] sluice_hbone::TunnelError),
     #[error("{0}")]
@@ -55,12 +41,8 @@ impl Error {
             Self::NotConnect | Self::BadAuthority(_) | Self::NotHere(..) => {
                 Some(StatusCode::BAD_REQUEST)
             }
-            Self::Denied(_) => Some(StatusCode::UNAUTHORIZED),
-            Self::UnknownHost(_)
-            | Self::IllegalPort(_)
-            | Self::NotSynced
-            | Self::UnknownWorkload
-            | Self::Connect(..) => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Self::Refused(Refusal::Denied(_)) => Some(StatusCode::UNAUTHORIZED),
+            Self::UnknownHost(_) | Self::Refused(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
             Self::Tunnel(_) | Self::Carry(_) => None,
         }
     }
@@ -144,43 +126,25 @@ async fn run(
 /// Checks the request and connects to the application.
 async fn reach(
     shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
+    pod: &Pod,
     incoming: &Incoming,
     peer: SocketAddr,
     local: SocketAddr,
     report: &mut Report,
 ) -> Result<(TcpStream, Baggage), Error> {
-    let shared = &shard.shared;
     let authority = incoming.authority().ok_or(Error::NotConnect)?;
-    // Workloads may arrive before the policies that protect them.
-    if !shared.synced().await {
-        return Err(Error::NotSynced);
-    }
-    let workload = shared.workload(pod).await.ok_or(Error::UnknownWorkload)?;
-    let mesh = shared.mesh.snapshot();
-    let port = destination_port(&mesh, &workload, authority, local)?;
-    let destination = SocketAddr::new(local.ip(), port);
-    report.destination(destination, &workload);
-    if illegal(port) {
-        return Err(Error::IllegalPort(port));
-    }
-    report.source(
-        mesh.workload_at(&shared.network, peer.ip())
-            .map(|source| &**source),
-    );
-    let connection = Connection {
-        source_identity: Some(&incoming.peer),
-        source_ip: peer.ip(),
-        destination,
+    let known = admission::known(shard, pod).await?;
+    let port = destination_port(&known, authority, local)?;
+    let visitor = Visitor {
+        identity: Some(&incoming.peer),
+        address: peer,
+        shown: client_address(incoming, peer),
     };
-    if let Decision::Deny(reason) = mesh.authorize(&workload, &connection) {
-        return Err(Error::Denied(reason));
-    }
-    let client = client_address(incoming, peer);
-    let tcp = dial_application(shard, pod, destination, client)
-        .await
-        .map_err(|error| Error::Connect(destination, error))?;
-    Ok((tcp, Baggage::of(&workload)))
+    let destination = SocketAddr::new(local.ip(), port);
+    let tcp = known
+        .admit(shard, pod, visitor, destination, report)
+        .await?;
+    Ok((tcp, Baggage::of(&known.workload)))
 }
 
 /// Whom the application shall see. The `forwarded` header is a claim, so it may add the port, which
@@ -192,38 +156,9 @@ fn client_address(incoming: &Incoming, peer: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Connects to the pod's own application, which will see `client` as its peer.
-pub(super) async fn dial_application(
-    shard: &Shard,
-    pod: &Pod,
-    destination: SocketAddr,
-    client: SocketAddr,
-) -> io::Result<TcpStream> {
-    pod.dial(&shard.link, destination, |socket| {
-        shard
-            .maps
-            .borrow_mut()
-            .set_client(socket, client)
-            .map_err(io::Error::other)
-    })
-    .await
-}
-
-/// Ports that would lead back to a proxy (wire contract §1).
-pub(super) fn illegal(port: u16) -> bool {
-    [
-        ports::OUTBOUND,
-        ports::INBOUND_PLAINTEXT,
-        ports::HBONE,
-        SOCKS5,
-    ]
-    .contains(&port)
-}
-
 /// The application's port that an authority asks for.
 fn destination_port(
-    mesh: &Mesh,
-    workload: &sluice_model::Workload,
+    Known { mesh, workload }: &Known,
     authority: &Authority,
     local: SocketAddr,
 ) -> Result<u16, Error> {

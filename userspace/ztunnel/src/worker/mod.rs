@@ -5,6 +5,7 @@
 //! ([`Shared`]).
 
 mod admin;
+mod admission;
 mod control;
 mod inbound;
 mod outbound;

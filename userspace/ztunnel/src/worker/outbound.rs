@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
+use http::StatusCode;
 use sluice_hbone::{
     CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey,
 };
@@ -130,8 +131,9 @@ async fn reach(
                 report.hop(&hop);
                 match open(shard, pod, address, source.as_deref(), &hop).await {
                     Ok(opened) => return Ok(Reached::Tunnel(opened)),
-                    Err(error @ (OpenError::Connect(_) | OpenError::ConnectTimeout(_)))
-                        if again(&mut tried, Some(&hop.workload), hop.service.is_some()) =>
+                    Err(error)
+                        if unreached(&error)
+                            && again(&mut tried, Some(&hop.workload), hop.service.is_some()) =>
                     {
                         tracing::debug!(%error, tunnel = %hop.tunnel, "another endpoint is tried");
                     }
@@ -139,6 +141,15 @@ async fn reach(
                 }
             }
         }
+    }
+}
+
+/// Whether the endpoint cannot be reached, or its application cannot: 503 (wire contract §3).
+fn unreached(error: &OpenError) -> bool {
+    match error {
+        OpenError::Connect(_) | OpenError::ConnectTimeout(_) => true,
+        OpenError::Refused(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
+        _ => false,
     }
 }
 

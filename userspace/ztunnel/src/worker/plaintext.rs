@@ -3,12 +3,10 @@
 use std::{net::SocketAddr, rc::Rc};
 
 use sluice_hbone::CarryError;
-use sluice_model::authz::{Connection, Decision, DenyReason};
 use tokio::net::TcpStream;
 
 use super::{
-    PATIENCE,
-    inbound::{dial_application, illegal},
+    admission::{self, Refusal, Visitor},
     pods::Pod,
     report::{Failure, Report},
     shard::Shard,
@@ -17,16 +15,8 @@ use super::{
 /// Why a plaintext connection was refused or broke.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("port {0} is the proxy's own")]
-    IllegalPort(u16),
-    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
-    NotSynced,
-    #[error("the workload is not known to the control plane")]
-    UnknownWorkload,
     #[error("{0}")]
-    Denied(DenyReason),
-    #[error("connect to the application at {0}: {1}")]
-    Connect(SocketAddr, #[source] std::io::Error),
+    Refused(#[from] Refusal),
     #[error("{0}")]
     Carry(#[from] CarryError),
 }
@@ -43,18 +33,17 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
 
 async fn run(
     shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
+    pod: &Pod,
     tcp: TcpStream,
     peer: SocketAddr,
     destination: SocketAddr,
     report: &mut Report,
 ) -> Result<(), Error> {
-    let reached = reach(shard, pod, peer, destination, report).await;
-    let application = match reached {
+    let application = match reach(shard, pod, peer, destination, report).await {
         Ok(application) => application,
-        Err(error) => {
+        Err(refusal) => {
             sluice_hbone::reset(tcp);
-            return Err(error);
+            return Err(refusal.into());
         }
     };
     report.opened();
@@ -63,35 +52,18 @@ async fn run(
 
 async fn reach(
     shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
+    pod: &Pod,
     peer: SocketAddr,
     destination: SocketAddr,
     report: &mut Report,
-) -> Result<TcpStream, Error> {
-    let shared = &shard.shared;
-    if illegal(destination.port()) {
-        return Err(Error::IllegalPort(destination.port()));
-    }
-    // Workloads may arrive before the policies that protect them.
-    if !shared.synced().await {
-        return Err(Error::NotSynced);
-    }
-    let workload = shared.workload(pod).await.ok_or(Error::UnknownWorkload)?;
-    let mesh = shared.mesh.snapshot();
-    report.destination(destination, &workload);
-    report.source(
-        mesh.workload_at(&shared.network, peer.ip())
-            .map(|source| &**source),
-    );
-    let connection = Connection {
-        source_identity: None,
-        source_ip: peer.ip(),
-        destination,
+) -> Result<TcpStream, Refusal> {
+    let visitor = Visitor {
+        identity: None,
+        address: peer,
+        shown: peer,
     };
-    if let Decision::Deny(reason) = mesh.authorize(&workload, &connection) {
-        return Err(Error::Denied(reason));
-    }
-    dial_application(shard, pod, destination, peer)
+    admission::known(shard, pod)
+        .await?
+        .admit(shard, pod, visitor, destination, report)
         .await
-        .map_err(|error| Error::Connect(destination, error))
 }

@@ -11,7 +11,7 @@ use sluice_telemetry::{
     },
 };
 
-use super::{Shared, inbound, outbound, plaintext, pods::Pod, route::Hop};
+use super::{Shared, admission::Refusal, inbound, outbound, plaintext, pods::Pod, route::Hop};
 
 /// A connection from its accept to its end.
 #[derive(Debug)]
@@ -284,7 +284,7 @@ impl From<outbound::Error> for Failure {
 impl From<inbound::Error> for Failure {
     fn from(error: inbound::Error) -> Self {
         let flags = match error {
-            inbound::Error::Denied(_) => ResponseFlags::Denied,
+            inbound::Error::Refused(Refusal::Denied(_)) => ResponseFlags::Denied,
             _ => ResponseFlags::Connect,
         };
         Self {
@@ -297,7 +297,7 @@ impl From<inbound::Error> for Failure {
 impl From<plaintext::Error> for Failure {
     fn from(error: plaintext::Error) -> Self {
         let flags = match error {
-            plaintext::Error::Denied(_) => ResponseFlags::Denied,
+            plaintext::Error::Refused(Refusal::Denied(_)) => ResponseFlags::Denied,
             _ => ResponseFlags::Connect,
         };
         Self {

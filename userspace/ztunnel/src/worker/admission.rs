@@ -1,0 +1,115 @@
+//! What both doors of a pod check before a connection reaches its application: the tunnel's, and the
+//! one for plaintext.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use sluice_kernel::ports;
+use sluice_model::{
+    Mesh, SpiffeId, Workload,
+    authz::{Connection, Decision, DenyReason},
+};
+use tokio::net::TcpStream;
+
+use super::{PATIENCE, pods::Pod, report::Report, shard::Shard};
+
+/// SOCKS5, which other ztunnels serve (wire contract §1).
+const SOCKS5: u16 = 15080;
+
+/// Why a connection does not reach the application.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    NotSynced,
+    #[error("the workload is not known to the control plane")]
+    UnknownWorkload,
+    #[error("port {0} is the proxy's own")]
+    IllegalPort(u16),
+    #[error("{0}")]
+    Denied(DenyReason),
+    #[error("connect to the application at {0}: {1}")]
+    Connect(SocketAddr, #[source] io::Error),
+}
+
+/// Who wants to reach a pod.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Visitor<'a> {
+    /// The identity that a tunnel has proven; `None` at the door for plaintext.
+    pub(super) identity: Option<&'a SpiffeId>,
+    /// The other end of the TCP connection.
+    pub(super) address: SocketAddr,
+    /// Whom the application shall see.
+    pub(super) shown: SocketAddr,
+}
+
+/// A pod as the control plane knows it, in one snapshot.
+pub(super) struct Known {
+    pub(super) mesh: Arc<Mesh>,
+    pub(super) workload: Arc<Workload>,
+}
+
+/// Waits until the pod and the policies that protect it are known.
+pub(super) async fn known(shard: &Shard, pod: &Pod) -> Result<Known, Refusal> {
+    // Workloads may arrive before the policies.
+    if !shard.shared.synced().await {
+        return Err(Refusal::NotSynced);
+    }
+    let workload = shard
+        .shared
+        .workload(pod)
+        .await
+        .ok_or(Refusal::UnknownWorkload)?;
+    Ok(Known {
+        mesh: shard.shared.mesh.snapshot(),
+        workload,
+    })
+}
+
+impl Known {
+    /// Judges a visitor, and connects to the application at `destination` in the pod's namespace.
+    pub(super) async fn admit(
+        &self,
+        shard: &Rc<Shard>,
+        pod: &Pod,
+        visitor: Visitor<'_>,
+        destination: SocketAddr,
+        report: &mut Report,
+    ) -> Result<TcpStream, Refusal> {
+        let Self { mesh, workload } = self;
+        report.destination(destination, workload);
+        if is_own(destination.port()) {
+            return Err(Refusal::IllegalPort(destination.port()));
+        }
+        let network = &shard.shared.network;
+        report.source(
+            mesh.workload_at(network, visitor.address.ip())
+                .map(|source| &**source),
+        );
+        let connection = Connection {
+            source_identity: visitor.identity,
+            source_ip: visitor.address.ip(),
+            destination,
+        };
+        if let Decision::Deny(reason) = mesh.authorize(workload, &connection) {
+            return Err(Refusal::Denied(reason));
+        }
+        let show = |socket: &_| {
+            let mut maps = shard.maps.borrow_mut();
+            maps.set_client(socket, visitor.shown)
+                .map_err(io::Error::other)
+        };
+        pod.dial(&shard.link, destination, show)
+            .await
+            .map_err(|error| Refusal::Connect(destination, error))
+    }
+}
+
+/// Ports that would lead back to a proxy (wire contract §1).
+fn is_own(port: u16) -> bool {
+    [
+        ports::OUTBOUND,
+        ports::INBOUND_PLAINTEXT,
+        ports::HBONE,
+        SOCKS5,
+    ]
+    .contains(&port)
+}
