@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use prost_types::value::Kind;
+use rcgen::{CertificateSigningRequestParams, SanType};
 use sluice_model::SpiffeId;
 use sluice_proto::ca::{
     IMPERSONATED_IDENTITY, IstioCertificateRequest, IstioCertificateResponse,
@@ -82,8 +83,12 @@ impl Certificates {
                 &format!("certificate for node {node}: {why}"),
             )
         };
-        let Some(text) = impersonated(request) else {
-            return Err(refuse(format!("it names no {IMPERSONATED_IDENTITY}")));
+        // A node's proxy says for whom it asks; the proxy of a single workload only names itself in
+        // its CSR. Either is a wish, and judged alike.
+        let wish = impersonated(request).map(str::to_owned);
+        let Some(text) = wish.or_else(|| named_in_csr(&request.csr)) else {
+            let why = format!("neither {IMPERSONATED_IDENTITY} nor the CSR names an identity");
+            return Err(refuse(why));
         };
         let identity: SpiffeId = text.parse().map_err(|error| refuse(format!("{error}")))?;
         if identity.trust_domain() != self.authority.trust_domain() {
@@ -97,6 +102,18 @@ impl Certificates {
         }
         Ok(identity)
     }
+}
+
+/// The URI among the names that a CSR asks for.
+fn named_in_csr(csr: &str) -> Option<String> {
+    let csr = CertificateSigningRequestParams::from_pem(csr).ok()?;
+    csr.params
+        .subject_alt_names
+        .iter()
+        .find_map(|name| match name {
+            SanType::URI(uri) => Some(uri.to_string()),
+            _ => None,
+        })
 }
 
 fn impersonated(request: &IstioCertificateRequest) -> Option<&str> {

@@ -8,9 +8,10 @@ use crate::world::{OTHER_TOKEN, TOKEN, World, authorized, eventually};
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
-fn csr() -> String {
+fn csr(identity: Option<&str>) -> String {
     let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(WEB.try_into().unwrap())];
+    let uri = |identity: &str| SanType::URI(identity.try_into().unwrap());
+    params.subject_alt_names = identity.map(uri).into_iter().collect();
     let key = KeyPair::generate().unwrap();
     params.serialize_request(&key).unwrap().pem().unwrap()
 }
@@ -20,7 +21,7 @@ fn request(identity: &str) -> IstioCertificateRequest {
         kind: Some(prost_types::value::Kind::StringValue(identity.to_owned())),
     };
     IstioCertificateRequest {
-        csr: csr(),
+        csr: csr(Some(WEB)),
         validity_duration: 3600,
         metadata: Some(prost_types::Struct {
             fields: [(IMPERSONATED_IDENTITY.to_owned(), value)].into(),
@@ -49,14 +50,34 @@ async fn a_node_gets_certificates_for_its_own_pods() {
     );
 }
 
+/// The proxy of a single workload asks for nobody but itself, and names itself in the CSR only.
+#[tokio::test]
+async fn a_csr_may_name_the_identity_itself() {
+    let world = World::start().await;
+    let mut message = request(WEB);
+    message.metadata = None;
+    let request = authorized(message, Some(&bearer(TOKEN)));
+    let response = world.ca().await.create_certificate(request).await.unwrap();
+    let leaf = response.into_inner().cert_chain.remove(0);
+    let (_, leaf) = x509_parser::pem::parse_x509_pem(leaf.as_bytes()).unwrap();
+    let leaf = leaf.parse_x509().unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    let expected = format!("[URI({WEB:?})]");
+    assert_eq!(format!("{:?}", names.value.general_names), expected);
+}
+
 #[tokio::test]
 async fn everyone_else_is_refused_without_a_reason() {
     let world = World::start().await;
     let mut ca = world.ca().await;
     let mine = bearer(TOKEN);
     let theirs = bearer(OTHER_TOKEN);
-    let mut nameless = request(WEB);
-    nameless.metadata = None;
+    let unnamed = |csr: String| IstioCertificateRequest {
+        csr,
+        metadata: None,
+        ..request(WEB)
+    };
+    let stranger = "spiffe://cluster.local/ns/shop/sa/db";
     for (what, message, authorization) in [
         ("no token", request(WEB), None),
         ("unknown token", request(WEB), Some("Bearer x")),
@@ -81,7 +102,12 @@ async fn everyone_else_is_refused_without_a_reason() {
             request("spiffe://cluster.local/web"),
             Some(&mine),
         ),
-        ("no identity", nameless, Some(&mine)),
+        ("no identity", unnamed(csr(None)), Some(&mine)),
+        (
+            "no such account, in the CSR alone",
+            unnamed(csr(Some(stranger))),
+            Some(&mine),
+        ),
     ] {
         let refused = ca
             .create_certificate(authorized(message, authorization))
