@@ -54,7 +54,7 @@ fn events_and_log_lines_follow_a_connection() {
         // Plaintext from outside the mesh is steered.
         s.mesh.apply_namespace("legacy", None)?;
         let stranger = s.pod("a", "legacy", "stranger")?;
-        let mut plain = Connection::open(&stranger, &dialled)?;
+        let plain = Connection::open(&stranger, &dialled)?;
         plain.line()?;
         let steered = format!("local={dialled}");
         eventually(|| has("b", &["\tflow\t", "Lookup", &steered, "steered"]))?;
@@ -70,11 +70,11 @@ fn both_legs_of_a_connection_are_kept_alive() {
         let client = s.enrolled_pod("a", "shop", "client")?;
         let server = s.enrolled_pod("b", "shop", "server")?;
         let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:8080")?;
-        let mut connection = Connection::open(&client, &format!("{}:8080", server.v4()))?;
+        let connection = Connection::open(&client, &format!("{}:8080", server.v4()))?;
         connection.line()?;
         let sockets = |pod: &sluice_tests::Pod, filter: &str| -> Result<String> {
             let arguments = ["-Htno", "state", "established", filter];
-            pod.run(std::time::Duration::from_secs(10), "ss", &arguments)?
+            pod.run(std::time::Duration::from_secs(10), "ss", arguments)?
                 .success()
         };
         let kept_alive = |text: &str, what: &str| -> Result<()> {

@@ -3,6 +3,16 @@
 //! A module per topic. A test is a function that calls [`sluice_tests::scenario::scenario`]; it
 //! makes its own nodes and pods, so that all run in parallel.
 
+mod bytes;
+mod capture;
+mod configuration;
+mod envoy;
 mod harness;
+mod identity;
 mod kernel;
+mod membership;
+mod peers;
+mod policy;
+mod processes;
+mod stranger;
 mod topology;

@@ -50,6 +50,17 @@ impl Binaries {
         self.find("podtool")
     }
 
+    /// Envoy, which `cargo xtask setup` puts beside the directories of our own programs.
+    pub fn envoy(&self) -> Result<PathBuf> {
+        let path = self.directory.join("../envoy/envoy/_bin/envoy");
+        ensure!(
+            path.is_file(),
+            "there is no {}: run `cargo xtask setup`",
+            path.display()
+        );
+        Ok(path)
+    }
+
     fn find(&self, name: &str) -> Result<PathBuf> {
         let path = self.directory.join(name);
         ensure!(

@@ -38,7 +38,10 @@ pub fn sweep() -> Result<Vec<String>> {
 
 pub(crate) fn write_owner(dir: &Path, owner: ProcessId) -> Result<()> {
     let path = dir.join("owner");
-    fs::write(&path, format!("{} {}\n", owner.pid, owner.start_time))
+    // In one step: a sweep that reads an empty file would take the owner for dead.
+    let draft = dir.join("owner.new");
+    fs::write(&draft, format!("{} {}\n", owner.pid, owner.start_time))
+        .and_then(|()| fs::rename(&draft, &path))
         .with_context(|| format!("writing {}", path.display()))
 }
 

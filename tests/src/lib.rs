@@ -24,6 +24,7 @@ pub mod http;
 pub mod mesh;
 pub mod netns;
 pub mod objects;
+pub mod outcome;
 pub mod place;
 pub mod podtool;
 pub mod process;

@@ -81,7 +81,7 @@ impl Mesh {
         for node in topology.nodes() {
             let token = random_token()?;
             tokens += &format!("{} {token}\n", node.name());
-            let path = self.token_file(node.name());
+            let path = self.tokens.with_extension(node.name());
             fs::write(&path, token).with_context(|| format!("writing {}", path.display()))?;
             uplinks.push(Uplink {
                 control: format!("https://{WIRE_V4}:{CONTROL_PORT}"),
@@ -168,10 +168,10 @@ impl Mesh {
         &self.state
     }
 
-    /// The file with a node's join token, as its ztunnel reads it.
+    /// The file with the join tokens of all nodes, as the control plane reads it.
     #[must_use]
-    pub fn token_file(&self, node: &str) -> PathBuf {
-        self.tokens.with_extension(node)
+    pub fn join_tokens(&self) -> &Path {
+        &self.tokens
     }
 
     /// The ztunnel of a node, to look at.

@@ -83,7 +83,10 @@ pub fn service(namespace: &str, name: &str, cluster_ip: &str, ports: &[(u16, u16
         .iter()
         .map(|(port, target)| (*port, target.to_string()))
         .collect();
-    let ports: Vec<_> = ports.iter().map(|(port, to)| (*port, to.as_str())).collect();
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|(port, to)| (*port, to.as_str()))
+        .collect();
     service_selecting(namespace, name, &[cluster_ip], ("app", name), &ports)
 }
 

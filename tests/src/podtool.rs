@@ -24,6 +24,8 @@ pub enum Serve {
     Sum,
     /// Sends a million bytes at once and ends; reads nothing.
     Push,
+    /// Ends its sending side at once, reads to the end.
+    Hangup,
     /// Reads a line, then resets the connection.
     Reset,
 }
@@ -35,6 +37,7 @@ impl Serve {
             Self::Greet => "greet",
             Self::Sum => "sum",
             Self::Push => "push",
+            Self::Hangup => "hangup",
             Self::Reset => "reset",
         }
     }

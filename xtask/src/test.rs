@@ -163,7 +163,7 @@ fn netns_can_run() -> Result<()> {
         "network namespaces, cgroups and eBPF need root (sudo -E cargo xtask test); \
          --ring pure and --ring direct do not"
     );
-    setup::ensure(&[Group::Run, Group::Bpf])
+    setup::ensure(&[Group::Run, Group::Bpf, Group::Peers])
 }
 
 fn netns(filter: Option<&str>) -> Result<Outcome> {

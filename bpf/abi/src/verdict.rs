@@ -166,6 +166,8 @@ pub struct Lookup {
     pub remote: Ip,
     /// The local address belongs to an enrolled pod.
     pub known: bool,
+    /// And the remote one to the same pod.
+    pub same_pod: bool,
 }
 
 /// What to do with an incoming connection.
@@ -186,8 +188,10 @@ pub fn lookup(l: &Lookup) -> LookupVerdict {
     if l.protocol != TCP {
         return LookupVerdict::NotOurs(Reason::LookupNotTcp);
     }
-    // A pod that dials its own address shows its outer interface here, hence the address check.
-    let own_address = l.remote.equals(&l.local.ip);
+    // A pod that dials its own address shows its outer interface here, hence the address check. It
+    // may dial one of its addresses from another. Without this, what the ztunnel dials in the pod
+    // would come back to it, for ever.
+    let own_address = l.remote.equals(&l.local.ip) || l.same_pod;
     if l.ingress_ifindex == LOOPBACK_IFINDEX || own_address || l.remote.is_loopback() {
         return LookupVerdict::NotOurs(Reason::FromSelf);
     }

@@ -105,6 +105,7 @@ fn syn(local: &str, remote: &str) -> Lookup {
         local: addr(local),
         remote: ip(remote),
         known: true,
+        same_pod: false,
     }
 }
 
@@ -119,6 +120,13 @@ fn lookup() {
         (syn("10.0.0.5:80", "10.0.0.5"), not_ours(Reason::FromSelf)),
         (syn("[fd00::5]:80", "fd00::5"), not_ours(Reason::FromSelf)),
         (syn("10.0.0.5:80", "127.0.0.1"), not_ours(Reason::FromSelf)),
+        (
+            Lookup {
+                same_pod: true,
+                ..syn("10.0.0.6:80", "10.0.0.5")
+            },
+            not_ours(Reason::FromSelf),
+        ),
         (
             Lookup {
                 ingress_ifindex: 1,

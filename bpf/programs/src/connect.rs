@@ -28,12 +28,20 @@ const REFUSE: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
 pub fn sluice_connect4(context: SockAddrContext) -> i32 {
-    capture(&context, ctx::user_addr4(context.sock_addr), ctx::set_user_addr4)
+    capture(
+        &context,
+        ctx::user_addr4(context.sock_addr),
+        ctx::set_user_addr4,
+    )
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn sluice_connect6(context: SockAddrContext) -> i32 {
-    capture(&context, ctx::user_addr6(context.sock_addr), ctx::set_user_addr6)
+    capture(
+        &context,
+        ctx::user_addr6(context.sock_addr),
+        ctx::set_user_addr6,
+    )
 }
 
 #[inline(always)]
@@ -74,7 +82,10 @@ fn capture(
         }
     };
     count(reason);
-    debug!(context, "connect: netns {} port {} reason {}", netns, dst.port, reason as u32);
+    debug!(
+        context,
+        "connect: netns {} port {} reason {}", netns, dst.port, reason as u32
+    );
     if events::enabled() {
         events::emit(&Event {
             netns,

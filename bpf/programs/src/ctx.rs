@@ -39,7 +39,10 @@ fn pick(v4: bool, word4: u32, words6: [u32; 4]) -> Ip {
 /// The IPv4 address and port of a `sock_addr` context.
 #[inline(always)]
 pub fn user_addr4(sa: *mut bpf_sock_addr) -> Addr {
-    Addr { ip: Ip::v4(read!((*sa).user_ip4)), port: user_port(sa) }
+    Addr {
+        ip: Ip::v4(read!((*sa).user_ip4)),
+        port: user_port(sa),
+    }
 }
 
 /// The IPv6 address and port of a `sock_addr` context.
@@ -51,7 +54,10 @@ pub fn user_addr6(sa: *mut bpf_sock_addr) -> Addr {
         read!((*sa).user_ip6[2]),
         read!((*sa).user_ip6[3]),
     ]);
-    Addr { ip, port: user_port(sa) }
+    Addr {
+        ip,
+        port: user_port(sa),
+    }
 }
 
 #[inline(always)]
@@ -93,13 +99,18 @@ pub fn ends(ops: *mut bpf_sock_ops) -> (Addr, Addr) {
         read!((*ops).remote_ip6[2]),
         read!((*ops).remote_ip6[3]),
     ];
-    let local = Addr { ip: pick(v4, local4, local6), port: read!((*ops).local_port) };
-    let remote =
-        Addr { ip: pick(v4, remote4, remote6), port: remote_port(read!((*ops).remote_port)) };
+    let local = Addr {
+        ip: pick(v4, local4, local6),
+        port: read!((*ops).local_port),
+    };
+    let remote = Addr {
+        ip: pick(v4, remote4, remote6),
+        port: remote_port(read!((*ops).remote_port)),
+    };
     (local, remote)
 }
 
-/// What a `sk_lookup` context says, but for `known`; and the remote end's port.
+/// What a `sk_lookup` context says, but for `known` and `same_pod`; and the remote end's port.
 #[inline(always)]
 pub fn lookup(l: *mut bpf_sk_lookup) -> (Lookup, u32) {
     let v4 = read!((*l).family) == INET;
@@ -120,9 +131,13 @@ pub fn lookup(l: *mut bpf_sk_lookup) -> (Lookup, u32) {
     let lookup = Lookup {
         protocol: read!((*l).protocol),
         ingress_ifindex: read!((*l).ingress_ifindex),
-        local: Addr { ip: pick(v4, local4, local6), port: read!((*l).local_port) },
+        local: Addr {
+            ip: pick(v4, local4, local6),
+            port: read!((*l).local_port),
+        },
         remote: pick(v4, remote4, remote6),
         known: false,
+        same_pod: false,
     };
     (lookup, remote_port)
 }

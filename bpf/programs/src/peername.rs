@@ -53,7 +53,12 @@ fn real_peer(context: &SockAddrContext, shown: &Addr) -> Option<Addr> {
     // SAFETY: the helper takes the context itself; the map's values are only copied.
     unsafe {
         let netns = bpf_get_netns_cookie(context.as_ptr());
-        let key = Tuple { netns, ip: shown.ip, port: shown.port, pad: 0 };
+        let key = Tuple {
+            netns,
+            ip: shown.ip,
+            port: shown.port,
+            pad: 0,
+        };
         CLIENT_PENDING.get(&key).copied()
     }
 }

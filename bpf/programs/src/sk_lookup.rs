@@ -23,9 +23,14 @@ const DROP: u32 = 0;
 pub fn sluice_lookup(context: SkLookupContext) -> u32 {
     let (mut input, remote_port) = ctx::lookup(context.lookup);
     // The kernel offers no namespace cookie here; the address names the pod.
-    // SAFETY: values are only copied.
+    // SAFETY, for both: values are only copied.
     let pod: Option<PodIp> = unsafe { POD_IPS.get(&input.local.ip) }.copied();
+    let remote = unsafe { POD_IPS.get(&input.remote) };
     input.known = pod.is_some();
+    input.same_pod = match (pod, remote) {
+        (Some(local), Some(remote)) => local.netns == remote.netns,
+        _ => false,
+    };
     let (outcome, reason) = match (verdict::lookup(&input), pod) {
         (LookupVerdict::NotOurs(reason), _) => (PASS, reason),
         (LookupVerdict::Refuse(reason), _) => (DROP, reason),
@@ -36,7 +41,10 @@ pub fn sluice_lookup(context: SkLookupContext) -> u32 {
     if events::enabled() {
         events::emit(&Event {
             local: input.local,
-            remote: Addr { ip: input.remote, port: remote_port },
+            remote: Addr {
+                ip: input.remote,
+                port: remote_port,
+            },
             kind: Kind::Lookup as u32,
             reason: reason as u32,
             ..Event::default()

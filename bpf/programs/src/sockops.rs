@@ -5,8 +5,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-        bpf_sock, bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
     },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::sock_ops,
@@ -23,7 +23,8 @@ use crate::{
     ctx::{self, read},
     events,
     maps::{
-        CLIENT, CLIENT_PENDING, ORIG_DST, ORIG_PENDING, PODS, PROXY, count, storage_get, storage_set,
+        CLIENT, CLIENT_PENDING, ORIG_DST, ORIG_PENDING, PODS, PROXY, count, storage_get,
+        storage_set,
     },
 };
 
@@ -54,7 +55,12 @@ fn netns(context: &SockOpsContext) -> u64 {
 
 #[inline(always)]
 fn tuple(context: &SockOpsContext, end: &Addr) -> Tuple {
-    Tuple { netns: netns(context), ip: end.ip, port: end.port, pad: 0 }
+    Tuple {
+        netns: netns(context),
+        ip: end.ip,
+        port: end.port,
+        pad: 0,
+    }
 }
 
 /// The source port is chosen and the SYN not yet sent: whoever accepts will find the entry.
@@ -66,12 +72,17 @@ fn connecting(context: &SockOpsContext) {
     if let Some(orig) = storage_get(&ORIG_DST, sk)
         && orig.end == CAPTURED
     {
-        if ORIG_PENDING.insert(&tuple(context, &local), &orig.dst, 0).is_err() {
+        if ORIG_PENDING
+            .insert(&tuple(context, &local), &orig.dst, 0)
+            .is_err()
+        {
             count(Reason::PendingFull);
         }
     } else if storage_get(&PROXY, sk).is_some()
         && let Some(client) = storage_get(&CLIENT, sk)
-        && CLIENT_PENDING.insert(&tuple(context, &local), &client, 0).is_err()
+        && CLIENT_PENDING
+            .insert(&tuple(context, &local), &client, 0)
+            .is_err()
     {
         count(Reason::PendingFull);
     }

@@ -1,6 +1,6 @@
 //! What can go wrong with identities, by whose fault.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use sluice_model::SpiffeId;
 
@@ -98,7 +98,7 @@ pub enum CaProblem {
 pub fn peer_error(error: &io::Error) -> Option<&Error> {
     match error.get_ref()?.downcast_ref::<rustls::Error>()? {
         rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => {
-            other.0.downcast_ref()
+            other.0.downcast_ref().map(|Worded(error)| error)
         }
         _ => None,
     }
@@ -107,6 +107,17 @@ pub fn peer_error(error: &io::Error) -> Option<&Error> {
 /// As rustls wants it from a verifier.
 impl From<Error> for rustls::Error {
     fn from(error: Error) -> Self {
-        rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))).into()
+        rustls::CertificateError::Other(rustls::OtherError(Arc::new(Worded(error)))).into()
+    }
+}
+
+/// An error that shows its words where rustls shows `Debug` output to operators.
+#[derive(thiserror::Error)]
+#[error(transparent)]
+struct Worded(Error);
+
+impl fmt::Debug for Worded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
     }
 }

@@ -1,10 +1,6 @@
 //! A certificate with its key, and the TLS configurations that follow from it.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use rustls::{
     ClientConfig, ServerConfig,
@@ -100,14 +96,6 @@ impl Svid {
 
     pub fn is_expired(&self) -> bool {
         SystemTime::now() >= self.leaf.not_after
-    }
-
-    /// How long the certificate is valid altogether.
-    pub(crate) fn lifetime(&self) -> Duration {
-        self.leaf
-            .not_after
-            .duration_since(self.leaf.not_before)
-            .unwrap_or_default()
     }
 
     /// For connections that come in: TLS 1.3, and a client must prove an identity of the own trust

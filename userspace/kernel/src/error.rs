@@ -11,8 +11,19 @@ pub enum Error {
     NoBpffs(PathBuf),
     #[error("the instance name {0:?} may only have letters, digits, - and _")]
     InstanceName(String),
-    #[error("cannot open the pods' cgroup {path}: {source}")]
-    Cgroup { path: PathBuf, source: io::Error },
+    #[error("another ztunnel runs as this instance: its pins in {0} are in use; see --instance")]
+    InstanceInUse(PathBuf),
+    #[error("cannot open the cgroup of the {label} {path}: {source}")]
+    Cgroup {
+        label: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(
+        "{0} cannot be the cgroup of the pods: it is none of version 2; `mount -t cgroup2` shows \
+         where they are"
+    )]
+    NoCgroup(PathBuf),
     #[error("cannot load the eBPF object: {0}")]
     Load(#[from] aya::EbpfError),
     #[error("the kernel refuses program {name}: {source}")]

@@ -1,6 +1,7 @@
 //! Loading and attaching the programs.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -10,6 +11,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, SockMap},
     programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps, links::FdLink},
 };
+use nix::sys::statfs;
 use sluice_abi::{Ip, maps, verdict::Reason};
 
 use crate::{
@@ -49,6 +51,8 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, u64>,
     config: Array<MapData, u32>,
     pub(crate) slots: Vec<bool>,
+    /// Slots of pods that an earlier broker enrolled; `None` once they have been let go.
+    inherited: Option<HashSet<u32>>,
     pub(crate) pins: Pins,
 }
 
@@ -89,23 +93,22 @@ const SOCKOPS: &str = "sluice_sockops";
 pub(crate) const LOOKUP: &str = "sluice_lookup";
 
 impl Kernel {
-    /// Loads the programs, attaches them, and takes over from an earlier broker of this instance.
+    /// Loads the programs, attaches them, and takes over from an earlier broker of this instance:
+    /// its pods stay captured, though nobody serves them, until [`Self::release_inherited`].
     ///
     /// # Errors
-    /// See [`Error`]; nothing stays attached then.
+    /// See [`Error`]; nothing but what an earlier broker left stays attached then.
     pub fn load(config: &Config) -> Result<(Self, EventReader), Error> {
         if OBJECT.0.is_empty() {
             return Err(Error::NoPrograms);
         }
         let pins = Pins::create(&config.bpffs, &config.instance)?;
-        let mut loader = EbpfLoader::new();
-        for name in PINNED {
-            loader.map_pin_path(name, pins.maps().join(name));
-        }
-        let mut ebpf = loader
-            .override_global(aya_log::LEVEL, &config.log_level, true)
-            .load(&OBJECT.0)?;
-        attach_all(&mut ebpf, config, &pins)?;
+        load_and_attach(config, &pins)
+            .and_then(|ebpf| Self::take_over(ebpf, pins.clone()))
+            .inspect_err(|_| pins.abandon())
+    }
+
+    fn take_over(mut ebpf: Ebpf, pins: Pins) -> Result<(Self, EventReader), Error> {
         let reader = events::reader(&mut ebpf)?;
         let mut kernel = Self {
             pods: take_map(&mut ebpf, "PODS")?,
@@ -114,14 +117,11 @@ impl Kernel {
             counters: take_map(&mut ebpf, "COUNTERS")?,
             config: take_map(&mut ebpf, "CONFIG")?,
             slots: vec![false; maps::MAX_PODS as usize],
+            inherited: None,
             ebpf,
             pins,
         };
-        kernel.forget_pods()?;
-        kernel
-            .pins
-            .remove_other_generations()
-            .map_err(Error::system("remove old pins"))?;
+        kernel.inherit();
         Ok((kernel, reader))
     }
 
@@ -160,22 +160,61 @@ impl Kernel {
         SocketMapFds::open(&self.pins.maps())
     }
 
-    /// What an earlier broker enrolled is enrolled anew or not at all: its listeners died with it.
-    fn forget_pods(&mut self) -> Result<(), Error> {
-        let ips: Vec<Ip> = self.pod_ips.keys().filter_map(Result::ok).collect();
+    /// Keeps the slots of an earlier broker's pods from being given to others: until these pods are
+    /// let go, the slots name them.
+    fn inherit(&mut self) {
+        let pods = self.pods.iter().filter_map(Result::ok);
+        let ips = self.pod_ips.iter().filter_map(Result::ok);
+        let slots: HashSet<u32> = pods
+            .map(|(_, pod)| pod.slot)
+            .chain(ips.map(|(_, ip)| ip.slot))
+            .collect();
+        for slot in &slots {
+            self.slots[*slot as usize] = true;
+        }
+        self.inherited = Some(slots);
+    }
+
+    /// Lets go of the pods of an earlier broker that have not been enrolled anew, and detaches its
+    /// programs. Called when all others have been, so that none is out of the mesh in between.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn release_inherited(&mut self) -> Result<(), Error> {
+        let Some(slots) = self.inherited.take() else {
+            return Ok(());
+        };
+        let pods = self.pods.iter().filter_map(Result::ok);
+        let pods: Vec<u64> = pods
+            .filter(|(_, pod)| slots.contains(&pod.slot))
+            .map(|(cookie, _)| cookie)
+            .collect();
+        for cookie in pods {
+            self.pods.remove(&cookie).map_err(Error::map("PODS"))?;
+        }
+        let ips = self.pod_ips.iter().filter_map(Result::ok);
+        let ips: Vec<Ip> = ips
+            .filter(|(_, owner)| slots.contains(&owner.slot))
+            .map(|(ip, _)| ip)
+            .collect();
         for ip in ips {
             self.pod_ips.remove(&ip).map_err(Error::map("POD_IPS"))?;
         }
-        let pods: Vec<u64> = self.pods.keys().filter_map(Result::ok).collect();
-        for pod in pods {
-            self.pods.remove(&pod).map_err(Error::map("PODS"))?;
+        for slot in slots {
+            self.slots[slot as usize] = false;
         }
-        Ok(())
+        self.pins
+            .remove_other_generations()
+            .map_err(Error::system("remove old pins"))
     }
 }
 
 impl Drop for Kernel {
     fn drop(&mut self) {
+        if self.inherited.is_some() {
+            // It never came to serve anybody, so that an earlier broker's pods stay captured.
+            return self.pins.abandon();
+        }
         if let Err(error) = self.pins.remove_all() {
             tracing::warn!(%error, "cannot remove the pins; `ztunnel cleanup` does");
         }
@@ -190,6 +229,18 @@ fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(
         .take_map(name)
         .ok_or(Error::Missing { kind: "map", name })?;
     T::try_from(map).map_err(Error::map(name))
+}
+
+fn load_and_attach(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    for name in PINNED {
+        loader.map_pin_path(name, pins.maps().join(name));
+    }
+    let mut ebpf = loader
+        .override_global(aya_log::LEVEL, &config.log_level, true)
+        .load(&OBJECT.0)?;
+    attach_all(&mut ebpf, config, pins)?;
+    Ok(ebpf)
 }
 
 fn attach_all(ebpf: &mut Ebpf, config: &Config, pins: &Pins) -> Result<(), Error> {
@@ -223,11 +274,17 @@ struct Target {
 impl Target {
     fn open(path: &Path, label: &'static str) -> Result<Self, Error> {
         let failed = |source| Error::Cgroup {
+            label,
             path: path.to_owned(),
             source,
         };
         let path = fs::canonicalize(path).map_err(failed)?;
         let dir = File::open(&path).map_err(failed)?;
+        let is_cgroup = statfs::fstatfs(&dir)
+            .is_ok_and(|fs| fs.filesystem_type() == statfs::CGROUP2_SUPER_MAGIC);
+        if !is_cgroup {
+            return Err(Error::NoCgroup(path));
+        }
         Ok(Self { path, label, dir })
     }
 }

@@ -1,22 +1,29 @@
 //! Where things are pinned: `BPFFS/INSTANCE/vVERSION/{maps,programs,links/GENERATION}`.
 //!
 //! Links stay pinned when the broker dies, so capture goes on failing closed instead of letting
-//! plaintext out. The next broker attaches its own programs first, and then removes the links of
-//! the generation before.
+//! plaintext out. The next broker attaches its own programs first, enrols its pods, and only then
+//! removes the links of the generation before.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process,
+    sync::Arc,
 };
 
-use nix::sys::statfs;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::statfs,
+};
 
 use crate::Error;
 
-/// The directories of one instance.
-#[derive(Debug)]
+/// The directories of one instance, which nobody else uses as long as this value lives.
+#[derive(Clone, Debug)]
 pub(crate) struct Pins {
+    _lock: Arc<Flock<File>>,
     instance: PathBuf,
     version: PathBuf,
     generation: PathBuf,
@@ -35,9 +42,13 @@ impl Pins {
         if !is_bpffs {
             return Err(Error::NoBpffs(bpffs.to_owned()));
         }
+        fs::create_dir_all(&instance)
+            .map_err(Error::system(format!("create {}", instance.display())))?;
+        let lock = Arc::new(lock(&instance)?);
         let version = instance.join(format!("v{}", sluice_abi::VERSION));
         let generation = version.join("links").join(process::id().to_string());
         let pins = Self {
+            _lock: lock,
             instance,
             version,
             generation,
@@ -79,6 +90,21 @@ impl Pins {
         Ok(())
     }
 
+    /// Takes back a start that failed. What an earlier broker left attached stays: its pods must
+    /// not be set free by a mistake of its successor.
+    pub(crate) fn abandon(&self) {
+        let removed = remove_tree(&self.generation).and_then(|()| {
+            let mut others = fs::read_dir(self.version.join("links"))?;
+            match others.next() {
+                Some(_) => Ok(()),
+                None => self.remove_all(),
+            }
+        });
+        if let Err(error) = removed {
+            tracing::warn!(%error, "cannot remove the pins; `ztunnel cleanup` does");
+        }
+    }
+
     /// Removes every pin of the instance.
     pub(crate) fn remove_all(&self) -> io::Result<()> {
         remove_tree(&self.instance)
@@ -88,10 +114,24 @@ impl Pins {
 /// Removes all pins of an instance whose broker is gone: its pods leave the mesh.
 ///
 /// # Errors
-/// For an impossible name, and when the kernel refuses to remove a pin.
+/// For an impossible name, while the broker runs, and when the kernel refuses to remove a pin.
 pub fn cleanup(bpffs: &Path, instance: &str) -> Result<(), Error> {
     let dir = instance_dir(bpffs, instance)?;
+    if !dir.exists() {
+        return Ok(());
+    }
+    let _alone = lock(&dir)?;
     remove_tree(&dir).map_err(Error::system(format!("remove {}", dir.display())))
+}
+
+/// The lock goes with the process that holds it, however it ends.
+fn lock(instance: &Path) -> Result<Flock<File>, Error> {
+    let failed = || format!("lock {}", instance.display());
+    let dir = File::open(instance).map_err(Error::system(failed()))?;
+    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => Error::InstanceInUse(instance.to_owned()),
+        other => Error::system(failed())(other.into()),
+    })
 }
 
 fn instance_dir(bpffs: &Path, instance: &str) -> Result<PathBuf, Error> {

@@ -13,6 +13,7 @@ mod error;
 pub mod kinds;
 mod objects;
 pub mod origin;
+mod outline;
 mod read;
 mod relations;
 mod report;

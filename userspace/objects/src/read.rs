@@ -9,7 +9,7 @@ use crate::{
     Diagnostic, Kind, ObjectRef, Origin, Severity,
     kinds::{self, Object},
     origin::{Children, Lines},
-    yaml,
+    yaml::{self, SyntaxError},
 };
 
 /// What a file holds.
@@ -39,7 +39,7 @@ pub(crate) fn read(file: &Arc<Path>, text: &str) -> Contents {
     for document in yaml::documents(text) {
         match document {
             Ok(document) => reader.document(&document.value, document.lines),
-            Err(error) => reader.nameless(error.line, "", error.message),
+            Err(error) => reader.broken(error),
         }
     }
     reader.contents
@@ -129,6 +129,14 @@ impl Reader<'_> {
         let (object, diagnostics) = kinds::parse(kind, value, origin.clone());
         self.contents.diagnostics.extend(diagnostics);
         self.contents.items.push(Item { origin, object });
+    }
+
+    /// Reports text that is not YAML.
+    fn broken(&mut self, error: SyntaxError) {
+        self.nameless(error.line, "", error.message);
+        if let Some(diagnostic) = self.contents.diagnostics.last_mut() {
+            diagnostic.object = error.object;
+        }
     }
 
     /// Reports text that does not say which object it is.

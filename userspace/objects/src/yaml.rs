@@ -8,7 +8,11 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 use serde_json::{Map, Number, Value};
 
-use crate::origin::{Children, Lines};
+use crate::{
+    ObjectRef,
+    origin::{Children, Lines},
+    outline,
+};
 
 /// The largest file that is read, in bytes.
 pub(crate) const MAX_FILE: u64 = 64 << 20;
@@ -29,6 +33,8 @@ pub(crate) struct Document {
 pub(crate) struct SyntaxError {
     /// The line in the file, counted from 1.
     pub(crate) line: u32,
+    /// The object that the document seems to be.
+    pub(crate) object: Option<ObjectRef>,
     pub(crate) message: String,
 }
 
@@ -36,7 +42,13 @@ pub(crate) struct SyntaxError {
 pub(crate) fn documents(text: &str) -> Vec<Result<Document, SyntaxError>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     split(text)
-        .filter_map(|(first_line, part)| Loader::new(first_line).load(part).transpose())
+        .filter_map(|(first_line, part)| {
+            let loaded = Loader::new(first_line).load(part).transpose()?;
+            Some(loaded.map_err(|error| SyntaxError {
+                object: outline::object(part),
+                ..error
+            }))
+        })
         .collect()
 }
 
@@ -248,6 +260,7 @@ impl Loader {
         SyntaxError {
             line,
             message: message.into(),
+            object: None,
         }
     }
 }

@@ -6,4 +6,7 @@
 
 pub mod broker;
 pub mod link;
+mod one_line;
 pub mod worker;
+
+pub use one_line::one_line;

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use sluice_kernel::Events;
-use sluice_ztunnel::{broker, link::Settings, worker};
+use sluice_model::TrustDomain;
+use sluice_ztunnel::{broker, link::Settings, one_line, worker};
 
 /// The node proxy of the Sluice mesh.
 ///
@@ -52,7 +53,7 @@ struct BrokerArgs {
     #[arg(long, value_name = "DIR")]
     config_dir: PathBuf,
     /// The control plane, for example https://10.0.0.1:15012.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = control_url)]
     control: String,
     /// Certificate (PEM) that the control plane must be signed by.
     #[arg(long, value_name = "FILE")]
@@ -72,8 +73,8 @@ struct BrokerArgs {
     /// Holds the pid files, and the list of this node's pods in the mesh (`pods`).
     #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
     run_dir: PathBuf,
-    #[arg(long, default_value = "cluster.local")]
-    trust_domain: String,
+    #[arg(long, default_value = "cluster.local", value_parser = trust_domain)]
+    trust_domain: TrustDomain,
     /// The name of this cluster.
     #[arg(long, default_value = "Kubernetes")]
     cluster_id: String,
@@ -124,7 +125,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ztunnel: {error:#}");
+            eprintln!("ztunnel: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -173,7 +174,7 @@ fn settings(args: &BrokerArgs) -> Settings {
         node: args.node.clone(),
         cluster: args.cluster_id.clone(),
         network: args.network.clone(),
-        trust_domain: args.trust_domain.clone(),
+        trust_domain: args.trust_domain.to_string(),
         control: args.control.clone(),
         log: args.log.clone(),
         log_json: args.log_json,
@@ -183,6 +184,20 @@ fn settings(args: &BrokerArgs) -> Settings {
         readiness: anywhere(15021),
         certificate_ttl: args.certificate_ttl,
     }
+}
+
+/// The worker would find out too, but it is started again and again.
+fn control_url(text: &str) -> Result<String, &'static str> {
+    let url: http::Uri = text.parse().map_err(|_| "not a URL")?;
+    match (url.scheme_str(), url.host()) {
+        (Some("https" | "http"), Some(_)) => Ok(text.to_owned()),
+        _ => Err("not of the form https://HOST:PORT"),
+    }
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, &'static str> {
+    text.parse()
+        .map_err(|_| "not a trust domain, such as cluster.local")
 }
 
 /// The directory of the cgroup (v2) that this process is in.

@@ -17,17 +17,20 @@ pub(crate) enum Group {
     Bpf,
     /// To build nodes and pods, and to run the servers in them.
     Run,
+    /// To test with peers that others wrote.
+    Peers,
     /// To measure.
     Bench,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 3] = [Self::Bpf, Self::Run, Self::Bench];
+    pub(crate) const ALL: [Self; 4] = [Self::Bpf, Self::Run, Self::Peers, Self::Bench];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Bpf => "to build the eBPF programs",
             Self::Run => "to run nodes and pods (demo, netns tests)",
+            Self::Peers => "to test with peers that others wrote (netns tests)",
             Self::Bench => "to measure (bench)",
         }
     }
@@ -153,6 +156,7 @@ const NEEDS: &[Need] = &[
         "/usr/lib/python3/dist-packages/aiosmtpd",
         "the SMTP server in pods (it speaks first)",
     ),
+    program(Group::Peers, "python3-pip", "pip3", "brings Envoy"),
     program(Group::Bench, "iperf3", "iperf3", "throughput"),
     program(Group::Bench, "sockperf", "sockperf", "latency"),
     program(Group::Bench, "wrk", "wrk", "requests per second"),

@@ -45,7 +45,9 @@ fn by_hand(to: SocketAddr, from: Option<SocketAddr>, flags: SockFlag) -> io::Res
     }
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Err(Errno::EINPROGRESS) => finish(socket),
-        outcome => outcome.map(|()| TcpStream::from(socket)).map_err(Into::into),
+        outcome => outcome
+            .map(|()| TcpStream::from(socket))
+            .map_err(Into::into),
     }
 }
 

@@ -33,6 +33,7 @@ usage: podtool VERB ADDRESS [--option VALUE]...
                              --mode greet    speaks first: `220 …`, then answers lines
                              --mode sum      answers length and checksum after the end
                              --mode push     sends --bytes N at once, then ends; reads nothing
+                             --mode hangup   ends its sending side at once, reads to the end
                              --mode reset    reads a line, then resets
   ask ADDRESS                sends the datagram --text TEXT and prints the answer
   answer ADDRESS             sends datagrams back

@@ -16,6 +16,7 @@ enum Mode {
     Greet,
     Sum,
     Push { bytes: u64 },
+    Hangup,
     Reset,
 }
 
@@ -28,6 +29,7 @@ impl FromStr for Mode {
             "greet" => Ok(Self::Greet),
             "sum" => Ok(Self::Sum),
             "push" => Ok(Self::Push { bytes: 1_000_000 }),
+            "hangup" => Ok(Self::Hangup),
             "reset" => Ok(Self::Reset),
             _ => Err(()),
         }
@@ -68,6 +70,10 @@ fn converse(mode: Mode, mut stream: TcpStream) -> io::Result<u64> {
         Mode::Echo => echo(&mut stream)?,
         Mode::Greet => greet(&mut stream)?,
         Mode::Sum => sum(&mut stream)?,
+        Mode::Hangup => {
+            stream.shutdown(Shutdown::Write)?;
+            io::copy(&mut stream, &mut io::sink())?
+        }
         Mode::Reset => return reset(stream),
         Mode::Push { bytes } => {
             send_pattern(&mut stream, bytes)?;

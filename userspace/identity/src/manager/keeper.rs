@@ -106,10 +106,10 @@ async fn attempt(shared: &Shared, identity: &SpiffeId) -> Result<Svid, Error> {
 }
 
 /// How long to rest, with a random number below 1.
+///
+/// Half of what is left, not of the whole validity: CAs date certificates back for clocks that are
+/// slow, and a short life would have begun with more than half of it behind.
 fn until_renewal(svid: &Svid, now: SystemTime, random: f64) -> Duration {
-    let age = svid.lifetime().mul_f64(0.5 - JITTER * random);
-    (svid.not_before() + age)
-        .duration_since(now)
-        .unwrap_or_default()
-        .max(SHORTEST_REST)
+    let left = svid.not_after().duration_since(now).unwrap_or_default();
+    left.mul_f64(0.5 - JITTER * random).max(SHORTEST_REST)
 }

@@ -16,7 +16,10 @@ use sluice_model::Name;
 use sluice_objects::enrolment::Enrolment;
 
 use super::{netns::Netns, supply::Namespaces, worker::Worker};
-use crate::link::{PodId, PodInfo, message::Listener};
+use crate::{
+    link::{PodId, PodInfo, message::Listener},
+    one_line,
+};
 
 /// How long a pod that left the mesh still serves tunnels, for peers that have not yet heard.
 const LINGER: Duration = Duration::from_secs(30);
@@ -89,14 +92,19 @@ impl Pods {
             }
         }
         for pod in self.wanted.clone() {
-            let failure = self
-                .want(&pod, worker)
-                .err()
-                .map(|error| format!("{error:#}"));
+            let failure = self.want(&pod, worker).err().map(|error| one_line(&error));
             self.note(&pod, failure);
         }
         self.failures.retain(|name, _| keys.contains(name));
+        self.release_inherited();
         self.write_report();
+    }
+
+    /// Every pod that an earlier broker left and that belongs here has been enrolled by now.
+    fn release_inherited(&mut self) {
+        if let Err(error) = self.kernel.release_inherited() {
+            tracing::error!(%error, "what an earlier broker left is still attached");
+        }
     }
 
     /// Tries again what failed, follows changes of addresses, and lets go of pods that have left.
@@ -119,6 +127,7 @@ impl Pods {
         for record in self.pods.values_mut() {
             record.leave(&mut self.kernel);
         }
+        self.release_inherited();
     }
 
     /// `NAMESPACE/NAME STATE`, where the state is `enrolled`, `leaving`, or `failed: WHY`.

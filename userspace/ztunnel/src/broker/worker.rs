@@ -21,7 +21,10 @@ use super::{
     pods::{PodRecord, Pods},
     supply::{self, Namespaces},
 };
-use crate::link::{Link, PodId, ToBroker, ToWorker};
+use crate::{
+    link::{Link, PodId, ToBroker, ToWorker},
+    one_line,
+};
 
 /// A worker that lives at least this long is replaced at once when it dies.
 const HEALTHY: Duration = Duration::from_secs(2);
@@ -65,6 +68,8 @@ impl Worker {
 
     /// Starts a worker and gives it everything.
     pub(super) fn start(&mut self, pods: &Pods) -> Result<()> {
+        // A token that has changed since the last tick would keep this worker out until the next.
+        self.refresh_credentials();
         let (link, worker_end) = Link::pair()?;
         // The worker's link is its standard input: the one descriptor that a child always has.
         let mut child = Command::new("/proc/self/exe")
@@ -173,7 +178,7 @@ impl Worker {
         }
         self.restart_at = None;
         if let Err(error) = self.start(pods) {
-            tracing::error!(error = format!("{error:#}"), "cannot start a worker");
+            tracing::error!(error = one_line(&error), "cannot start a worker");
             if self.running.is_none() {
                 self.restart_at = Some(Instant::now() + self.pause);
             }
@@ -189,7 +194,7 @@ impl Worker {
                 }
             }
             Ok(false) => {}
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "credentials not refreshed"),
+            Err(error) => tracing::warn!(error = one_line(&error), "credentials not refreshed"),
         }
     }
 

@@ -1,6 +1,12 @@
 //! Captured outbound connections.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::StatusCode;
 use sluice_hbone::{
@@ -18,6 +24,8 @@ use super::{
 };
 use crate::link::Family;
 
+/// How long a connection is held when a pod of the mesh refuses tunnels.
+const HOLD: Duration = Duration::from_secs(1);
 /// How many endpoints of a service are tried before the application is told.
 const ATTEMPTS: usize = 3;
 
@@ -108,6 +116,7 @@ async fn reach(
         workload: source.as_deref(),
     };
     let mut tried = Vec::new();
+    let since = Instant::now();
     loop {
         let roll = rand::random_range(0.0..1.0);
         let route = route::outbound(&shared.mesh.load(), client, orig, &tried, roll);
@@ -137,11 +146,22 @@ async fn reach(
                     {
                         tracing::debug!(%error, tunnel = %hop.tunnel, "another endpoint is tried");
                     }
+                    // A pod whose label has just changed may be known to us before its own node has
+                    // opened its port.
+                    Err(error) if refused(&error) && since.elapsed() < HOLD => {
+                        tokio::time::sleep(HOLD / 10).await;
+                        tried.clear();
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
         }
     }
+}
+
+/// Whether nobody listens where the tunnel should end.
+fn refused(error: &OpenError) -> bool {
+    matches!(error, OpenError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Whether the endpoint cannot be reached, or its application cannot: 503 (wire contract §3).

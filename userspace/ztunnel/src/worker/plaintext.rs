@@ -47,7 +47,7 @@ async fn run(
         }
     };
     report.opened();
-    Ok(sluice_hbone::join(tcp, application, &report.meter).await?)
+    Ok(sluice_hbone::join(application, tcp, &report.meter).await?)
 }
 
 async fn reach(
