@@ -182,7 +182,9 @@ fn resets_arrive_as_resets() {
             ("dst.hbone_addr", &at(&server, 9)),
         ])?;
         ensure!(
-            inbound.get("error").contains("Connection refused"),
+            inbound
+                .get("error")
+                .contains("connection refused: nothing listens there"),
             "{}",
             inbound.text()
         );

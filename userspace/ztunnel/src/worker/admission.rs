@@ -10,7 +10,7 @@ use sluice_model::{
 };
 use tokio::net::TcpStream;
 
-use super::{PATIENCE, pods::Pod, report::Report, shard::Shard};
+use super::{PATIENCE, pods::Pod, report::Report, shard::Shard, words};
 
 /// SOCKS5, which other ztunnels serve (wire contract §1).
 const SOCKS5: u16 = 15080;
@@ -26,7 +26,7 @@ pub(super) enum Refusal {
     IllegalPort(u16),
     #[error("{0}")]
     Denied(DenyReason),
-    #[error("connect to the application at {0}: {1}")]
+    #[error("connect to the application at {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
 }
 

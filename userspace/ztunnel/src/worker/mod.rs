@@ -15,6 +15,7 @@ mod privileges;
 mod report;
 mod route;
 mod shard;
+mod words;
 
 use std::{io, sync::Arc, time::Duration};
 

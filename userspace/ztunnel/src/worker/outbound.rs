@@ -21,6 +21,7 @@ use super::{
     report::{Failure, Report},
     route::{self, Client, Hop, Refusal, Route},
     shard::Shard,
+    words,
 };
 use crate::link::Family;
 
@@ -36,9 +37,9 @@ pub(super) enum Error {
     Refused(#[from] Refusal),
     #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
     NotSynced,
-    #[error("{0}")]
-    Open(#[from] OpenError),
-    #[error("connect to {0}: {1}")]
+    #[error("{}", explain(*.0, .1))]
+    Open(SocketAddr, #[source] OpenError),
+    #[error("connect to {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
     #[error("{0}")]
     Carry(#[from] CarryError),
@@ -115,12 +116,11 @@ async fn reach(
         network: &shared.network,
         workload: source.as_deref(),
     };
-    let mut tried = Vec::new();
-    let since = Instant::now();
+    let mut attempts = Attempts::begin();
     loop {
         let roll = rand::random_range(0.0..1.0);
-        let route = route::outbound(&shared.mesh.load(), client, orig, &tried, roll);
-        match route {
+        let route = route::outbound(&shared.mesh.load(), client, orig, &attempts.tried, roll);
+        let (failure, workload, service) = match route {
             Route::Refuse(refusal) => return Err(refusal.into()),
             Route::Plain {
                 to,
@@ -130,58 +130,104 @@ async fn reach(
                 report.plain(to, workload.as_deref(), service.as_deref());
                 match pod.dial(&shard.link, to, |_| Ok(())).await {
                     Ok(peer) => return Ok(Reached::Plain(peer)),
-                    Err(error) if again(&mut tried, workload.as_ref(), service.is_some()) => {
-                        tracing::debug!(%error, %to, "endpoint does not answer; another is tried");
-                    }
-                    Err(error) => return Err(Error::Connect(to, error)),
+                    Err(error) => (Error::Connect(to, error), workload, service),
                 }
             }
             Route::Hbone(hop) => {
                 report.hop(&hop);
                 match open(shard, pod, address, source.as_deref(), &hop).await {
                     Ok(opened) => return Ok(Reached::Tunnel(opened)),
-                    Err(error)
-                        if unreached(&error)
-                            && again(&mut tried, Some(&hop.workload), hop.service.is_some()) =>
-                    {
-                        tracing::debug!(%error, tunnel = %hop.tunnel, "another endpoint is tried");
-                    }
-                    // A pod whose label has just changed may be known to us before its own node has
-                    // opened its port.
-                    Err(error) if refused(&error) && since.elapsed() < HOLD => {
-                        tokio::time::sleep(HOLD / 10).await;
-                        tried.clear();
-                    }
-                    Err(error) => return Err(error.into()),
+                    Err(error) => (
+                        Error::Open(hop.tunnel, error),
+                        Some(hop.workload),
+                        hop.service,
+                    ),
                 }
             }
+        };
+        if !attempts.go_on(&failure, workload, service.is_some()).await {
+            return Err(failure);
         }
     }
 }
 
-/// Whether nobody listens where the tunnel should end.
-fn refused(error: &OpenError) -> bool {
-    matches!(error, OpenError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+/// What was tried for a connection. Trying again is safe: the application has not sent a byte to
+/// anyone yet.
+struct Attempts {
+    tried: Vec<Uid>,
+    since: Instant,
 }
 
-/// Whether the endpoint cannot be reached, or its application cannot: 503 (wire contract §3).
-fn unreached(error: &OpenError) -> bool {
-    match error {
-        OpenError::Connect(_) | OpenError::ConnectTimeout(_) => true,
-        OpenError::Refused(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
-        _ => false,
+impl Attempts {
+    fn begin() -> Self {
+        Self {
+            tried: Vec::new(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Whether to go on after a failure: with another endpoint of the service, or, after a while,
+    /// with the same.
+    async fn go_on(
+        &mut self,
+        failure: &Error,
+        workload: Option<Arc<Workload>>,
+        service: bool,
+    ) -> bool {
+        let Some(workload) = workload else {
+            return false;
+        };
+        if !failure.is_unreached() {
+            return false;
+        }
+        let new = !self.tried.contains(&workload.uid);
+        self.tried.push(workload.uid.clone());
+        if service && new && self.tried.len() < ATTEMPTS {
+            tracing::debug!(error = %failure, endpoint = %workload.uid, "another one is tried");
+            return true;
+        }
+        // A pod whose label has just changed may be known to us before its own node has opened its
+        // port.
+        if failure.is_refused_tunnel() && self.since.elapsed() < HOLD {
+            tokio::time::sleep(HOLD / 10).await;
+            self.tried.clear();
+            return true;
+        }
+        false
     }
 }
 
-/// Whether another endpoint may be tried, and remembers this one. The application has not sent a
-/// byte to anyone yet, so that this is safe.
-fn again(tried: &mut Vec<Uid>, workload: Option<&Arc<Workload>>, service: bool) -> bool {
-    let Some(workload) = workload else {
-        return false;
-    };
-    let new = !tried.contains(&workload.uid);
-    tried.push(workload.uid.clone());
-    service && new && tried.len() < ATTEMPTS
+impl Error {
+    /// Whether the endpoint cannot be reached, or its application cannot: 503 (wire contract §3).
+    fn is_unreached(&self) -> bool {
+        match self {
+            Self::Connect(..) => true,
+            Self::Open(_, error) => match error {
+                OpenError::Connect(_) | OpenError::ConnectTimeout(_) => true,
+                OpenError::Refused(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
+                _ => false,
+            },
+            Self::Refused(_) | Self::NotSynced | Self::Carry(_) => false,
+        }
+    }
+
+    /// Whether nobody listens where the tunnel should end.
+    fn is_refused_tunnel(&self) -> bool {
+        let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        matches!(self, Self::Open(_, OpenError::Connect(error)) if refused(error))
+    }
+}
+
+/// Why no stream could be opened in a tunnel to this address.
+fn explain(tunnel: SocketAddr, error: &OpenError) -> String {
+    match error {
+        OpenError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => format!(
+            "tunnel to {tunnel}: {}; is the pod still there, and the ztunnel of its node running?",
+            words::connect(error)
+        ),
+        OpenError::Connect(error) => format!("tunnel to {tunnel}: {}", words::connect(error)),
+        other => other.to_string(),
+    }
 }
 
 async fn open(

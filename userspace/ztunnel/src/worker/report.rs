@@ -260,7 +260,7 @@ impl Report {
 impl From<outbound::Error> for Failure {
     fn from(error: outbound::Error) -> Self {
         let flags = match &error {
-            outbound::Error::Open(open) => match open {
+            outbound::Error::Open(_, open) => match open {
                 OpenError::ConnectTimeout(_) => ResponseFlags::NetworkPolicy,
                 OpenError::Tls(_) => ResponseFlags::TlsFailure,
                 OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
