@@ -1,4 +1,4 @@
-//! What tests of the tunnel stand on: a CA, the two sides of a tunnel, and applications.
+//! What tests of the tunnel stand on: its two sides, and applications.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,20 +6,14 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType,
-};
-use rustls_pki_types::PrivateKeyDer;
 use sluice_hbone::{
     Baggage, CarryError, ConnectRequest, Dialled, ForwardedFor, Incoming, Meter, OpenError, Opened,
     Pool, ServeError, Server, TunnelKey, serve,
 };
-use sluice_identity::{Roots, Svid, Trust};
-use sluice_model::SpiffeId;
+use sluice_identity::Svid;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{Mutex, mpsc, watch},
@@ -27,8 +21,7 @@ use tokio::{
     time::timeout,
 };
 
-pub(crate) const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
-pub(crate) const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";
+use crate::authority::{DB, Root, WEB, id};
 
 /// How long a thing may take that should take milliseconds, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,8 +36,20 @@ pub(crate) fn on_worker(test: impl Future<Output = ()>) {
         .enable_all()
         .build()
         .unwrap();
+    let begin = std::time::Instant::now();
+    // The runtime's time may be paused, and so cannot be what limits the test. It then jumps
+    // whenever no task can go on, were it only for a socket that is about to be ready; so it does
+    // in small steps.
+    let watch = async {
+        while begin.elapsed() < 2 * PATIENCE {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
     LocalSet::new().block_on(&runtime, async {
-        timeout(2 * PATIENCE, test).await.expect("the test hangs");
+        tokio::select! {
+            () = test => {}
+            () = watch => panic!("not done within {:?}", begin.elapsed()),
+        }
     });
 }
 
@@ -58,50 +63,6 @@ pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
     timeout(PATIENCE, poll)
         .await
         .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
-}
-
-pub(crate) fn id(text: &str) -> SpiffeId {
-    text.parse().unwrap()
-}
-
-/// A root certificate and its key.
-pub(crate) struct Root(CertifiedIssuer<'static, KeyPair>);
-
-impl Root {
-    pub(crate) fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
-        // Anchors are told apart by their names.
-        let name = format!("root {:x?}", &key.public_key_raw()[1..9]);
-        params.distinguished_name.push(DnType::CommonName, name);
-        Self(CertifiedIssuer::self_signed(params, key).unwrap())
-    }
-
-    pub(crate) fn trust(&self) -> Trust {
-        Trust::new(Roots::new(vec![self.0.der().clone()]).unwrap())
-    }
-
-    /// An identity of this root that trusts this root.
-    pub(crate) fn svid(&self, identity: &str) -> Arc<Svid> {
-        self.svid_trusting(identity, self.trust())
-    }
-
-    pub(crate) fn svid_trusting(&self, identity: &str, trust: Trust) -> Arc<Svid> {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
-        params.not_before = SystemTime::now().into();
-        params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
-        let leaf = params.signed_by(&key, &self.0).unwrap().der().clone();
-        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        Arc::new(Svid::new(id(identity), vec![leaf], &key, trust).unwrap())
-    }
 }
 
 /// `web` on one side and `db` on the other, with nothing between them but loopback.
@@ -242,6 +203,7 @@ pub(crate) struct Source {
     dialled: Cell<usize>,
     /// Locked while an application connects, so that everybody gets their own connection.
     captured: Mutex<TcpListener>,
+    captured_at: SocketAddr,
 }
 
 /// How a connection failed that was taken from an application.
@@ -265,7 +227,10 @@ impl Source {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(SOCKET_BUFFER).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let captured = socket.listen(64).unwrap();
         Rc::new(Self {
+            captured_at: captured.local_addr().unwrap(),
+            captured: Mutex::new(captured),
             key: TunnelKey {
                 source: svid.identity().clone(),
                 source_ip: [127, 0, 0, 1].into(),
@@ -275,7 +240,6 @@ impl Source {
             svid,
             pool: Pool::default(),
             dialled: Cell::new(0),
-            captured: Mutex::new(socket.listen(64).unwrap()),
         })
     }
 
@@ -312,8 +276,7 @@ impl Source {
     pub(crate) async fn connect(self: &Rc<Self>, application: SocketAddr) -> Connection {
         let (app, captured) = {
             let listener = self.captured.lock().await;
-            let (app, captured) =
-                tokio::join!(connect(listener.local_addr().unwrap()), listener.accept());
+            let (app, captured) = tokio::join!(connect(self.captured_at), listener.accept());
             (app.unwrap(), captured.unwrap().0)
         };
         let source = self.clone();
@@ -379,4 +342,42 @@ where
         }
     });
     addr
+}
+
+/// A connection between two applications through a tunnel: the client's, and the server's end.
+pub(crate) async fn pair(source: &Rc<Source>) -> (Connection, TcpStream) {
+    let mut server = Handing::start().await;
+    let connection = source.connect(server.addr).await;
+    (connection, server.next().await)
+}
+
+/// An application that leaves its connections to the test.
+pub(crate) struct Handing {
+    pub(crate) addr: SocketAddr,
+    accepted: mpsc::UnboundedReceiver<TcpStream>,
+}
+
+impl Handing {
+    pub(crate) async fn start() -> Self {
+        let (sender, accepted) = mpsc::unbounded_channel();
+        let addr = application(move |tcp| {
+            // The test may be over.
+            let _ = sender.send(tcp);
+            async {}
+        })
+        .await;
+        Self { addr, accepted }
+    }
+
+    pub(crate) async fn next(&mut self) -> TcpStream {
+        let next = timeout(PATIENCE, self.accepted.recv()).await;
+        next.expect("a connection").unwrap()
+    }
+}
+
+/// The two ends of a connection over loopback.
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (one, other) = tokio::join!(connect(listener.local_addr().unwrap()), listener.accept());
+    (one.unwrap(), other.unwrap().0)
 }

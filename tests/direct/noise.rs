@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 /// What one write carries at most.
 const MAX_PIECE: u64 = 100_000;
@@ -72,6 +75,17 @@ impl Noise {
             dice.pause().await;
         }
     }
+}
+
+/// Sends some noise to its end while other noise must arrive, to its end.
+pub(crate) async fn converse(tcp: &mut TcpStream, said: (Noise, u64), heard: (Noise, u64)) {
+    let (mut from, mut to) = tcp.split();
+    let ((mut said, to_say), (mut heard, to_hear)) = (said, heard);
+    let saying = async {
+        said.send(&mut to, to_say).await;
+        to.shutdown().await.unwrap();
+    };
+    tokio::join!(heard.expect_all(&mut from, to_hear), saying);
 }
 
 /// Chance that repeats.

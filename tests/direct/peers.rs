@@ -15,6 +15,10 @@ use crate::fixtures::{PATIENCE, World};
 /// The beginning of every HTTP/2 connection (RFC 9113 §3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Fields `:status` of HPACK's static table (RFC 7541 A).
+pub(crate) const OK: u8 = 0x88;
+pub(crate) const BAD_REQUEST: u8 = 0x8c;
+
 /// Frame types (RFC 9113 §6).
 pub(crate) mod kind {
     pub(crate) const DATA: u8 = 0;
@@ -38,6 +42,7 @@ pub(crate) mod code {
     pub(crate) const NO_ERROR: u32 = 0;
     pub(crate) const PROTOCOL_ERROR: u32 = 1;
     pub(crate) const CANCEL: u32 = 8;
+    pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +73,16 @@ impl Frame {
         Self::headers(stream, &[(":method", "CONNECT"), (":authority", authority)])
     }
 
+    /// What accepts a request: `:status: 200`, as HPACK's static table has it.
+    pub(crate) fn accepting(stream: u32) -> Self {
+        Self::new(kind::HEADERS, flag::END_HEADERS, stream, [OK])
+    }
+
+    /// The answer to a ping.
+    pub(crate) fn answered(self) -> Self {
+        Self::new(self.kind, flag::ACK, self.stream, self.payload)
+    }
+
     pub(crate) fn reset(stream: u32, code: u32) -> Self {
         Self::new(kind::RST_STREAM, 0, stream, code.to_be_bytes())
     }
@@ -76,7 +91,15 @@ impl Frame {
         Self::new(kind::SETTINGS, 0, 0, [])
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// A server's settings that allow so many streams at a time.
+    pub(crate) fn allowing(streams: u32) -> Self {
+        const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
+        let mut setting = MAX_CONCURRENT_STREAMS.to_vec();
+        setting.extend(streams.to_be_bytes());
+        Self::new(kind::SETTINGS, 0, 0, setting)
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let length = u32::try_from(self.payload.len()).unwrap().to_be_bytes();
         let mut bytes = length[1..].to_vec();
         bytes.extend([self.kind, self.flags]);
@@ -124,12 +147,17 @@ pub(crate) struct Peer(pub(crate) TlsStream<TcpStream>);
 impl Peer {
     /// Dials a tunnel's server, and says nothing after TLS.
     pub(crate) async fn dial(world: &World) -> Self {
-        let tls = world.source.svid.client_config(world.source.key.expected.as_slice());
+        let tls = world
+            .source
+            .svid
+            .client_config(world.source.key.expected.as_slice());
         Self::dial_with(world, tls).await
     }
 
     pub(crate) async fn dial_with(world: &World, tls: Arc<ClientConfig>) -> Self {
         let tcp = TcpStream::connect(world.destination.addr).await.unwrap();
+        // Nothing waits for the kernel's clock, so that a test may stop its own.
+        tcp.set_nodelay(true).unwrap();
         let name = ServerName::from(world.destination.addr.ip());
         let tls = TlsConnector::from(tls).connect(name, tcp).await.unwrap();
         Self(tls.into())
@@ -145,14 +173,31 @@ impl Peer {
 
     /// Takes the next tunnel and its first request, in stream 1.
     pub(crate) async fn accept(listener: &TcpListener, tls: Arc<ServerConfig>) -> Self {
+        let mut peer = Self::accept_saying(listener, tls, &Frame::settings()).await;
+        peer.wait_for(|frame| frame.kind == kind::HEADERS).await;
+        peer
+    }
+
+    /// Takes the next tunnel, with these settings.
+    pub(crate) async fn accept_saying(
+        listener: &TcpListener,
+        tls: Arc<ServerConfig>,
+        settings: &Frame,
+    ) -> Self {
+        let mut peer = Self::accept_silently(listener, tls).await;
+        peer.send(settings).await;
+        peer
+    }
+
+    /// Takes the next tunnel, and says nothing in it after TLS.
+    pub(crate) async fn accept_silently(listener: &TcpListener, tls: Arc<ServerConfig>) -> Self {
         let (tcp, _) = listener.accept().await.unwrap();
+        tcp.set_nodelay(true).unwrap();
         let tls = TlsAcceptor::from(tls).accept(tcp).await.unwrap();
         let mut peer = Self(tls.into());
         let mut preface = [0; PREFACE.len()];
         peer.0.read_exact(&mut preface).await.unwrap();
         assert_eq!(preface, PREFACE);
-        peer.send(&Frame::settings()).await;
-        peer.wait_for(|frame| frame.kind == kind::HEADERS).await;
         peer
     }
 
@@ -165,10 +210,11 @@ impl Peer {
         self.say(&frame.encode()).await;
     }
 
-    /// Sends what the other end may refuse to hear to its end.
-    pub(crate) async fn send_to_deaf_ears(&mut self, frame: &Frame) {
-        let _ = self.0.write_all(&frame.encode()).await;
-        let _ = self.0.flush().await;
+    /// Says what the other end need not hear to its end.
+    pub(crate) async fn shout(&mut self, bytes: &[u8]) {
+        if self.0.write_all(bytes).await.is_ok() {
+            let _ = self.0.flush().await;
+        }
     }
 
     /// The next frame; `None` when the connection is closed, in whatever way.
@@ -186,14 +232,16 @@ impl Peer {
                 payload,
             })
         };
-        let frame = timeout(PATIENCE, reading).await.expect("a frame, or an end");
+        let frame = timeout(PATIENCE, reading)
+            .await
+            .expect("a frame, or an end");
         // Those who do not acknowledge are cut off.
         if let Some(frame) = &frame
             && frame.kind == kind::SETTINGS
             && frame.flags & flag::ACK == 0
         {
-            self.send_to_deaf_ears(&Frame::new(kind::SETTINGS, flag::ACK, 0, []))
-                .await;
+            let ack = Frame::new(kind::SETTINGS, flag::ACK, 0, []);
+            self.shout(&ack.encode()).await;
         }
         frame
     }

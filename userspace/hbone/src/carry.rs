@@ -4,22 +4,33 @@
 //! other's, and the opposite direction goes on. When either breaks, both ends are reset, so that
 //! nobody takes a cut for an end.
 
-use std::{cell::Cell, future::poll_fn, io, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    future::{pending, poll_fn},
+    io,
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
 };
 
+use crate::queue::Queue;
+
 /// What one read starts with, in bytes; it doubles while reads fill it.
 const MIN_READ: usize = 4 << 10;
 /// And ends with.
 const MAX_READ: usize = 256 << 10;
+/// What is gathered for one write, in bytes: few writes, of bytes that are still in the CPU's cache.
+const BATCH: usize = 128 << 10;
 
 /// Bytes carried so far, from the side of the TCP connection.
 #[derive(Debug, Default)]
@@ -60,7 +71,7 @@ impl Stream {
     /// Carries an application's connection through the stream until both directions have ended.
     ///
     /// # Errors
-    /// When either side breaks; the other has been reset then.
+    /// When either side breaks; the other has been reset then, as both are when this is given up.
     pub async fn carry(self, mut tcp: TcpStream, meter: &Meter) -> Result<(), CarryError> {
         let Self {
             mut send,
@@ -68,17 +79,18 @@ impl Stream {
             _place,
         } = self;
         crate::limits::no_delay(&tcp);
-        let (reader, writer) = tcp.split();
-        let result = tokio::try_join!(
-            upload(reader, &mut send, meter),
-            download(recv, writer, meter),
-        );
-        if let Err(error) = result {
-            send.send_reset(Reason::CANCEL);
-            reset(tcp);
-            return Err(error);
+        reset_when_closed(&tcp, true);
+        let result = both_ways(&mut tcp, &mut send, recv, meter).await;
+        match result {
+            Ok(()) => reset_when_closed(&tcp, false),
+            Err(_) => {
+                // A reset overtakes what is queued. What the application said before its connection
+                // broke, an answer perhaps, leaves first if it can.
+                tokio::task::yield_now().await;
+                send.send_reset(Reason::CANCEL);
+            }
         }
-        Ok(())
+        result
     }
 
     /// Refuses to go on; the peer sees a reset.
@@ -90,29 +102,64 @@ impl Stream {
 /// Ends a connection by a reset instead of an orderly end, so that nobody takes a refusal for an
 /// empty answer.
 pub fn reset(tcp: TcpStream) {
-    // Lingering for no time at all is how a socket is told to reset on close. tokio deprecates the
-    // setter for blocking on long times, which this is not.
-    let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+    reset_when_closed(&tcp, true);
 }
 
-async fn upload(
-    mut tcp: ReadHalf<'_>,
-    stream: &mut SendStream<Bytes>,
+/// Whether closing a connection resets it instead of ending it. It is set as long as the connection
+/// is carried, so that a cut looks like one even when nobody is left to say so.
+fn reset_when_closed(tcp: &TcpStream, reset: bool) {
+    // Lingering for no time at all is how a socket is told. It can only fail on a socket that is
+    // dead, which the next use reports better.
+    let _ = socket2::SockRef::from(tcp).set_linger(reset.then_some(Duration::ZERO));
+}
+
+async fn both_ways(
+    tcp: &mut TcpStream,
+    send: &mut SendStream<Bytes>,
+    recv: RecvStream,
     meter: &Meter,
 ) -> Result<(), CarryError> {
+    let (reader, writer) = tcp.split();
+    let (uploaded, downloaded) = (Cell::new(false), Cell::new(false));
+    let mut upload = pin!(async {
+        let reader = upload(reader, send, meter).await?;
+        uploaded.set(true);
+        if downloaded.get() {
+            return Ok(());
+        }
+        // After its last byte an application may still break its connection.
+        Err(CarryError::Application(broken(&reader).await))
+    });
+    tokio::select! {
+        // What has arrived before the tunnel broke is delivered before the application is told.
+        biased;
+        result = download(recv, writer, meter) => {
+            result?;
+            downloaded.set(true);
+            if uploaded.get() { Ok(()) } else { upload.await }
+        }
+        result = &mut upload => result,
+    }
+}
+
+/// Reads until the application has no more to say, or the peer wants to hear no more.
+async fn upload<'a>(
+    mut tcp: ReadHalf<'a>,
+    stream: &mut SendStream<Bytes>,
+    meter: &Meter,
+) -> Result<ReadHalf<'a>, CarryError> {
     let mut buffer = BytesMut::new();
     let mut size = MIN_READ;
     loop {
         buffer.reserve(size);
         let read = tokio::select! {
             biased;
-            reason = poll_fn(|cx| stream.poll_reset(cx)) => {
-                return Err(CarryError::Tunnel(reason.map_or_else(|e| e, h2::Error::from)));
-            }
+            reason = poll_fn(|cx| stream.poll_reset(cx)) => return stopped(reason).map(|()| tcp),
             read = tcp.read_buf(&mut buffer) => read.map_err(CarryError::Application)?,
         };
         if read == 0 {
-            break;
+            let end = stream.send_data(Bytes::new(), true);
+            return end.map_err(CarryError::Tunnel).map(|()| tcp);
         }
         Meter::add(&meter.received, read);
         size = if read >= size {
@@ -120,62 +167,106 @@ async fn upload(
         } else {
             size.min(read * 2).max(MIN_READ)
         };
-        send_all(stream, buffer.split().freeze())
-            .await
-            .map_err(CarryError::Tunnel)?;
+        // Handed over as the stream's credit allows.
+        let mut data = buffer.split().freeze();
+        while !data.is_empty() {
+            stream.reserve_capacity(data.len());
+            let Some(capacity) = poll_fn(|cx| stream.poll_capacity(cx)).await else {
+                let reason = poll_fn(|cx| stream.poll_reset(cx)).await;
+                return stopped(reason).map(|()| tcp);
+            };
+            let capacity = capacity.map_err(CarryError::Tunnel)?;
+            let part = data.split_to(capacity.min(data.len()));
+            stream.send_data(part, false).map_err(CarryError::Tunnel)?;
+        }
     }
-    stream
-        .send_data(Bytes::new(), true)
-        .map_err(CarryError::Tunnel)
 }
 
-/// Hands data over as the stream's credit allows.
-async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
-    while !data.is_empty() {
-        stream.reserve_capacity(data.len());
-        let capacity = match poll_fn(|cx| stream.poll_capacity(cx)).await {
-            Some(capacity) => capacity?,
-            // The stream is closed; sending says why.
-            None => data.len(),
-        };
-        let part = data.split_to(capacity.min(data.len()));
-        stream.send_data(part, false)?;
+/// What a reset means to the direction towards the peer.
+fn stopped(reset: Result<Reason, h2::Error>) -> Result<(), CarryError> {
+    match reset {
+        // The peer wants to hear no more, having said everything (RFC 9113 §8.1). If it has not,
+        // the other direction breaks.
+        Ok(Reason::NO_ERROR) => Ok(()),
+        Ok(reason) => Err(CarryError::Tunnel(reason.into())),
+        Err(error) => Err(CarryError::Tunnel(error)),
     }
-    Ok(())
 }
 
+/// Ends when a connection breaks from which there is nothing more to read.
+async fn broken(tcp: &ReadHalf<'_>) -> io::Error {
+    let error = match tcp.ready(Interest::ERROR).await {
+        Ok(_) => tcp.as_ref().take_error(),
+        Err(error) => Ok(Some(error)),
+    };
+    match error {
+        Ok(Some(error)) | Err(error) => error,
+        // The other direction has seen it first, and says so.
+        Ok(None) => pending().await,
+    }
+}
+
+/// Writes what arrives. All that has arrived is taken from the stream at once: in there, every
+/// frame that waits counts against a budget that all streams of the tunnel share.
 async fn download(
     mut stream: RecvStream,
     mut tcp: WriteHalf<'_>,
     meter: &Meter,
 ) -> Result<(), CarryError> {
-    while let Some(data) = stream.data().await {
-        let data = data.map_err(CarryError::Tunnel)?;
-        tcp.write_all(&data)
-            .await
-            .map_err(CarryError::Application)?;
-        Meter::add(&meter.sent, data.len());
-        // Credit is returned once the application has the bytes, so a slow one slows its own peer
-        // and nobody else.
-        stream
-            .flow_control()
-            .release_capacity(data.len())
-            .map_err(CarryError::Tunnel)?;
+    let mut queue = Queue::default();
+    let mut open = true;
+    while open || queue.has_remaining() {
+        if queue.remaining() >= BATCH {
+            match queue.try_write(&tcp) {
+                Ok(written) => {
+                    taken(&mut stream, meter, written)?;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(CarryError::Application(error)),
+            }
+        }
+        tokio::select! {
+            biased;
+            data = stream.data(), if open => match data {
+                Some(Ok(data)) => queue.push(data),
+                Some(Err(error)) => {
+                    while let Ok(written @ 1..) = queue.try_write(&tcp) {
+                        Meter::add(&meter.sent, written);
+                    }
+                    return Err(CarryError::Tunnel(error));
+                }
+                None => open = false,
+            },
+            written = tcp.write_buf(&mut queue), if queue.has_remaining() => {
+                taken(&mut stream, meter, written.map_err(CarryError::Application)?)?;
+            }
+        }
     }
     shutdown(tcp.shutdown().await).map_err(CarryError::Application)
+}
+
+/// Counts what an application has taken, and returns the credit for it: only now, so that a slow
+/// one slows its own peer and nobody else.
+fn taken(stream: &mut RecvStream, meter: &Meter, bytes: usize) -> Result<(), CarryError> {
+    Meter::add(&meter.sent, bytes);
+    let returned = stream.flow_control().release_capacity(bytes);
+    returned.map_err(CarryError::Tunnel)
 }
 
 /// Carries bytes between an application's connection and another one, without a tunnel.
 ///
 /// # Errors
-/// When either side breaks; the other has been reset then.
+/// When either side breaks; the other has been reset then, as both are when this is given up.
 pub async fn join(
     mut application: TcpStream,
     mut peer: TcpStream,
     meter: &Meter,
 ) -> Result<(), CarryError> {
-    crate::limits::no_delay(&application);
-    crate::limits::no_delay(&peer);
+    for tcp in [&application, &peer] {
+        crate::limits::no_delay(tcp);
+        reset_when_closed(tcp, true);
+    }
     let (app_read, app_write) = application.split();
     let (peer_read, peer_write) = peer.split();
     let result = tokio::try_join!(
@@ -194,12 +285,11 @@ pub async fn join(
             CarryError::Application
         ),
     );
-    if let Err(error) = result {
-        reset(application);
-        reset(peer);
-        return Err(error);
+    if result.is_ok() {
+        reset_when_closed(&application, false);
+        reset_when_closed(&peer, false);
     }
-    Ok(())
+    result.map(|_| ())
 }
 
 async fn pipe(

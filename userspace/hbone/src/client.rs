@@ -1,16 +1,21 @@
 //! One tunnel, from the side that dialled.
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{any::Any, future::pending, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use rustls::{ClientConfig, pki_types::ServerName};
 use sluice_model::SpiffeId;
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio::{io::BufReader, net::TcpStream, sync::watch, time::timeout};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{Baggage, ConnectRequest, OpenError, Stream, limits, pool::Opened};
+use crate::{
+    Baggage, ConnectRequest, OpenError, Stream,
+    alive::{self, Heard, Listening},
+    limits,
+    pool::Opened,
+};
 
 /// What a tunnel is made of: a connected socket, and the TLS configuration that names us and checks
 /// the peer.
@@ -27,12 +32,21 @@ pub(crate) struct Tunnel {
     /// Held by every stream: their number is the count of streams.
     place: Rc<Place>,
     peer: Option<SpiffeId>,
-    /// Set when the connection has ended.
-    dead: Rc<Cell<bool>>,
+    life: watch::Receiver<Life>,
 }
 
 #[derive(Debug)]
 struct Place;
+
+/// How far a tunnel has come.
+#[derive(Debug)]
+enum Life {
+    /// The peer has not said anything: whether it takes us and how many streams is yet to be seen.
+    Young,
+    Grown,
+    /// Its connection has ended; why, if the peer never said anything.
+    Ended(Option<OpenError>),
+}
 
 impl Tunnel {
     /// Makes a tunnel over a socket, and drives it in a task of its own until it ends.
@@ -45,9 +59,10 @@ impl Tunnel {
             .peer_addr()
             .map_err(|e| OpenError::Connect(Rc::new(e)))?
             .ip();
+        let tcp = limits::buffered(tcp);
         let connecting = TlsConnector::from(tls).connect(ServerName::from(address), tcp);
         let limit = limits::HANDSHAKE_TIMEOUT;
-        let tls = timeout(limit, connecting)
+        let mut tls = timeout(limit, connecting)
             .await
             .map_err(|_| OpenError::HandshakeTimeout(limit))?
             .map_err(|e| OpenError::Tls(Rc::new(e)))?;
@@ -56,33 +71,19 @@ impl Tunnel {
             .1
             .peer_certificates()
             .and_then(|certificates| sluice_identity::peer_identity(certificates).ok());
-        let (requests, mut connection) = timeout(limit, builder().handshake(tls))
+        tls.get_mut().1.set_buffer_limit(Some(limits::WRITE_BUFFER));
+        let (tls, heard) = Listening::new(tls);
+        let (requests, connection) = timeout(limit, builder().handshake(tls))
             .await
             .map_err(|_| OpenError::HandshakeTimeout(limit))?
             .map_err(|e| OpenError::Handshake(Rc::new(e)))?;
-        let dead = Rc::new(Cell::new(false));
-        let ping = connection.ping_pong();
-        let ended = dead.clone();
-        tokio::task::spawn_local(async move {
-            let silent = async {
-                match ping {
-                    Some(ping) => limits::keep_alive(ping).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                result = connection => if let Err(error) = result {
-                    tracing::debug!(%error, "tunnel ended");
-                },
-                () = silent => tracing::debug!("tunnel ended: the peer no longer answers"),
-            }
-            ended.set(true);
-        });
+        let (sender, life) = watch::channel(Life::Young);
+        tokio::task::spawn_local(drive(connection, heard, sender));
         Ok(Self {
             requests,
             place: Rc::new(Place),
             peer,
-            dead,
+            life,
         })
     }
 
@@ -91,25 +92,47 @@ impl Tunnel {
         Rc::strong_count(&self.place) - 1
     }
 
+    /// Whether another stream can be opened now.
     pub(crate) fn is_usable(&self) -> bool {
         let limit = self
             .requests
             .current_max_send_streams()
             .min(limits::MAX_STREAMS_OUT);
-        !self.dead.get() && self.streams() < limit
+        matches!(*self.life.borrow(), Life::Grown) && self.streams() < limit
+    }
+
+    pub(crate) fn is_young(&self) -> bool {
+        matches!(*self.life.borrow(), Life::Young)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        self.dead.get()
+        matches!(*self.life.borrow(), Life::Ended(_))
+    }
+
+    /// Waits until the peer has said something.
+    ///
+    /// # Errors
+    /// When the tunnel ended before.
+    pub(crate) async fn grown(&self) -> Result<(), OpenError> {
+        let mut life = self.life.clone();
+        let grown = life.wait_for(|life| !matches!(life, Life::Young)).await;
+        match grown.as_deref() {
+            Ok(Life::Ended(Some(error))) => Err(error.clone()),
+            // Without a sender the runtime is about to end.
+            _ => Ok(()),
+        }
     }
 
     /// Opens a stream; done when the peer has answered.
     pub(crate) async fn open(&self, request: &ConnectRequest) -> Result<Opened, OpenError> {
-        let place: Rc<dyn std::any::Any> = self.place.clone();
+        let place: Rc<dyn Any> = self.place.clone();
         let http = request
             .to_http()
             .map_err(|e| OpenError::Request(Rc::new(e)))?;
-        let broken = |error| OpenError::Tunnel(Rc::new(error));
+        let broken = |error| match &*self.life.borrow() {
+            Life::Ended(Some(why)) => why.clone(),
+            _ => OpenError::Tunnel(Rc::new(error)),
+        };
         let mut requests = self.requests.clone().ready().await.map_err(broken)?;
         let (response, send) = requests.send_request(http, false).map_err(broken)?;
         let response = response.await.map_err(broken)?;
@@ -131,12 +154,43 @@ impl Tunnel {
     }
 }
 
+/// Drives a tunnel until it ends.
+async fn drive(
+    mut connection: Connection<Listening<TlsStream<BufReader<TcpStream>>>, Bytes>,
+    heard: Heard,
+    life: watch::Sender<Life>,
+) {
+    let ping = connection.ping_pong();
+    let silence = async {
+        let Some(mut ping) = ping else {
+            return pending().await;
+        };
+        // The peer's settings are the first thing it says, so they precede any answer.
+        if alive::answers(&mut ping, &heard, limits::HANDSHAKE_TIMEOUT).await {
+            life.send_replace(Life::Grown);
+            alive::lost(ping, heard).await;
+        }
+    };
+    let why = tokio::select! {
+        // The first request leaves before the first question.
+        biased;
+        ended = connection => match ended {
+            Ok(()) => OpenError::not_begun(h2::Reason::NO_ERROR.into()),
+            Err(error) => OpenError::not_begun(error),
+        },
+        () = silence => OpenError::HandshakeTimeout(limits::HANDSHAKE_TIMEOUT),
+    };
+    let young = matches!(*life.borrow(), Life::Young);
+    life.send_replace(Life::Ended(young.then_some(why)));
+}
+
 fn builder() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::TUNNEL_WINDOW)
         .max_frame_size(limits::MAX_FRAME)
+        .data_frame_budget(limits::FRAME_BUDGET)
         .max_header_list_size(limits::MAX_HEADER_LIST)
         .max_send_buffer_size(limits::MAX_SEND_QUEUE)
         .initial_max_send_streams(limits::MAX_STREAMS_OUT)

@@ -12,7 +12,7 @@ pub enum OpenError {
          example?"
     )]
     ConnectTimeout(std::time::Duration),
-    #[error("TLS with the peer: {0}")]
+    #[error("TLS with the peer: {}", tls_reason(.0))]
     Tls(Rc<io::Error>),
     #[error("the peer began no HTTP/2 session: {0}")]
     Handshake(Rc<h2::Error>),
@@ -29,6 +29,16 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// A tunnel that broke before the peer said anything. In TLS 1.3 a client learns only then that
+    /// its certificate was refused.
+    pub(crate) fn not_begun(error: h2::Error) -> Self {
+        let refused = error.get_io().and_then(io::Error::get_ref);
+        match refused.and_then(|refused| refused.downcast_ref::<rustls::Error>()) {
+            Some(alert) => Self::Tls(Rc::new(io::Error::other(alert.clone()))),
+            None => Self::Handshake(Rc::new(error)),
+        }
+    }
+
     /// Whether the tunnel broke before the peer can have seen the request, so that another try is
     /// harmless.
     pub(crate) fn is_unseen(&self) -> bool {
@@ -40,6 +50,14 @@ impl OpenError {
             }
             _ => false,
         }
+    }
+}
+
+/// Why TLS failed: in our own words, if it was we who refused the peer.
+pub(crate) fn tls_reason(error: &io::Error) -> String {
+    match sluice_identity::peer_error(error) {
+        Some(refused) => refused.to_string(),
+        None => error.to_string(),
     }
 }
 

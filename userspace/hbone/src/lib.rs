@@ -7,11 +7,13 @@
 //!
 //! Everything here belongs to one thread and its current-thread runtime.
 
+mod alive;
 mod carry;
 mod client;
 mod error;
 mod limits;
 mod pool;
+mod queue;
 mod request;
 mod server;
 

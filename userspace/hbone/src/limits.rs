@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::{io::BufReader, net::TcpStream};
 
 /// Credit of one stream, in bytes.
 pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
@@ -11,6 +11,10 @@ pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
 pub(crate) const TUNNEL_WINDOW: u32 = 16 << 20;
 /// The largest frame we take, in bytes.
 pub(crate) const MAX_FRAME: u32 = 1 << 20;
+/// What frames may cost beyond their bytes while they wait for their streams, as h2 reckons: 256
+/// bytes each, less what is in them. Whoever exceeds it loses the tunnel with all its streams, so
+/// it is more than an honest peer's tiniest frames can come to in one go.
+pub(crate) const FRAME_BUDGET: usize = 64 << 20;
 /// The largest request header we take, in bytes.
 pub(crate) const MAX_HEADER_LIST: u32 = 64 << 10;
 /// Streams that a client may have open at a time in a tunnel to us.
@@ -20,26 +24,19 @@ pub(crate) const MAX_STREAMS_OUT: usize = 100;
 /// Bytes queued for sending in one stream before the application is no longer read.
 pub(crate) const MAX_SEND_QUEUE: usize = 512 << 10;
 
-/// A peer that says nothing for this long is asked whether it is there.
-pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// And has this long to answer.
-pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long TLS and HTTP/2 may take to begin.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an unused tunnel is kept.
 pub(crate) const IDLE_TUNNEL: Duration = Duration::from_secs(300);
 
-/// Asks a tunnel's peer regularly whether it is there; ends when it is not.
-pub(crate) async fn keep_alive(mut ping: h2::PingPong) {
-    let mut interval = tokio::time::interval(PING_INTERVAL);
-    interval.tick().await;
-    loop {
-        interval.tick().await;
-        let answer = tokio::time::timeout(PING_TIMEOUT, ping.ping(h2::Ping::opaque())).await;
-        if !matches!(answer, Ok(Ok(_))) {
-            return;
-        }
-    }
+/// What one read of a tunnel's socket takes at most, in bytes. TLS alone would read record by record.
+const READ_BUFFER: usize = 128 << 10;
+/// How much TLS prepares for one write to a tunnel's socket, in bytes.
+pub(crate) const WRITE_BUFFER: usize = 256 << 10;
+
+/// A tunnel's socket with room for many records, so that they cost few system calls.
+pub(crate) fn buffered(tcp: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(READ_BUFFER, tcp)
 }
 
 /// Small messages of many streams leave together, so waiting for more helps nobody.

@@ -47,6 +47,14 @@ struct Slot {
     tunnels: RefCell<Vec<Rc<Tunnel>>>,
     /// Held while dialling, so that a burst of connections makes one tunnel and not many.
     dialling: Mutex<()>,
+    failed: RefCell<Failed>,
+}
+
+/// What came of dials that made no tunnel.
+#[derive(Debug, Default)]
+struct Failed {
+    times: u64,
+    last: Option<OpenError>,
 }
 
 impl Pool {
@@ -71,9 +79,10 @@ impl Pool {
             .clone();
         let (tunnel, reused) = slot.tunnel(&mut dial).await?;
         match tunnel.open(request).await {
-            // A tunnel that idled may have died unnoticed; a fresh one that fails is the peer's.
+            // A tunnel that idled may have died unnoticed, or its server may be about to leave; a
+            // fresh one that fails is the peer's.
             Err(error) if reused && error.is_unseen() => {
-                slot.discard(&tunnel);
+                slot.distrust(&tunnel);
                 let (tunnel, _) = slot.tunnel(&mut dial).await?;
                 tunnel.open(request).await
             }
@@ -135,10 +144,13 @@ impl Slot {
             .cloned()
     }
 
-    fn discard(&self, tunnel: &Rc<Tunnel>) {
-        self.tunnels
-            .borrow_mut()
-            .retain(|other| !Rc::ptr_eq(other, tunnel));
+    /// Forgets a tunnel that broke and all that were there with it: their peer is the same, and
+    /// may be gone for all of them.
+    fn distrust(&self, broken: &Rc<Tunnel>) {
+        let mut tunnels = self.tunnels.borrow_mut();
+        if tunnels.iter().any(|tunnel| Rc::ptr_eq(tunnel, broken)) {
+            tunnels.clear();
+        }
     }
 
     /// A tunnel with room, and whether it was there before.
@@ -149,12 +161,38 @@ impl Slot {
         if let Some(tunnel) = self.usable() {
             return Ok((tunnel, true));
         }
+        let failed = self.failed.borrow().times;
         let _alone = self.dialling.lock().await;
+        // Those who waited for a dial share what came of it, and do not repeat it one by one.
+        if self.failed.borrow().times != failed
+            && let Some(error) = self.failed.borrow().last.clone()
+        {
+            return Err(error);
+        }
+        if let Some(young) = self.young() {
+            young.grown().await.map_err(|error| self.fail(error))?;
+        }
         if let Some(tunnel) = self.usable() {
             return Ok((tunnel, true));
         }
-        let tunnel = Rc::new(Tunnel::establish(dial().await?).await?);
-        self.tunnels.borrow_mut().push(tunnel.clone());
+        let tunnel = async { Tunnel::establish(dial().await?).await };
+        let tunnel = Rc::new(tunnel.await.map_err(|error| self.fail(error))?);
+        let mut tunnels = self.tunnels.borrow_mut();
+        tunnels.retain(|tunnel| !tunnel.is_dead());
+        tunnels.push(tunnel.clone());
         Ok((tunnel, false))
+    }
+
+    /// A tunnel whose room is not known yet.
+    fn young(&self) -> Option<Rc<Tunnel>> {
+        let tunnels = self.tunnels.borrow();
+        tunnels.iter().find(|tunnel| tunnel.is_young()).cloned()
+    }
+
+    fn fail(&self, error: OpenError) -> OpenError {
+        let mut failed = self.failed.borrow_mut();
+        failed.times += 1;
+        failed.last = Some(error.clone());
+        error
     }
 }

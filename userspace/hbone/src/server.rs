@@ -1,6 +1,11 @@
 //! Tunnels from the side that was dialled.
 
-use std::{future::Future, io, sync::Arc};
+use std::{
+    future::{Future, pending},
+    io,
+    pin::pin,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
@@ -10,7 +15,12 @@ use sluice_model::SpiffeId;
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::{Baggage, ForwardedFor, Stream, limits};
+use crate::{
+    Baggage, ForwardedFor, Stream,
+    alive::{self, Listening},
+    error::tls_reason,
+    limits,
+};
 
 /// What a tunnel's server needs.
 #[derive(Debug)]
@@ -24,7 +34,7 @@ pub struct Server {
 /// Why a tunnel ended, or never began.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("TLS with the peer: {0}")]
+    #[error("TLS with the peer: {}", tls_reason(.0))]
     Tls(#[source] io::Error),
     #[error("no TLS and HTTP/2 session within {0:?}")]
     Timeout(std::time::Duration),
@@ -32,6 +42,8 @@ pub enum ServeError {
     Identity(#[source] sluice_identity::Error),
     #[error("HTTP/2 with the peer: {0}")]
     Http(#[source] h2::Error),
+    #[error("the peer no longer answers")]
+    Silent,
 }
 
 /// A peer's request for a stream, to be accepted or refused.
@@ -102,26 +114,27 @@ where
     let Server { tls, mut drain } = server;
     let limit = limits::HANDSHAKE_TIMEOUT;
     let session = async {
-        let tls = TlsAcceptor::from(tls)
-            .accept(tcp)
+        let mut tls = TlsAcceptor::from(tls)
+            .accept(limits::buffered(tcp))
             .await
             .map_err(ServeError::Tls)?;
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = sluice_identity::peer_identity(certificates).map_err(ServeError::Identity)?;
+        tls.get_mut().1.set_buffer_limit(Some(limits::WRITE_BUFFER));
+        let (tls, heard) = Listening::new(tls);
         let connection = builder().handshake(tls).await.map_err(ServeError::Http)?;
-        Ok::<_, ServeError>((peer, connection))
+        Ok::<_, ServeError>((peer, connection, heard))
     };
-    let (peer, mut connection) = timeout(limit, session)
+    let (peer, mut connection, heard) = timeout(limit, session)
         .await
         .map_err(|_| ServeError::Timeout(limit))??;
     let ping = connection.ping_pong();
-    let silent = async {
+    let mut lost = pin!(async {
         match ping {
-            Some(ping) => limits::keep_alive(ping).await,
-            None => std::future::pending().await,
+            Some(ping) => alive::lost(ping, heard).await,
+            None => pending().await,
         }
-    };
-    tokio::pin!(silent);
+    });
     let mut draining = false;
     loop {
         tokio::select! {
@@ -138,9 +151,7 @@ where
                 draining = true;
                 connection.graceful_shutdown();
             }
-            () = &mut silent => {
-                return Err(ServeError::Http(h2::Error::from(h2::Reason::NO_ERROR)));
-            }
+            () = &mut lost => return Err(ServeError::Silent),
         }
     }
 }
@@ -160,6 +171,7 @@ fn builder() -> h2::server::Builder {
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::TUNNEL_WINDOW)
         .max_frame_size(limits::MAX_FRAME)
+        .data_frame_budget(limits::FRAME_BUDGET)
         .max_header_list_size(limits::MAX_HEADER_LIST)
         .max_send_buffer_size(limits::MAX_SEND_QUEUE)
         .max_concurrent_streams(limits::MAX_STREAMS_IN);

@@ -1,0 +1,14 @@
+//! The tunnel, as the applications at its two ends and its peers see it.
+
+mod alive;
+mod bytes;
+mod ends;
+mod failing;
+mod flow;
+mod garbage;
+mod identity;
+mod join;
+mod many;
+mod pool;
+mod requests;
+mod resets;
