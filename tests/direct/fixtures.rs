@@ -346,18 +346,18 @@ where
 
 /// A connection between two applications through a tunnel: the client's, and the server's end.
 pub(crate) async fn pair(source: &Rc<Source>) -> (Connection, TcpStream) {
-    let mut server = Handing::start().await;
+    let mut server = Acceptor::start().await;
     let connection = source.connect(server.addr).await;
     (connection, server.next().await)
 }
 
 /// An application that leaves its connections to the test.
-pub(crate) struct Handing {
+pub(crate) struct Acceptor {
     pub(crate) addr: SocketAddr,
     accepted: mpsc::UnboundedReceiver<TcpStream>,
 }
 
-impl Handing {
+impl Acceptor {
     pub(crate) async fn start() -> Self {
         let (sender, accepted) = mpsc::unbounded_channel();
         let addr = application(move |tcp| {

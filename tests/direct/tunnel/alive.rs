@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     authority::{DB, Root, WEB},
-    fixtures::{Handing, Source, World, on_worker},
+    fixtures::{Acceptor, Source, World, on_worker},
     peers::{Frame, Peer, flag, kind},
 };
 
@@ -90,7 +90,7 @@ fn a_tunnel_in_use_is_not_asked() {
     on_worker(async {
         tokio::time::pause();
         let world = World::new().await;
-        let mut server = Handing::start().await;
+        let mut server = Acceptor::start().await;
         let mut peer = Peer::begin(&world).await;
         peer.send(&Frame::connect(1, &server.addr.to_string()))
             .await;

@@ -6,7 +6,7 @@ use tokio::{io::AsyncReadExt as _, task::spawn_local, time::timeout};
 
 use super::bytes;
 use crate::{
-    fixtures::{Handing, PATIENCE, SOCKET_BUFFER, World, eventually, on_worker, pair},
+    fixtures::{Acceptor, PATIENCE, SOCKET_BUFFER, World, eventually, on_worker, pair},
     noise::Noise,
     peers::{Frame, Peer, kind},
 };
@@ -97,7 +97,7 @@ fn tiny_frames_that_nobody_reads_do_not_break_the_tunnel() {
         const BULK: usize = 2 << 20;
         const TINY: usize = 300_000;
         let world = World::new().await;
-        let mut reader = Handing::start().await;
+        let mut reader = Acceptor::start().await;
         let authority = reader.addr.to_string();
         let mut peer = Peer::begin(&world).await;
         peer.send(&Frame::connect(1, &authority)).await;

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::bytes;
 use crate::{
-    fixtures::{Handing, PATIENCE, World, on_worker, pair, to_application},
+    fixtures::{Acceptor, PATIENCE, World, on_worker, pair, to_application},
     noise::Noise,
     peers::{BAD_REQUEST, Frame, OK, PREFACE, Peer, code, flag, hpack, kind},
 };
@@ -223,7 +223,7 @@ fn malformed_requests() {
 #[test]
 fn claims_that_make_no_sense() {
     survived(async |world| {
-        let mut server = Handing::start().await;
+        let mut server = Acceptor::start().await;
         let authority = server.addr.to_string();
         let connect = [(":method", "CONNECT"), (":authority", &*authority)];
         let claims = [
@@ -296,7 +296,7 @@ fn a_flood_of_requests_that_are_taken_back() {
 
 /// The same tunnel goes on.
 async fn still_works(peer: &mut Peer) {
-    let mut server = Handing::start().await;
+    let mut server = Acceptor::start().await;
     let stream = 1001;
     peer.send(&Frame::connect(stream, &server.addr.to_string()))
         .await;

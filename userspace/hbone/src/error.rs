@@ -32,10 +32,12 @@ impl OpenError {
     /// A tunnel that broke before the peer said anything. In TLS 1.3 a client learns only then that
     /// its certificate was refused.
     pub(crate) fn not_begun(error: h2::Error) -> Self {
-        let refused = error.get_io().and_then(io::Error::get_ref);
-        match refused.and_then(|refused| refused.downcast_ref::<rustls::Error>()) {
-            Some(alert) => Self::Tls(Rc::new(io::Error::other(alert.clone()))),
-            None => Self::Handshake(Rc::new(error)),
+        match error.get_io() {
+            // What TLS complains of; h2 passes on no more than its kind and text.
+            Some(io) if io.kind() == io::ErrorKind::InvalidData => {
+                Self::Tls(Rc::new(io::Error::new(io.kind(), io.to_string())))
+            }
+            _ => Self::Handshake(Rc::new(error)),
         }
     }
 
