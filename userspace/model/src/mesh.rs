@@ -9,7 +9,6 @@ use std::{
 use crate::{
     Name, NetworkAddress, Service, ServiceKey, Uid, Workload,
     authz::{self, Connection, Decision, Policy, PolicyKey, Scope},
-    balance,
 };
 
 /// What the mesh knows at one moment: workloads, services and policies with their indices.
@@ -128,25 +127,6 @@ impl Mesh {
                 })
             })
             .collect()
-    }
-
-    /// Chooses an endpoint of a service for a client; see [`balance::choose`] for `roll`.
-    pub fn choose_endpoint(
-        &self,
-        service: &Service,
-        service_port: u16,
-        client: Option<&Workload>,
-        roll: f64,
-    ) -> Option<Endpoint> {
-        let endpoints = self.endpoints(service, service_port);
-        balance::choose(
-            &endpoints,
-            |e| &e.workload,
-            &service.load_balancing,
-            client,
-            roll,
-        )
-        .cloned()
     }
 
     /// The policies that apply to a workload, narrowest scope first.

@@ -201,7 +201,6 @@ impl Worker {
     /// Ends the worker.
     pub(super) fn stop(mut self) {
         if let Some(running) = self.running.take() {
-            running.tell(&running.link, &ToWorker::Drain, &[]);
             // It holds nothing that outlives it: what it carried ends with the mesh.
             let _ = kill(Pid::from_raw(running.pid as i32), Signal::SIGKILL);
         }

@@ -89,8 +89,6 @@ pub enum ToWorker {
         pod: PodId,
         family: Family,
     },
-    /// Take no new connections, finish the established ones, and exit.
-    Drain,
 }
 
 /// From worker to broker.

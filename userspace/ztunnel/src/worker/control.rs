@@ -131,7 +131,6 @@ impl Broker {
                     token.set(text);
                     roots.set(control_root);
                 }
-                ToWorker::Drain => return Ok(()),
                 ToWorker::Start(_) | ToWorker::Maps | ToWorker::Sockets { .. } => {}
             }
         }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc};
 use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Server};
 use sluice_model::Name;
-use tokio::{net::TcpStream, sync::watch};
+use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
@@ -65,10 +65,10 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
             return;
         }
     };
-    let (_keep, drain) = watch::channel(false);
     let server = Server {
         tls: svid.server_config(),
-        drain,
+        // A pod that leaves the mesh takes no new streams; those it has are finished.
+        drain: pod.left(),
     };
     let result = sluice_hbone::serve(tcp, server, |incoming| {
         stream(shard.clone(), pod.clone(), incoming, peer, local)

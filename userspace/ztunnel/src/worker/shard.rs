@@ -89,10 +89,7 @@ impl Shard {
                     pod.stock(family).add(fds);
                 }
             }
-            ToWorker::Start(_)
-            | ToWorker::Maps
-            | ToWorker::Credentials { .. }
-            | ToWorker::Drain => {}
+            ToWorker::Start(_) | ToWorker::Maps | ToWorker::Credentials { .. } => {}
         }
     }
 
