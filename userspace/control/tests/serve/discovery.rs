@@ -363,7 +363,9 @@ async fn every_kind_of_resource_is_what_the_contract_says() {
         (1, 1, 2)
     );
     let service = mesh.services().next().unwrap();
-    let endpoint = mesh.choose_endpoint(service, 80, None, 0.0).unwrap();
+    let [endpoint] = &mesh.endpoints(service, 80)[..] else {
+        panic!("not one endpoint")
+    };
     assert_eq!(
         (endpoint.workload.ips[0].to_string(), endpoint.port),
         ("10.0.0.1".to_owned(), 8080)
