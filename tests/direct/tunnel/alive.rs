@@ -5,12 +5,12 @@ use std::{io::ErrorKind, time::Duration};
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
     authority::{DB, Root, WEB},
-    fixtures::{Acceptor, Source, World, on_worker},
+    fixtures::{Acceptor, PATIENCE, Source, World, on_worker, request},
     peers::{Frame, Peer, flag, kind},
 };
 
@@ -71,6 +71,42 @@ fn a_server_that_no_longer_answers_is_replaced() {
                 "{waited:?}"
             );
         }
+    });
+}
+
+/// A peer that is there, and says so, may still never come to an answer.
+#[test]
+fn a_request_that_is_never_answered_is_given_up() {
+    on_worker(async {
+        tokio::time::pause();
+        let root = Root::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+        let tls = root.svid(DB).server_config();
+        let begin = Instant::now();
+        let wanted = request("127.0.0.1:1");
+        let opening = source
+            .pool
+            .open(&source.key, &wanted, || source.dial(&source.key));
+        let alive = async {
+            let mut peer = Peer::accept(&listener, tls).await;
+            loop {
+                let question = peer.wait_for(|frame| frame.kind == kind::PING).await;
+                peer.send(&question.answered()).await;
+            }
+        };
+        let opened = tokio::select! {
+            opened = timeout(2 * PATIENCE, opening) => opened.expect("it is given up"),
+            () = alive => unreachable!("it answers for ever"),
+        };
+        let error = opened.unwrap_err().to_string();
+        assert!(
+            error.contains("has not answered the request within 30s"),
+            "{error}"
+        );
+        let waited = begin.elapsed();
+        let patience = Duration::from_secs(30);
+        assert!(waited >= patience && waited < 2 * patience, "{waited:?}");
     });
 }
 

@@ -135,7 +135,11 @@ impl Tunnel {
         };
         let mut requests = self.requests.clone().ready().await.map_err(broken)?;
         let (response, send) = requests.send_request(http, false).map_err(broken)?;
-        let response = response.await.map_err(broken)?;
+        let limit = limits::ANSWER_TIMEOUT;
+        let response = timeout(limit, response)
+            .await
+            .map_err(|_| OpenError::AnswerTimeout(limit))?
+            .map_err(broken)?;
         if response.status() != StatusCode::OK {
             return Err(OpenError::Refused(response.status()));
         }

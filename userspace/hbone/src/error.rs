@@ -20,6 +20,8 @@ pub enum OpenError {
     HandshakeTimeout(std::time::Duration),
     #[error("the tunnel broke: {0}")]
     Tunnel(Rc<h2::Error>),
+    #[error("the peer is there, but has not answered the request within {0:?}")]
+    AnswerTimeout(std::time::Duration),
     #[error("http status: {}{}", .0.as_u16(), hint(*.0))]
     Refused(StatusCode),
     #[error("the request cannot be written: {0}")]

@@ -26,6 +26,9 @@ pub(crate) const MAX_SEND_QUEUE: usize = 512 << 10;
 
 /// How long TLS and HTTP/2 may take to begin.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take to answer a request: it waits for what it must know of its workload, and
+/// then connects to the application, each for 10 s at most.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an unused tunnel is kept.
 pub(crate) const IDLE_TUNNEL: Duration = Duration::from_secs(300);
 

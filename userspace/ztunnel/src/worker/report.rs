@@ -269,6 +269,7 @@ impl From<outbound::Error> for Failure {
                 OpenError::Identity(_) => ResponseFlags::Identity,
                 OpenError::Connect(_)
                 | OpenError::Tunnel(_)
+                | OpenError::AnswerTimeout(_)
                 | OpenError::Refused(_)
                 | OpenError::Request(_) => ResponseFlags::Connect,
             },
