@@ -3,6 +3,9 @@
 //! Each direction ends on its own: the end of one side's bytes is passed on as the end of the
 //! other's, and the opposite direction goes on. When either breaks, both ends are reset, so that
 //! nobody takes a cut for an end.
+//!
+//! Whoever opened an application's socket has set its options, `TCP_NODELAY` among them: a listener's
+//! are inherited, so that they cost a connection nothing.
 
 use std::{
     cell::Cell,
@@ -78,7 +81,6 @@ impl Stream {
             recv,
             _place,
         } = self;
-        crate::limits::no_delay(&tcp);
         reset_when_closed(&tcp, true);
         let result = both_ways(&mut tcp, &mut send, recv, meter).await;
         match result {
@@ -264,7 +266,6 @@ pub async fn join(
     meter: &Meter,
 ) -> Result<(), CarryError> {
     for tcp in [&application, &peer] {
-        crate::limits::no_delay(tcp);
         reset_when_closed(tcp, true);
     }
     let (app_read, app_write) = application.split();

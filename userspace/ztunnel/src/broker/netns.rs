@@ -65,11 +65,7 @@ impl Netns {
 
     /// Moves the calling thread into the namespace, for good.
     pub(super) fn enter(&self) -> io::Result<()> {
-        let kind = Some(LinkNameSpaceType::Network);
-        Ok(rustix::thread::move_into_link_name_space(
-            self.file.as_fd(),
-            kind,
-        )?)
+        enter(&self.file)
     }
 
     pub(super) fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
@@ -77,13 +73,19 @@ impl Netns {
     }
 }
 
+fn enter(netns: &File) -> io::Result<()> {
+    let kind = Some(LinkNameSpaceType::Network);
+    Ok(rustix::thread::move_into_link_name_space(
+        netns.as_fd(),
+        kind,
+    )?)
+}
+
 /// Runs something inside a namespace, on a thread that ends with it: a thread that failed to come
 /// back would do its next work in the wrong place.
 fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let inside = || {
-        let kind = Some(LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(netns.as_fd(), kind)
-            .context("enter the network namespace")?;
+        enter(netns).context("enter the network namespace")?;
         work()
     };
     let result = std::thread::scope(|scope| scope.spawn(inside).join());
@@ -91,13 +93,9 @@ fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Res
 }
 
 fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
-    let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let mut set = vec![
-        (
-            Listener::Plaintext,
-            dual_stack(any, ports::INBOUND_PLAINTEXT)?,
-        ),
-        (Listener::Hbone, dual_stack(any, ports::HBONE)?),
+        (Listener::Plaintext, dual_stack(ports::INBOUND_PLAINTEXT)?),
+        (Listener::Hbone, dual_stack(ports::HBONE)?),
         (
             Listener::Outbound,
             listen(Ipv4Addr::LOCALHOST.into(), ports::OUTBOUND)?,
@@ -112,8 +110,8 @@ fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
 }
 
 /// Listens for both families, or for IPv4 alone where IPv6 is switched off.
-fn dual_stack(any: IpAddr, port: u16) -> Result<OwnedFd> {
-    match listen(any, port) {
+fn dual_stack(port: u16) -> Result<OwnedFd> {
+    match listen(Ipv6Addr::UNSPECIFIED.into(), port) {
         Err(error) if lacks_ipv6(&error) => listen(Ipv4Addr::UNSPECIFIED.into(), port),
         other => other,
     }

@@ -107,10 +107,8 @@ impl Pods {
         }
     }
 
-    /// Tries again what failed, follows changes of addresses, and lets go of pods that have left.
+    /// Lets go of pods that have left, tries again what failed, and follows changes of addresses.
     pub(super) fn tick(&mut self, worker: &Worker) {
-        let wanted = std::mem::take(&mut self.wanted);
-        self.reconcile(wanted, worker);
         let gone: Vec<Key> = self
             .pods
             .iter()
@@ -120,7 +118,8 @@ impl Pods {
         for key in gone {
             self.forget(&key, worker);
         }
-        self.write_report();
+        let wanted = std::mem::take(&mut self.wanted);
+        self.reconcile(wanted, worker);
     }
 
     pub(super) fn withdraw_all(&mut self) {

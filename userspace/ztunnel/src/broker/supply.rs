@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     os::fd::{AsFd as _, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::netns::{self, Netns};
@@ -16,25 +16,20 @@ pub(super) struct Namespaces(Arc<Mutex<HashMap<PodId, Arc<Netns>>>>);
 
 impl Namespaces {
     pub(super) fn insert(&self, pod: PodId, netns: Arc<Netns>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(pod, netns);
+        self.table().insert(pod, netns);
     }
 
     pub(super) fn remove(&self, pod: PodId) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&pod);
+        self.table().remove(&pod);
     }
 
     fn get(&self, pod: PodId) -> Option<Arc<Netns>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&pod)
-            .cloned()
+        self.table().get(&pod).cloned()
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<PodId, Arc<Netns>>> {
+        // Each use is one whole operation on the map, so a panic leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
