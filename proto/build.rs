@@ -3,10 +3,11 @@
 use std::{env, error::Error, path::PathBuf};
 
 const INCLUDE: &str = "proto";
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/ca.proto",
+    "sluice/extension.proto",
     "envoy/service/discovery/v3/discovery.proto",
 ];
 

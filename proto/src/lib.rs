@@ -19,6 +19,11 @@ pub mod security {
     pub const TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";
 }
 
+/// What Sluice adds to the resources of the contracts.
+pub mod extension {
+    pub use crate::generated::sluice::extension::*;
+}
+
 /// The delta discovery protocol, its client and its server.
 pub mod discovery {
     pub use crate::generated::{

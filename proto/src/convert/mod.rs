@@ -1,9 +1,10 @@
 //! Wire ↔ model, both ways: `TryFrom` from the wire, which checks everything once, and `From` to it.
 //!
-//! What the wire can say and the model does not know (extensions, application protocols, fields of
+//! What the wire can say and the model does not know (extensions of others, application protocols, fields of
 //! a newer contract) is left out. What would change a verdict or a destination if it were left out
 //! is an error.
 
+mod extension;
 mod gateway;
 pub mod names;
 mod policy;
@@ -46,6 +47,8 @@ pub enum Problem {
     Enum(i32),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
+    #[error("the extension {0} is not what its name says")]
+    Extension(&'static str),
     #[error("{0:?} is not NAMESPACE/NAME")]
     Namespaced(String),
     #[error(transparent)]

@@ -7,13 +7,18 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 use sluice_model::authz::{
-    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch, Term,
+    Values,
 };
 
+use super::extension;
 use super::{
     At, Error, InField, Problem, each, each_message, ip_bytes, known, port, raw_ip, required,
 };
-use crate::security::{self as wire, string_match::MatchType};
+use crate::{
+    extension as own,
+    security::{self as wire, string_match::MatchType},
+};
 
 impl TryFrom<wire::Authorization> for Policy {
     type Error = Error;
@@ -29,17 +34,19 @@ fn parse(from: &wire::Authorization) -> Result<Policy, At> {
         wire::Scope::Namespace => Scope::Namespace,
         wire::Scope::WorkloadSelector => Scope::Workload,
     };
-    let action = match known(from.action).field("action")? {
-        wire::Action::Allow => Action::Allow,
-        wire::Action::Deny => Action::Deny,
+    let audit: Option<own::Audit> = extension::find(&from.extensions).field("extensions")?;
+    let action = match (audit, known(from.action).field("action")?) {
+        (Some(own::Audit {}), _) => Action::Audit,
+        (None, wire::Action::Allow) => Action::Allow,
+        (None, wire::Action::Deny) => Action::Deny,
     };
     let clause = |clause: &wire::Clause| {
         let matches = each_message("matches", &clause.matches, parse_match)?;
-        Ok(Clause { matches })
+        Ok(Clause::from_iter(matches))
     };
     let rule = |rule: &wire::Rule| {
         let clauses = each_message("clauses", &rule.clauses, clause)?;
-        Ok(Rule { clauses })
+        Ok(Rule::from_iter(clauses))
     };
     Ok(Policy {
         key: PolicyKey {
@@ -48,8 +55,9 @@ fn parse(from: &wire::Authorization) -> Result<Policy, At> {
         },
         scope,
         action,
-        rules: each_message("rules", &from.rules, rule)?,
-        dry_run: from.dry_run,
+        rules: each_message("rules", &from.rules, rule)?.into(),
+        // A policy that only reports is in dry run for those who do not know how to report.
+        dry_run: from.dry_run && action != Action::Audit,
     })
 }
 
@@ -59,20 +67,63 @@ fn parse_match(from: &wire::Match) -> Result<Match, At> {
     let range = parse_range;
     // Port 0 is no port of a connection, but a harmless thing to say.
     let port = |value: &u32| if *value == 0 { Ok(0) } else { port(*value) };
-    Ok(Match {
-        namespaces: each("namespaces", &from.namespaces, text)?,
-        not_namespaces: each("not_namespaces", &from.not_namespaces, text)?,
-        service_accounts: each("service_accounts", &from.service_accounts, account)?,
-        not_service_accounts: each("not_service_accounts", &from.not_service_accounts, account)?,
-        principals: each("principals", &from.principals, text)?,
-        not_principals: each("not_principals", &from.not_principals, text)?,
-        source_ips: each("source_ips", &from.source_ips, range)?,
-        not_source_ips: each("not_source_ips", &from.not_source_ips, range)?,
-        destination_ips: each("destination_ips", &from.destination_ips, range)?,
-        not_destination_ips: each("not_destination_ips", &from.not_destination_ips, range)?,
-        destination_ports: each("destination_ports", &from.destination_ports, port)?,
-        not_destination_ports: each("not_destination_ports", &from.not_destination_ports, port)?,
-    })
+    let namespaces = |list: Vec<_>| Values::Namespaces(list.into());
+    let accounts = |list: Vec<_>| Values::ServiceAccounts(list.into());
+    let principals = |list: Vec<_>| Values::Principals(list.into());
+    let sources = |list: Vec<_>| Values::SourceIps(list.into());
+    let destinations = |list: Vec<_>| Values::DestinationIps(list.into());
+    let ports = |list: Vec<_>| Values::DestinationPorts(list.into());
+    let (is, is_not) = (Term::any_of, Term::none_of);
+    Ok(Match::from([
+        is(namespaces(each("namespaces", &from.namespaces, text)?)),
+        is_not(namespaces(each(
+            "not_namespaces",
+            &from.not_namespaces,
+            text,
+        )?)),
+        is(accounts(each(
+            "service_accounts",
+            &from.service_accounts,
+            account,
+        )?)),
+        is_not(accounts(each(
+            "not_service_accounts",
+            &from.not_service_accounts,
+            account,
+        )?)),
+        is(principals(each("principals", &from.principals, text)?)),
+        is_not(principals(each(
+            "not_principals",
+            &from.not_principals,
+            text,
+        )?)),
+        is(sources(each("source_ips", &from.source_ips, range)?)),
+        is_not(sources(each(
+            "not_source_ips",
+            &from.not_source_ips,
+            range,
+        )?)),
+        is(destinations(each(
+            "destination_ips",
+            &from.destination_ips,
+            range,
+        )?)),
+        is_not(destinations(each(
+            "not_destination_ips",
+            &from.not_destination_ips,
+            range,
+        )?)),
+        is(ports(each(
+            "destination_ports",
+            &from.destination_ports,
+            port,
+        )?)),
+        is_not(ports(each(
+            "not_destination_ports",
+            &from.not_destination_ports,
+            port,
+        )?)),
+    ]))
 }
 
 fn parse_string(from: &wire::StringMatch) -> Result<StringMatch, Problem> {
@@ -119,8 +170,9 @@ impl From<&Policy> for wire::Authorization {
             Scope::Namespace => wire::Scope::Namespace,
             Scope::Workload => wire::Scope::WorkloadSelector,
         };
+        let audits = policy.action == Action::Audit;
         let action = match policy.action {
-            Action::Allow => wire::Action::Allow,
+            Action::Allow | Action::Audit => wire::Action::Allow,
             Action::Deny => wire::Action::Deny,
         };
         let clause = |clause: &Clause| wire::Clause {
@@ -135,30 +187,44 @@ impl From<&Policy> for wire::Authorization {
             scope: scope.into(),
             action: action.into(),
             rules: policy.rules.iter().map(rule).collect(),
-            dry_run: policy.dry_run,
-            extensions: Vec::new(),
+            dry_run: policy.dry_run || audits,
+            extensions: audits
+                .then(|| extension::extension(&own::Audit {}))
+                .into_iter()
+                .collect(),
         }
     }
 }
 
 impl From<&Match> for wire::Match {
     fn from(from: &Match) -> Self {
-        Self {
-            namespaces: all(&from.namespaces, string),
-            not_namespaces: all(&from.not_namespaces, string),
-            service_accounts: all(&from.service_accounts, account),
-            not_service_accounts: all(&from.not_service_accounts, account),
-            principals: all(&from.principals, string),
-            not_principals: all(&from.not_principals, string),
-            source_ips: all(&from.source_ips, range),
-            not_source_ips: all(&from.not_source_ips, range),
-            destination_ips: all(&from.destination_ips, range),
-            not_destination_ips: all(&from.not_destination_ips, range),
-            destination_ports: all(&from.destination_ports, |port| u32::from(*port)),
-            not_destination_ports: all(&from.not_destination_ports, |port| u32::from(*port)),
-            extensions: Vec::new(),
+        let mut to = Self::default();
+        for Term { values, negated } in from.terms() {
+            match (values, negated) {
+                (Values::Namespaces(list), false) => to.namespaces = all(list, string),
+                (Values::Namespaces(list), true) => to.not_namespaces = all(list, string),
+                (Values::ServiceAccounts(list), false) => to.service_accounts = all(list, account),
+                (Values::ServiceAccounts(list), true) => {
+                    to.not_service_accounts = all(list, account);
+                }
+                (Values::Principals(list), false) => to.principals = all(list, string),
+                (Values::Principals(list), true) => to.not_principals = all(list, string),
+                (Values::SourceIps(list), false) => to.source_ips = all(list, range),
+                (Values::SourceIps(list), true) => to.not_source_ips = all(list, range),
+                (Values::DestinationIps(list), false) => to.destination_ips = all(list, range),
+                (Values::DestinationIps(list), true) => to.not_destination_ips = all(list, range),
+                (Values::DestinationPorts(list), false) => to.destination_ports = all(list, number),
+                (Values::DestinationPorts(list), true) => {
+                    to.not_destination_ports = all(list, number);
+                }
+            }
         }
+        to
     }
+}
+
+fn number(port: &u16) -> u32 {
+    (*port).into()
 }
 
 fn all<T, U>(items: &[T], convert: impl Fn(&T) -> U) -> Vec<U> {

@@ -1,19 +1,20 @@
 //! Workloads.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sluice_model::{
-    Name, ServiceKey, Uid, Workload,
+    Name, ServiceKey, TrustDomain, Uid, Workload,
     service::Port,
-    workload::{Locality, OwnerKind, TunnelProtocol},
+    workload::{Egress, Locality, OwnerKind, TunnelProtocol},
 };
 
+use super::extension;
 use super::{
     At, Error, InField, Problem, each, each_message,
     gateway::{parse_port, parse_waypoint},
     ip, ip_bytes, known, names, required,
 };
-use crate::workload as wire;
+use crate::{extension as own, workload as wire};
 
 /// What the contract means by an empty trust domain, service account or cluster.
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
@@ -31,6 +32,9 @@ impl TryFrom<wire::Workload> for Workload {
 fn parse(from: &wire::Workload) -> Result<Workload, At> {
     let mode: wire::NetworkMode = known(from.network_mode).field("network_mode")?;
     let status: wire::WorkloadStatus = known(from.status).field("status")?;
+    let own: own::Workload = extension::find(&from.extensions)
+        .field("extensions")?
+        .unwrap_or_default();
     Ok(Workload {
         uid: Uid(required(&from.uid).field("uid")?),
         name: from.name.as_str().into(),
@@ -38,6 +42,7 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
         trust_domain: or_default(&from.trust_domain, DEFAULT_TRUST_DOMAIN)
             .parse()
             .field("trust_domain")?,
+        equivalent_domains: parse_domains(&own).field("extensions")?,
         service_account: or_default(&from.service_account, DEFAULT_SERVICE_ACCOUNT).into(),
         network: from.network.as_str().into(),
         cluster: or_default(&from.cluster_id, DEFAULT_CLUSTER).into(),
@@ -56,6 +61,10 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
             &from.authorization_policies,
             |name| names::policy(name),
         )?,
+        egress: match known(own.egress).field("extensions")? {
+            own::Egress::Anywhere => Egress::Anywhere,
+            own::Egress::Registry => Egress::Registry,
+        },
         healthy: status == wire::WorkloadStatus::Healthy,
         capacity: from.capacity.unwrap_or(1),
         locality: from
@@ -68,6 +77,13 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
             })
             .unwrap_or_default(),
     })
+}
+
+fn parse_domains(own: &own::Workload) -> Result<Arc<[TrustDomain]>, Problem> {
+    let domains = own.equivalent_trust_domains.iter();
+    Ok(domains
+        .map(|domain| domain.parse())
+        .collect::<Result<_, _>>()?)
 }
 
 fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
@@ -149,9 +165,28 @@ impl From<&Workload> for wire::Workload {
             status: status.into(),
             capacity: (workload.capacity != 1).then_some(workload.capacity),
             locality: locality(&workload.locality),
+            extensions: own(workload)
+                .as_ref()
+                .map(extension::extension)
+                .into_iter()
+                .collect(),
             ..Self::default()
         }
     }
+}
+
+/// What the contract has no field for, if there is anything.
+fn own(workload: &Workload) -> Option<own::Workload> {
+    let domains = workload.equivalent_domains.iter();
+    let own = own::Workload {
+        egress: match workload.egress {
+            Egress::Anywhere => own::Egress::Anywhere,
+            Egress::Registry => own::Egress::Registry,
+        }
+        .into(),
+        equivalent_trust_domains: domains.map(ToString::to_string).collect(),
+    };
+    (own != own::Workload::default()).then_some(own)
 }
 
 fn endpoint((key, ports): (&ServiceKey, &Vec<Port>)) -> (String, wire::PortList) {

@@ -3,7 +3,7 @@
 use prost::Message as _;
 use sluice_model::{
     Service, Update, Workload,
-    authz::{Policy, StringMatch},
+    authz::{Policy, StringMatch, Term, Values},
     workload::TunnelProtocol,
 };
 use sluice_proto::{
@@ -124,9 +124,11 @@ fn mapped_addresses_become_ipv4() {
         ..Default::default()
     }))
     .unwrap();
-    let ranges = &policy.rules[0].clauses[0].matches[0].source_ips;
-    assert_eq!(ranges[0].to_string(), "10.1.0.0/16");
-    assert_eq!(ranges[1].to_string(), "::/0");
+    let ranges = ["10.1.0.0/16", "::/0"].map(|range| range.parse().unwrap());
+    assert_eq!(
+        policy.rules[0].clauses[0].matches[0].terms(),
+        [Term::any_of(Values::SourceIps(ranges.into()))]
+    );
 }
 
 #[test]
@@ -219,8 +221,10 @@ fn an_unknown_matcher_fails_its_policy() {
     });
     let good = Policy::try_from(good).unwrap();
     assert_eq!(
-        good.rules[0].clauses[0].matches[0].principals,
-        [StringMatch::Presence]
+        good.rules[0].clauses[0].matches[0].terms(),
+        [Term::any_of(Values::Principals(
+            [StringMatch::Presence].into()
+        ))]
     );
 }
 

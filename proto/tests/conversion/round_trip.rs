@@ -8,9 +8,10 @@ use sluice_model::{
     Name, NetworkAddress, Service, ServiceKey, Uid, Update, Workload,
     authz::{
         Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+        Term, Values,
     },
     service::{self, GatewayAddress, GatewayDestination, LoadBalancing, Mode, Port},
-    workload::{Locality, OwnerKind, TunnelProtocol},
+    workload::{Egress, Locality, OwnerKind, TunnelProtocol},
 };
 use sluice_proto::{security, workload as wire};
 
@@ -115,6 +116,8 @@ prop_compose! {
         waypoint in option::of(gateway()),
         policies in vec(policy_key(), 0..3),
         capacity in any::<u32>(),
+        egress in select(vec![Egress::Anywhere, Egress::Registry]),
+        domains in vec(name(), 0..3),
     ) -> Workload {
         let (network, cluster, node, region, zone, subzone) = places;
         let (name, canonical_name, canonical_revision, owner_name) = telemetry;
@@ -124,6 +127,7 @@ prop_compose! {
             name,
             namespace: identity.1,
             trust_domain: identity.0.parse().unwrap(),
+            equivalent_domains: domains.iter().map(|d| d.parse().unwrap()).collect(),
             service_account: identity.2,
             network,
             cluster,
@@ -138,6 +142,7 @@ prop_compose! {
             services,
             waypoint,
             policies,
+            egress,
             healthy,
             capacity,
             locality: Locality { region, zone, subzone },
@@ -178,26 +183,40 @@ prop_compose! {
         let [service_accounts, not_service_accounts] = accounts;
         let [source_ips, not_source_ips, destination_ips, not_destination_ips] = ranges;
         let [destination_ports, not_destination_ports] = ports;
-        Match {
-            namespaces, not_namespaces, service_accounts, not_service_accounts,
-            principals, not_principals, source_ips, not_source_ips,
-            destination_ips, not_destination_ips, destination_ports, not_destination_ports,
-        }
+        let both = |values: fn(Vec<_>) -> Values, is, is_not| {
+            [Term::any_of(values(is)), Term::none_of(values(is_not))]
+        };
+        let strings = [
+            both(|list| Values::Namespaces(list.into()), namespaces, not_namespaces),
+            both(|list| Values::Principals(list.into()), principals, not_principals),
+        ];
+        let nets = [
+            Term::any_of(Values::SourceIps(source_ips.into())),
+            Term::none_of(Values::SourceIps(not_source_ips.into())),
+            Term::any_of(Values::DestinationIps(destination_ips.into())),
+            Term::none_of(Values::DestinationIps(not_destination_ips.into())),
+            Term::any_of(Values::DestinationPorts(destination_ports.into())),
+            Term::none_of(Values::DestinationPorts(not_destination_ports.into())),
+            Term::any_of(Values::ServiceAccounts(service_accounts.into())),
+            Term::none_of(Values::ServiceAccounts(not_service_accounts.into())),
+        ];
+        strings.into_iter().flatten().chain(nets).collect()
     }
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    let clause = vec(a_match(), 0..3).prop_map(|matches| Clause { matches });
-    let rule = vec(clause, 0..3).prop_map(|clauses| Rule { clauses });
+    let clause = vec(a_match(), 0..3).prop_map(Clause::from_iter);
+    let rule = vec(clause, 0..3).prop_map(Rule::from_iter);
     let scope = select(vec![Scope::Global, Scope::Namespace, Scope::Workload]);
-    let action = select(vec![Action::Allow, Action::Deny]);
+    let action = select(vec![Action::Allow, Action::Deny, Action::Audit]);
     (policy_key(), scope, action, vec(rule, 0..3), any::<bool>()).prop_map(
         |(key, scope, action, rules, dry_run)| Policy {
             key,
             scope,
             action,
-            rules,
-            dry_run,
+            rules: rules.into(),
+            // To audit is no less in dry run.
+            dry_run: dry_run && action != Action::Audit,
         },
     )
 }

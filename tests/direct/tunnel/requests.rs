@@ -23,6 +23,7 @@ fn workload() -> Workload {
         name: "web-1".into(),
         namespace: "shop".into(),
         trust_domain: identity.trust_domain().clone(),
+        equivalent_domains: Default::default(),
         service_account: "web".into(),
         network: "".into(),
         cluster: "west".into(),
@@ -37,6 +38,7 @@ fn workload() -> Workload {
         services: [].into(),
         waypoint: None,
         policies: Vec::new(),
+        egress: Default::default(),
         healthy: true,
         capacity: 1,
         locality: Locality {

@@ -2,22 +2,48 @@
 //!
 //! The order is Istio's: a DENY policy that matches decides; else, where no ALLOW policy applies,
 //! the connection passes; else an ALLOW policy must match. Within a policy, any rule; within a
-//! rule, every clause; within a clause, any match; within a match, every field that is given.
+//! rule, every clause; within a clause, any match; within a match, every term.
+//!
+//! Policies are kept in [`PolicySet`]s, which find the few rules that could match a connection
+//! without looking at the others.
+
+mod guard;
+mod matching;
+mod set;
+mod verdict;
 
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     net::{IpAddr, SocketAddr},
 };
 
 use ipnet::IpNet;
 
-use crate::{Name, SpiffeId};
+use crate::{Name, SpiffeId, TrustDomain};
+
+pub use set::{Applicable, PolicySet};
+pub use verdict::{AllowReason, Decision, DenyReason, Judgement, RuleId};
 
 /// Names a policy: `NAMESPACE/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyKey {
     pub namespace: Name,
     pub name: Name,
+}
+
+impl PolicyKey {
+    /// The policy that a STRICT PeerAuthentication without exceptions stands for (wire contract
+    /// §15).
+    pub const STATIC_STRICT: &'static str = "istio_converted_static_strict";
+    /// What the names of policies begin with that stand for a PeerAuthentication with exceptions by
+    /// port.
+    pub const CONVERTED: &'static str = "converted_peer_authentication_";
+
+    /// Whether the policy stands for a PeerAuthentication: what it denies is the lack of mutual
+    /// TLS.
+    pub fn is_peer_authentication(&self) -> bool {
+        *self.name == *Self::STATIC_STRICT || self.name.starts_with(Self::CONVERTED)
+    }
 }
 
 impl fmt::Display for PolicyKey {
@@ -31,6 +57,8 @@ impl fmt::Display for PolicyKey {
 pub enum Action {
     Allow,
     Deny,
+    /// Reports that it matched, and decides nothing.
+    Audit,
 }
 
 /// Which workloads a policy applies to.
@@ -51,7 +79,7 @@ pub struct Policy {
     pub scope: Scope,
     pub action: Action,
     /// Without rules a policy never matches: an ALLOW policy then lets nothing through.
-    pub rules: Vec<Rule>,
+    pub rules: Box<[Rule]>,
     /// Never decides; only reports what it would have done.
     pub dry_run: bool,
 }
@@ -59,31 +87,140 @@ pub struct Policy {
 /// Matches when every clause does; without clauses, always.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    pub clauses: Vec<Clause>,
+    pub clauses: Box<[Clause]>,
+}
+
+impl Rule {
+    /// A rule that never matches. It keeps the place of one that cannot be enforced, so that the
+    /// others are counted as their author counts them.
+    pub fn never() -> Self {
+        Self {
+            clauses: [Clause::from(Match::default())].into(),
+        }
+    }
+}
+
+impl FromIterator<Clause> for Rule {
+    fn from_iter<T: IntoIterator<Item = Clause>>(clauses: T) -> Self {
+        Self {
+            clauses: clauses.into_iter().collect(),
+        }
+    }
 }
 
 /// Matches when any of its matches does; without matches, always.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clause {
-    pub matches: Vec<Match>,
+    pub matches: Box<[Match]>,
 }
 
-/// Matches when each field does. A field is a list that must contain the connection's value and,
-/// with `not_`, a list that must not. Without any field it matches nothing.
+impl FromIterator<Match> for Clause {
+    fn from_iter<T: IntoIterator<Item = Match>>(matches: T) -> Self {
+        Self {
+            matches: matches.into_iter().collect(),
+        }
+    }
+}
+
+impl From<Match> for Clause {
+    fn from(only: Match) -> Self {
+        Self {
+            matches: [only].into(),
+        }
+    }
+}
+
+/// Matches when every term does; without terms, never.
+///
+/// Terms are kept in the order of their attributes, so that equal matches compare as equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
-    pub namespaces: Vec<StringMatch>,
-    pub not_namespaces: Vec<StringMatch>,
-    pub service_accounts: Vec<ServiceAccountMatch>,
-    pub not_service_accounts: Vec<ServiceAccountMatch>,
-    pub principals: Vec<StringMatch>,
-    pub not_principals: Vec<StringMatch>,
-    pub source_ips: Vec<IpNet>,
-    pub not_source_ips: Vec<IpNet>,
-    pub destination_ips: Vec<IpNet>,
-    pub not_destination_ips: Vec<IpNet>,
-    pub destination_ports: Vec<u16>,
-    pub not_destination_ports: Vec<u16>,
+    terms: Box<[Term]>,
+}
+
+impl Match {
+    pub fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+}
+
+impl FromIterator<Term> for Match {
+    /// A term without values says nothing, and is left out.
+    fn from_iter<T: IntoIterator<Item = Term>>(terms: T) -> Self {
+        let mut terms: Vec<Term> = terms
+            .into_iter()
+            .filter(|term| !term.values.is_empty())
+            .collect();
+        terms.sort_by_key(|term| (term.values.attribute(), term.negated));
+        Self {
+            terms: terms.into(),
+        }
+    }
+}
+
+impl<const N: usize> From<[Term; N]> for Match {
+    fn from(terms: [Term; N]) -> Self {
+        terms.into_iter().collect()
+    }
+}
+
+/// A condition on one attribute of a connection: that it is one of some values, or none of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    pub values: Values,
+    pub negated: bool,
+}
+
+impl Term {
+    pub fn any_of(values: Values) -> Self {
+        Self {
+            values,
+            negated: false,
+        }
+    }
+
+    pub fn none_of(values: Values) -> Self {
+        Self {
+            values,
+            negated: true,
+        }
+    }
+}
+
+/// An attribute of a connection, and values for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Values {
+    Namespaces(Box<[StringMatch]>),
+    ServiceAccounts(Box<[ServiceAccountMatch]>),
+    /// Patterns for the SPIFFE ID without its scheme.
+    Principals(Box<[StringMatch]>),
+    SourceIps(Box<[IpNet]>),
+    /// The workload's own address, never a VIP.
+    DestinationIps(Box<[IpNet]>),
+    DestinationPorts(Box<[u16]>),
+}
+
+impl Values {
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Namespaces(list) | Self::Principals(list) => list.is_empty(),
+            Self::ServiceAccounts(list) => list.is_empty(),
+            Self::SourceIps(list) | Self::DestinationIps(list) => list.is_empty(),
+            Self::DestinationPorts(list) => list.is_empty(),
+        }
+    }
+
+    /// The attribute's place among all.
+    fn attribute(&self) -> u8 {
+        match self {
+            Self::Namespaces(_) => 0,
+            Self::ServiceAccounts(_) => 1,
+            Self::Principals(_) => 2,
+            Self::SourceIps(_) => 3,
+            Self::DestinationIps(_) => 4,
+            Self::DestinationPorts(_) => 5,
+        }
+    }
 }
 
 /// A pattern for a namespace or a principal. An absent value is the empty string.
@@ -96,17 +233,6 @@ pub enum StringMatch {
     Presence,
 }
 
-impl StringMatch {
-    fn matches(&self, value: &str) -> bool {
-        match self {
-            Self::Exact(text) => value == &**text,
-            Self::Prefix(text) => value.starts_with(&**text),
-            Self::Suffix(text) => value.ends_with(&**text),
-            Self::Presence => !value.is_empty(),
-        }
-    }
-}
-
 /// A service account of any trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceAccountMatch {
@@ -115,246 +241,16 @@ pub struct ServiceAccountMatch {
 }
 
 /// What is known of a connection when it is judged.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Connection<'a> {
     /// The identity proven by mutual TLS; `None` for plaintext.
     pub source_identity: Option<&'a SpiffeId>,
     pub source_ip: IpAddr,
     /// The workload's own address and port, never a VIP and never the tunnel's port.
     pub destination: SocketAddr,
-}
-
-/// The outcome for a connection, and what decided it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    Allow(AllowReason),
-    Deny(DenyReason),
-}
-
-impl Decision {
-    pub fn is_allowed(&self) -> bool {
-        matches!(self, Self::Allow(_))
-    }
-}
-
-/// Why a connection passes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AllowReason {
-    /// No ALLOW policy applies to the workload.
-    NoAllowPolicy,
-    /// The rule of this policy, counted from 0.
-    Rule(PolicyKey, usize),
-}
-
-/// Why a connection is refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DenyReason {
-    /// ALLOW policies apply, and none of them matched.
-    NoAllowMatched,
-    /// The rule of this DENY policy, counted from 0.
-    Rule(PolicyKey, usize),
-}
-
-impl fmt::Display for DenyReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoAllowMatched => {
-                f.write_str("allow policies exist, but none allowed this connection")
-            }
-            Self::Rule(key, rule) => write!(f, "denied by policy {key}, rule {rule}"),
-        }
-    }
-}
-
-/// Judges a connection against the policies that apply to its destination.
-///
-/// The order of `policies` does not change the verdict; the reason names the first that decided.
-pub fn evaluate<'p>(
-    policies: impl Iterator<Item = &'p Policy> + Clone,
-    connection: &Connection<'_>,
-) -> Decision {
-    let subject = Subject::of(connection);
-    let active = policies.filter(|policy| !policy.dry_run);
-    for policy in active
-        .clone()
-        .filter(|policy| policy.action == Action::Deny)
-    {
-        if let Some(rule) = policy.matching_rule(&subject) {
-            return Decision::Deny(DenyReason::Rule(policy.key.clone(), rule));
-        }
-    }
-    let mut allow = active
-        .filter(|policy| policy.action == Action::Allow)
-        .peekable();
-    if allow.peek().is_none() {
-        return Decision::Allow(AllowReason::NoAllowPolicy);
-    }
-    for policy in allow {
-        if let Some(rule) = policy.matching_rule(&subject) {
-            return Decision::Allow(AllowReason::Rule(policy.key.clone(), rule));
-        }
-    }
-    Decision::Deny(DenyReason::NoAllowMatched)
-}
-
-/// A connection with its principal written out once, on the stack, for all string matches.
-struct Subject<'a> {
-    connection: &'a Connection<'a>,
-    principal: PrincipalText,
-    source_ip: IpAddr,
-    destination_ip: IpAddr,
-}
-
-impl<'a> Subject<'a> {
-    fn of(connection: &'a Connection<'a>) -> Self {
-        let mut principal = PrincipalText::default();
-        if let Some(id) = connection.source_identity {
-            // Cannot fail: the text grows onto the heap when the stack part is full.
-            let _ = write!(principal, "{}", id.principal());
-        }
-        Self {
-            connection,
-            principal,
-            source_ip: connection.source_ip.to_canonical(),
-            destination_ip: connection.destination.ip().to_canonical(),
-        }
-    }
-
-    fn namespace(&self) -> &str {
-        self.connection
-            .source_identity
-            .map_or("", |id| id.namespace())
-    }
-}
-
-impl Policy {
-    fn matching_rule(&self, subject: &Subject<'_>) -> Option<usize> {
-        self.rules.iter().position(|rule| rule.matches(subject))
-    }
-}
-
-impl Rule {
-    fn matches(&self, subject: &Subject<'_>) -> bool {
-        self.clauses.iter().all(|clause| {
-            clause.matches.is_empty() || clause.matches.iter().any(|m| m.matches(subject))
-        })
-    }
-}
-
-impl Match {
-    fn matches(&self, subject: &Subject<'_>) -> bool {
-        let identity = subject.connection.source_identity;
-        let port = subject.connection.destination.port();
-        let principal = subject.principal.as_str();
-        let account = |wanted: &ServiceAccountMatch| {
-            identity.is_some_and(|id| {
-                *id.namespace() == wanted.namespace && *id.service_account() == wanted.name
-            })
-        };
-        !self.is_empty()
-            && field(&self.namespaces, &self.not_namespaces, |m| {
-                m.matches(subject.namespace())
-            })
-            && field(&self.service_accounts, &self.not_service_accounts, account)
-            && field(&self.principals, &self.not_principals, |m| {
-                m.matches(principal)
-            })
-            && field(&self.source_ips, &self.not_source_ips, |n| {
-                n.contains(&subject.source_ip)
-            })
-            && field(&self.destination_ips, &self.not_destination_ips, |n| {
-                n.contains(&subject.destination_ip)
-            })
-            && field(&self.destination_ports, &self.not_destination_ports, |p| {
-                *p == port
-            })
-    }
-
-    fn is_empty(&self) -> bool {
-        let Self {
-            namespaces,
-            not_namespaces,
-            service_accounts,
-            not_service_accounts,
-            principals,
-            not_principals,
-            source_ips,
-            not_source_ips,
-            destination_ips,
-            not_destination_ips,
-            destination_ports,
-            not_destination_ports,
-        } = self;
-        [namespaces, not_namespaces, principals, not_principals]
-            .iter()
-            .all(|l| l.is_empty())
-            && [service_accounts, not_service_accounts]
-                .iter()
-                .all(|l| l.is_empty())
-            && [
-                source_ips,
-                not_source_ips,
-                destination_ips,
-                not_destination_ips,
-            ]
-            .iter()
-            .all(|l| l.is_empty())
-            && [destination_ports, not_destination_ports]
-                .iter()
-                .all(|l| l.is_empty())
-    }
-}
-
-fn field<T>(wanted: &[T], unwanted: &[T], matches: impl Fn(&T) -> bool) -> bool {
-    (wanted.is_empty() || wanted.iter().any(&matches)) && !unwanted.iter().any(&matches)
-}
-
-/// A principal's text, on the stack unless it is very long.
-#[derive(Default)]
-struct PrincipalText {
-    heap: String,
-    stack: StackText,
-}
-
-struct StackText {
-    bytes: [u8; 192],
-    len: usize,
-}
-
-impl Default for StackText {
-    fn default() -> Self {
-        Self {
-            bytes: [0; 192],
-            len: 0,
-        }
-    }
-}
-
-impl PrincipalText {
-    fn as_str(&self) -> &str {
-        if self.heap.is_empty() {
-            // Only whole strings are ever copied in, so this is always valid UTF-8.
-            std::str::from_utf8(&self.stack.bytes[..self.stack.len]).unwrap_or_default()
-        } else {
-            &self.heap
-        }
-    }
-}
-
-impl fmt::Write for PrincipalText {
-    fn write_str(&mut self, part: &str) -> fmt::Result {
-        let end = self.stack.len + part.len();
-        if self.heap.is_empty() && end <= self.stack.bytes.len() {
-            self.stack.bytes[self.stack.len..end].copy_from_slice(part.as_bytes());
-            self.stack.len = end;
-        } else {
-            if self.heap.is_empty() {
-                self.heap = self.as_str().to_owned();
-            }
-            self.heap.push_str(part);
-        }
-        Ok(())
-    }
+    /// Trust domains that are one and the same: a principal of any of them is matched by what a
+    /// policy says of any other. Nothing to say where there is but one.
+    pub equivalent: &'a [TrustDomain],
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 
 fn id(text: &str) -> SpiffeId {
@@ -9,9 +11,7 @@ fn exact(text: &str) -> StringMatch {
 }
 
 fn rule(matches: Vec<Match>) -> Rule {
-    Rule {
-        clauses: vec![Clause { matches }],
-    }
+    Rule::from_iter([Clause::from_iter(matches)])
 }
 
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
@@ -22,7 +22,7 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
         },
         scope: Scope::Namespace,
         action,
-        rules,
+        rules: rules.into(),
         dry_run: false,
     }
 }
@@ -33,8 +33,15 @@ fn judge(policies: &[Policy], from: Option<&str>, source: &str, destination: &st
         source_identity: identity.as_ref(),
         source_ip: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
+        equivalent: &[],
     };
-    evaluate(policies.iter(), &connection)
+    applicable(policies).judge(&connection).decision
+}
+
+/// All in the scope of their namespace.
+fn applicable(policies: &[Policy]) -> Applicable {
+    let set = policies.iter().cloned().map(Arc::new).collect();
+    Applicable::new([None, Some(Arc::new(set)), None])
 }
 
 const WEB: Option<&str> = Some("spiffe://cluster.local/ns/shop/sa/web");
@@ -44,28 +51,25 @@ fn web() -> Decision {
     Decision::Allow(AllowReason::NoAllowPolicy)
 }
 
-fn by(decision: fn(PolicyKey, usize) -> Decision, name: &str, rule: usize) -> Decision {
-    let key = PolicyKey {
+fn rule_id(name: &str, rule: u32) -> RuleId {
+    let policy = PolicyKey {
         namespace: "shop".into(),
         name: name.into(),
     };
-    decision(key, rule)
+    RuleId { policy, rule }
 }
 
-fn allowed_by(name: &str, rule: usize) -> Decision {
-    by(|k, r| Decision::Allow(AllowReason::Rule(k, r)), name, rule)
+fn allowed_by(name: &str, rule: u32) -> Decision {
+    Decision::Allow(AllowReason::Rule(rule_id(name, rule)))
 }
 
-fn denied_by(name: &str, rule: usize) -> Decision {
-    by(|k, r| Decision::Deny(DenyReason::Rule(k, r)), name, rule)
+fn denied_by(name: &str, rule: u32) -> Decision {
+    Decision::Deny(DenyReason::Rule(rule_id(name, rule)))
 }
 
 #[test]
 fn the_order_is_deny_then_allow_then_default() {
-    let principal = |p: &str| Match {
-        principals: vec![exact(p)],
-        ..Match::default()
-    };
+    let principal = |p: &str| Match::from([Term::any_of(Values::Principals([exact(p)].into()))]);
     let allow_web = policy(
         "allow-web",
         Action::Allow,
@@ -99,59 +103,176 @@ fn the_order_is_deny_then_allow_then_default() {
     }
 }
 
+/// What policies in force decide, and what they would together with those in dry run.
 #[test]
-fn dry_run_never_decides() {
-    let mut deny = policy("deny", Action::Deny, vec![Rule::default()]);
-    deny.dry_run = true;
-    let mut allow = policy("allow", Action::Allow, vec![]);
-    allow.dry_run = true;
-    assert_eq!(judge(&[deny, allow], WEB, "10.0.0.1", "10.0.0.2:80"), web());
+fn dry_run_never_decides_and_says_what_it_would() {
+    let dry = |mut policy: Policy| {
+        policy.dry_run = true;
+        policy
+    };
+    let deny = |name: &str| policy(name, Action::Deny, vec![Rule::default()]);
+    let allow = |name: &str| policy(name, Action::Allow, vec![Rule::default()]);
+    let nothing = |name: &str| policy(name, Action::Allow, vec![]);
+    let no_allow = Decision::Deny(DenyReason::NoAllowMatched);
+    let rows = [
+        (vec![deny("d")], denied_by("d", 0), None),
+        (vec![dry(deny("d"))], web(), Some(denied_by("d", 0))),
+        (vec![dry(nothing("n"))], web(), Some(no_allow.clone())),
+        (vec![dry(allow("a"))], web(), Some(allowed_by("a", 0))),
+        (
+            vec![dry(deny("d")), deny("e")],
+            denied_by("e", 0),
+            Some(denied_by("e", 0)),
+        ),
+        (
+            vec![allow("a"), dry(nothing("n"))],
+            allowed_by("a", 0),
+            Some(allowed_by("a", 0)),
+        ),
+        (
+            vec![nothing("n"), dry(allow("a"))],
+            no_allow,
+            Some(allowed_by("a", 0)),
+        ),
+        (
+            vec![allow("a"), dry(deny("d"))],
+            allowed_by("a", 0),
+            Some(denied_by("d", 0)),
+        ),
+    ];
+    for (policies, decision, dry_run) in rows {
+        let identity = id(WEB.unwrap());
+        let connection = Connection {
+            source_identity: Some(&identity),
+            source_ip: [10, 0, 0, 1].into(),
+            destination: ([10, 0, 0, 2], 80).into(),
+            equivalent: &[],
+        };
+        let judgement = applicable(&policies).judge(&connection);
+        assert_eq!(judgement, Judgement { decision, dry_run }, "{policies:?}");
+    }
+}
+
+#[test]
+fn audit_reports_the_first_rule_of_each_policy_and_decides_nothing() {
+    let never = || rule(vec![Match::default()]);
+    let policies = [
+        policy(
+            "b",
+            Action::Audit,
+            vec![never(), Rule::default(), Rule::default()],
+        ),
+        policy("a", Action::Audit, vec![Rule::default()]),
+        policy("c", Action::Audit, vec![never()]),
+    ];
+    assert_eq!(judge(&policies, WEB, "10.0.0.1", "10.0.0.2:80"), web());
+    let connection = Connection {
+        source_identity: None,
+        source_ip: [10, 0, 0, 1].into(),
+        destination: ([10, 0, 0, 2], 80).into(),
+        equivalent: &[],
+    };
+    let mut reported = Vec::new();
+    applicable(&policies).audit(&connection, |rule| reported.push(rule));
+    assert_eq!(reported, [rule_id("a", 0), rule_id("b", 1)]);
+}
+
+/// A principal of one trust domain is matched by what is said of an equivalent one, and by nothing
+/// that is said of others.
+#[test]
+fn equivalent_trust_domains_are_one() {
+    let domains = ["new.example", "old.example"].map(|domain| domain.parse().unwrap());
+    let one = |values| vec![rule(vec![Match::from([values])])];
+    let old = || Values::Principals([exact("old.example/ns/shop/sa/web")].into());
+    let any_old = || Values::Principals([StringMatch::Prefix("old.example/".into())].into());
+    let rows = [
+        (Term::any_of(old()), [true, true, false]),
+        (Term::none_of(old()), [false, false, true]),
+        (Term::any_of(any_old()), [true, true, false]),
+    ];
+    for (term, expected) in rows {
+        let deny = applicable(&[policy("p", Action::Deny, one(term.clone()))]);
+        let domains_seen = ["new.example", "old.example", "foreign.example"];
+        let denied = domains_seen.map(|domain| {
+            let identity = id(&format!("spiffe://{domain}/ns/shop/sa/web"));
+            let connection = Connection {
+                source_identity: Some(&identity),
+                source_ip: [10, 0, 0, 1].into(),
+                destination: ([10, 0, 0, 2], 80).into(),
+                equivalent: &domains,
+            };
+            !deny.judge(&connection).decision.is_allowed()
+        });
+        assert_eq!(denied, expected, "{term:?}");
+    }
 }
 
 /// Each row: a match, whether it matches web in shop from 10.0.0.1 to 10.0.0.2:80, and whether it
 /// matches the same without an identity.
 #[test]
 fn fields() {
-    let m = Match::default;
-    let net = |text: &str| vec![text.parse().unwrap()];
+    let net = |text: &str| [text.parse().unwrap()];
     let account = |namespace: &str, name: &str| {
-        vec![ServiceAccountMatch {
+        [ServiceAccountMatch {
             namespace: namespace.into(),
             name: name.into(),
         }]
     };
-    let prefix = |text: &str| vec![StringMatch::Prefix(text.into())];
-    let suffix = |text: &str| vec![StringMatch::Suffix(text.into())];
-    let presence = || vec![StringMatch::Presence];
+    let prefix = |text: &str| [StringMatch::Prefix(text.into())];
+    let suffix = |text: &str| [StringMatch::Suffix(text.into())];
+    let any = || [StringMatch::Presence];
+    let (is, not) = (Term::any_of, Term::none_of);
+    use Values::*;
     #[rustfmt::skip]
     let rows = [
-        (m(), false, false),
-        (Match { namespaces: vec![exact("shop")], ..m() }, true, false),
-        (Match { namespaces: vec![exact("other"), exact("shop")], ..m() }, true, false),
-        (Match { namespaces: vec![exact("other")], ..m() }, false, false),
-        (Match { not_namespaces: vec![exact("shop")], ..m() }, false, true),
-        (Match { namespaces: prefix("sh"), ..m() }, true, false),
-        (Match { namespaces: suffix("op"), ..m() }, true, false),
-        (Match { principals: prefix("cluster.local/ns/shop/"), ..m() }, true, false),
-        (Match { principals: suffix("/sa/web"), ..m() }, true, false),
-        (Match { principals: prefix("spiffe://"), ..m() }, false, false),
-        (Match { principals: presence(), ..m() }, true, false),
-        (Match { not_principals: presence(), ..m() }, false, true),
-        (Match { service_accounts: account("shop", "web"), ..m() }, true, false),
-        (Match { service_accounts: account("shop", "db"), ..m() }, false, false),
-        (Match { not_service_accounts: account("shop", "web"), ..m() }, false, true),
-        (Match { source_ips: net("10.0.0.0/24"), ..m() }, true, true),
-        (Match { source_ips: net("10.0.1.0/24"), ..m() }, false, false),
-        (Match { not_source_ips: net("10.0.0.1/32"), ..m() }, false, false),
-        (Match { destination_ips: net("10.0.0.2/32"), ..m() }, true, true),
-        (Match { not_destination_ips: net("10.0.0.2/32"), ..m() }, false, false),
-        (Match { destination_ports: vec![443, 80], ..m() }, true, true),
-        (Match { destination_ports: vec![443], ..m() }, false, false),
-        (Match { not_destination_ports: vec![80], ..m() }, false, false),
-        (Match { namespaces: vec![exact("shop")], destination_ports: vec![443], ..m() }, false, false),
-        (Match { namespaces: vec![exact("shop")], destination_ports: vec![80], ..m() }, true, false),
+        (vec![], false, false),
+        (vec![is(Namespaces([exact("shop")].into()))], true, false),
+        (vec![is(Namespaces([exact("other"), exact("shop")].into()))], true, false),
+        (vec![is(Namespaces([exact("other")].into()))], false, false),
+        (vec![not(Namespaces([exact("shop")].into()))], false, true),
+        (vec![is(Namespaces(prefix("sh").into()))], true, false),
+        (vec![is(Namespaces(suffix("op").into()))], true, false),
+        (vec![is(Namespaces(prefix("hop").into()))], false, false),
+        (vec![is(Namespaces(any().into()))], true, false),
+        (vec![is(Principals([exact("cluster.local/ns/shop/sa/web")].into()))], true, false),
+        (vec![is(Principals([exact("spiffe://cluster.local/ns/shop/sa/web")].into()))], false, false),
+        (vec![is(Principals(prefix("cluster.local/ns/shop/").into()))], true, false),
+        (vec![is(Principals(prefix("cluster.local/ns/sh").into()))], true, false),
+        (vec![is(Principals(prefix("cluster.local/ns/shop/sa/w").into()))], true, false),
+        (vec![is(Principals(prefix("cluster.local/ns/hop").into()))], false, false),
+        (vec![is(Principals(prefix("cluster.loc").into()))], true, false),
+        (vec![is(Principals(suffix("/sa/web").into()))], true, false),
+        (vec![is(Principals(suffix("a/web").into()))], true, false),
+        (vec![is(Principals(suffix("hop/sa/web").into()))], true, false),
+        (vec![is(Principals(suffix("/ns/shop/sa/web").into()))], true, false),
+        (vec![is(Principals(suffix("eb").into()))], true, false),
+        (vec![is(Principals(suffix("/ns/op/sa/web").into()))], false, false),
+        (vec![is(Principals(prefix("spiffe://").into()))], false, false),
+        (vec![is(Principals(any().into()))], true, false),
+        (vec![not(Principals(any().into()))], false, true),
+        (vec![is(ServiceAccounts(account("shop", "web").into()))], true, false),
+        (vec![is(ServiceAccounts(account("shop", "db").into()))], false, false),
+        (vec![not(ServiceAccounts(account("shop", "web").into()))], false, true),
+        (vec![is(SourceIps(net("10.0.0.0/24").into()))], true, true),
+        (vec![is(SourceIps(net("10.0.0.7/24").into()))], true, true),
+        (vec![is(SourceIps(net("0.0.0.0/0").into()))], true, true),
+        (vec![is(SourceIps(net("::/0").into()))], false, false),
+        (vec![is(SourceIps(net("10.0.1.0/24").into()))], false, false),
+        (vec![not(SourceIps(net("10.0.0.1/32").into()))], false, false),
+        (vec![is(DestinationIps(net("10.0.0.2/32").into()))], true, true),
+        (vec![not(DestinationIps(net("10.0.0.2/32").into()))], false, false),
+        (vec![is(DestinationPorts([443, 80].into()))], true, true),
+        (vec![is(DestinationPorts([443].into()))], false, false),
+        (vec![not(DestinationPorts([80].into()))], false, false),
+        (vec![is(Namespaces([exact("shop")].into())), is(DestinationPorts([443].into()))], false, false),
+        (vec![is(Namespaces([exact("shop")].into())), is(DestinationPorts([80].into()))], true, false),
+        (vec![is(Namespaces([exact("shop")].into())), not(Namespaces([exact("shop")].into()))], false, false),
+        // Without values a term says nothing.
+        (vec![is(Namespaces([].into())), is(DestinationPorts([80].into()))], true, true),
+        (vec![is(Namespaces([].into()))], false, false),
     ];
     for (matcher, with, without) in rows {
+        let matcher = Match::from_iter(matcher);
         let deny = policy("p", Action::Deny, vec![rule(vec![matcher.clone()])]);
         for (from, expected) in [(WEB, with), (None, without)] {
             let decision = judge(std::slice::from_ref(&deny), from, "10.0.0.1", "10.0.0.2:80");
@@ -166,15 +287,9 @@ fn fields() {
 
 #[test]
 fn clauses_are_anded_and_matches_ored() {
-    let port = |port| Match {
-        destination_ports: vec![port],
-        ..Match::default()
-    };
-    let ns = |ns: &str| Match {
-        namespaces: vec![exact(ns)],
-        ..Match::default()
-    };
-    let clause = |matches: Vec<Match>| Clause { matches };
+    let port = |port| Match::from([Term::any_of(Values::DestinationPorts([port].into()))]);
+    let ns = |ns: &str| Match::from([Term::any_of(Values::Namespaces([exact(ns)].into()))]);
+    let clause = Clause::from_iter::<Vec<Match>>;
     let rows = [
         (vec![clause(vec![port(80)]), clause(vec![ns("shop")])], true),
         (
@@ -188,13 +303,7 @@ fn clauses_are_anded_and_matches_ored() {
         (vec![clause(vec![Match::default(), port(80)])], true),
     ];
     for (clauses, matches) in rows {
-        let deny = policy(
-            "p",
-            Action::Deny,
-            vec![Rule {
-                clauses: clauses.clone(),
-            }],
-        );
+        let deny = policy("p", Action::Deny, vec![Rule::from_iter(clauses.clone())]);
         let decision = judge(&[deny], WEB, "10.0.0.1", "10.0.0.2:80");
         assert_eq!(!decision.is_allowed(), matches, "{clauses:?}");
     }
@@ -205,10 +314,9 @@ fn mapped_addresses_are_ipv4() {
     let deny = policy(
         "p",
         Action::Deny,
-        vec![rule(vec![Match {
-            source_ips: vec!["10.0.0.0/8".parse().unwrap()],
-            ..Match::default()
-        }])],
+        vec![rule(vec![Match::from([Term::any_of(Values::SourceIps(
+            ["10.0.0.0/8".parse().unwrap()].into(),
+        ))])])],
     );
     let decision = judge(&[deny], None, "::ffff:10.0.0.1", "[::ffff:10.0.0.2]:80");
     assert_eq!(decision, denied_by("p", 0));
@@ -222,10 +330,9 @@ fn long_principals_are_compared_whole() {
     let deny = policy(
         "p",
         Action::Deny,
-        vec![rule(vec![Match {
-            principals: vec![wanted],
-            ..Match::default()
-        }])],
+        vec![rule(vec![Match::from([Term::any_of(Values::Principals(
+            [wanted].into(),
+        ))])])],
     );
     let policies = [deny];
     assert_eq!(
@@ -242,3 +349,6 @@ fn long_principals_are_compared_whole() {
         web()
     );
 }
+
+#[path = "authz_oracle.rs"]
+mod oracle;

@@ -71,6 +71,14 @@ impl SpiffeId {
         &self.service_account
     }
 
+    /// The same namespace and service account in another trust domain.
+    pub fn in_domain(&self, trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            ..self.clone()
+        }
+    }
+
     /// The form in which policies name a principal: the URI without its scheme.
     pub fn principal(&self) -> Principal<'_> {
         Principal(self)

@@ -8,20 +8,28 @@ use std::{
 
 use crate::{
     Name, NetworkAddress, Service, ServiceKey, Uid, Workload,
-    authz::{self, Connection, Decision, Policy, PolicyKey, Scope},
+    authz::{Applicable, Policy, PolicyKey},
+    policies::{ListId, Policies},
 };
 
 /// What the mesh knows at one moment: workloads, services and policies with their indices.
 ///
-/// Applying updates to a clone is cheap: values are shared, only the indices are copied.
+/// An [`Edit`] makes the next one. That is cheap: values are shared, only the indices are copied.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
-    workloads: HashMap<Uid, Arc<Workload>>,
+    workloads: HashMap<Uid, Entry>,
     by_address: HashMap<NetworkAddress, Arc<Workload>>,
     services: HashMap<ServiceKey, Arc<Service>>,
     by_vip: HashMap<NetworkAddress, Arc<Service>>,
     endpoints: HashMap<ServiceKey, BTreeSet<Uid>>,
-    policies: HashMap<PolicyKey, Arc<Policy>>,
+    policies: Policies,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    workload: Arc<Workload>,
+    /// The policies that it lists.
+    listed: Option<ListId>,
 }
 
 /// One change to a [`Mesh`].
@@ -53,21 +61,49 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-impl Mesh {
+/// A mesh while changes are applied to it.
+#[derive(Debug)]
+#[must_use = "the changes are in force in what `finish` returns"]
+pub struct Edit(Mesh);
+
+impl Edit {
     /// Applies a change. Adding what is there already replaces it.
     pub fn apply(&mut self, update: Update) {
+        let mesh = &mut self.0;
         match update {
-            Update::Workload(workload) => self.insert_workload(workload),
-            Update::Service(service) => self.insert_service(service),
-            Update::Policy(policy) => {
-                self.policies.insert(policy.key.clone(), Arc::new(policy));
-            }
-            Update::RemoveWorkload(uid) => self.remove_workload(&uid),
-            Update::RemoveService(key) => self.remove_service(&key),
-            Update::RemovePolicy(key) => {
-                self.policies.remove(&key);
-            }
+            Update::Workload(workload) => mesh.insert_workload(workload),
+            Update::Service(service) => mesh.insert_service(service),
+            Update::Policy(policy) => mesh.policies.insert(policy),
+            Update::RemoveWorkload(uid) => mesh.remove_workload(&uid),
+            Update::RemoveService(key) => mesh.remove_service(&key),
+            Update::RemovePolicy(key) => mesh.policies.remove(&key),
         }
+    }
+
+    /// The mesh as it is so far; policies that changed are not in force in it yet.
+    pub fn mesh(&self) -> &Mesh {
+        &self.0
+    }
+
+    /// The mesh with all changes.
+    pub fn finish(mut self) -> Mesh {
+        self.0.policies.settle();
+        self.0
+    }
+}
+
+impl FromIterator<Update> for Mesh {
+    fn from_iter<T: IntoIterator<Item = Update>>(updates: T) -> Self {
+        let mut edit = Self::default().edit();
+        updates.into_iter().for_each(|update| edit.apply(update));
+        edit.finish()
+    }
+}
+
+impl Mesh {
+    /// Begins to make the next mesh.
+    pub fn edit(&self) -> Edit {
+        Edit(self.clone())
     }
 
     /// What `ip` stands for when it is dialled. A VIP wins over a workload's address.
@@ -83,7 +119,7 @@ impl Mesh {
     }
 
     pub fn workload(&self, uid: &Uid) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+        self.workloads.get(uid).map(|entry| &entry.workload)
     }
 
     pub fn workload_at(&self, network: &Name, ip: IpAddr) -> Option<&Arc<Workload>> {
@@ -100,7 +136,7 @@ impl Mesh {
     }
 
     pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
-        self.workloads.values()
+        self.workloads.values().map(|entry| &entry.workload)
     }
 
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
@@ -108,7 +144,7 @@ impl Mesh {
     }
 
     pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Policy>> {
-        self.policies.values()
+        self.policies.iter()
     }
 
     /// The endpoints of a service that serve `service_port`, in a stable order.
@@ -118,7 +154,7 @@ impl Mesh {
             return Vec::new();
         };
         uids.iter()
-            .filter_map(|uid| self.workloads.get(uid))
+            .filter_map(|uid| self.workload(uid))
             .filter_map(|workload| {
                 let port = target_port(service, workload, &key, service_port)?;
                 Some(Endpoint {
@@ -129,29 +165,15 @@ impl Mesh {
             .collect()
     }
 
-    /// The policies that apply to a workload, narrowest scope first.
-    pub fn policies_for<'m>(
-        &'m self,
-        workload: &'m Workload,
-    ) -> impl Iterator<Item = &'m Policy> + Clone {
-        let listed = workload
-            .policies
-            .iter()
-            .filter_map(|key| self.policies.get(key));
-        let wider = self.policies.values().filter(|policy| match policy.scope {
-            Scope::Global => true,
-            Scope::Namespace => policy.key.namespace == workload.namespace,
-            Scope::Workload => false,
-        });
-        listed.chain(wider).map(|policy| &**policy)
-    }
-
-    /// Judges a connection to a workload.
-    pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
-        authz::evaluate(self.policies_for(workload), connection)
+    /// The policies that apply to a workload; `None` when there is no such workload.
+    pub fn policies_of(&self, uid: &Uid) -> Option<Applicable> {
+        let Entry { workload, listed } = self.workloads.get(uid)?;
+        Some(self.policies.applicable(&workload.namespace, *listed))
     }
 
     fn insert_workload(&mut self, workload: Workload) {
+        // Before the old one goes, so that a list that both have stays as it is.
+        let listed = self.policies.list(&workload.policies);
         self.remove_workload(&workload.uid);
         let workload = Arc::new(workload);
         // A pod of the host's network shares its address with the node and with other such pods:
@@ -168,13 +190,15 @@ impl Mesh {
                 .or_default()
                 .insert(workload.uid.clone());
         }
-        self.workloads.insert(workload.uid.clone(), workload);
+        let uid = workload.uid.clone();
+        self.workloads.insert(uid, Entry { workload, listed });
     }
 
     fn remove_workload(&mut self, uid: &Uid) {
-        let Some(workload) = self.workloads.remove(uid) else {
+        let Some(Entry { workload, listed }) = self.workloads.remove(uid) else {
             return;
         };
+        self.policies.unlist(listed);
         for ip in &workload.ips {
             let address = NetworkAddress::new(workload.network.clone(), *ip);
             // A newer workload may have taken the address over.

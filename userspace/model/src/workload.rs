@@ -1,6 +1,6 @@
 //! Workloads: what sends and receives traffic.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use crate::{
     Name, SpiffeId, TrustDomain,
@@ -33,6 +33,9 @@ pub struct Workload {
     pub name: Name,
     pub namespace: Name,
     pub trust_domain: TrustDomain,
+    /// The trust domains that are one, its own among them, so that what is said of one is said of
+    /// all; empty where there is but one.
+    pub equivalent_domains: Arc<[TrustDomain]>,
     pub service_account: Name,
     pub network: Name,
     pub cluster: Name,
@@ -54,6 +57,8 @@ pub struct Workload {
     pub waypoint: Option<GatewayAddress>,
     /// Policies that select this workload; policies of wider scope are not listed.
     pub policies: Vec<PolicyKey>,
+    /// Where its own connections may go.
+    pub egress: Egress,
     pub healthy: bool,
     /// Its share of a service's connections.
     pub capacity: u32,
@@ -72,6 +77,32 @@ impl Workload {
             &self.service_account,
         )
     }
+
+    /// Its identity in each of the trust domains that are one with its own.
+    ///
+    /// # Errors
+    /// As [`Workload::identity`].
+    pub fn identities(&self) -> Result<Vec<SpiffeId>, ParseSpiffeIdError> {
+        let own = self.identity()?;
+        let others = self.equivalent_domains.iter();
+        let others = others.filter(|domain| **domain != self.trust_domain);
+        let others: Vec<SpiffeId> = others.map(|domain| own.in_domain(domain.clone())).collect();
+        Ok([vec![own], others].concat())
+    }
+
+    /// Whether it accepts identities of a trust domain.
+    pub fn trusts(&self, domain: &TrustDomain) -> bool {
+        *domain == self.trust_domain || self.equivalent_domains.contains(domain)
+    }
+}
+
+/// Where a workload's connections may go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Egress {
+    #[default]
+    Anywhere,
+    /// Only to what the mesh knows: Istio's `REGISTRY_ONLY`.
+    Registry,
 }
 
 /// How a workload is reached.

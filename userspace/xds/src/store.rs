@@ -96,7 +96,7 @@ impl Store {
         if response.resources.is_empty() && response.removed_resources.is_empty() {
             return applied;
         }
-        let mut mesh = Mesh::clone(&self.mesh.load());
+        let mut edit = self.mesh.load().edit();
         // Removals first, since what is added may have taken over an address of what is removed. A
         // resource that is named as both has been removed and made anew.
         let present: HashSet<&str> = match response.removed_resources[..] {
@@ -108,8 +108,8 @@ impl Store {
                 continue;
             }
             received.versions.remove(&**name);
-            if let Some(update) = removal(kind, name, &mesh) {
-                mesh.apply(update);
+            if let Some(update) = removal(kind, name, edit.mesh()) {
+                edit.apply(update);
                 applied.changed = true;
             }
         }
@@ -119,8 +119,8 @@ impl Store {
             match parse(kind, &resource) {
                 Ok(update) => {
                     received.versions.insert(resource.name.into(), version);
-                    if !is_known(&mesh, &update) {
-                        mesh.apply(update);
+                    if !is_known(edit.mesh(), &update) {
+                        edit.apply(update);
                         applied.changed = true;
                     }
                 }
@@ -128,7 +128,7 @@ impl Store {
             }
         }
         if applied.changed {
-            self.mesh.store(Arc::new(mesh));
+            self.mesh.store(Arc::new(edit.finish()));
         }
         applied
     }

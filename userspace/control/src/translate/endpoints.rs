@@ -119,6 +119,7 @@ impl Membership {
             name: name.clone(),
             namespace: slice.namespace.clone(),
             trust_domain: config.trust_domain.clone(),
+            equivalent_domains: Default::default(),
             service_account: "default".into(),
             network: config.network.clone(),
             cluster: config.cluster.clone(),
@@ -133,6 +134,7 @@ impl Membership {
             services: [(service.clone(), ports.to_vec())].into(),
             waypoint: None,
             policies: Vec::new(),
+            egress: Default::default(),
             healthy: endpoint.ready && !endpoint.terminating,
             capacity: 1,
             locality: Locality {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_model::{
     Name,
-    authz::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch},
+    authz::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch, Term, Values},
 };
 use sluice_objects::{
     Located, Objects, PeerAuthentication, Pod, Severity,
@@ -12,11 +12,6 @@ use sluice_objects::{
 };
 
 use super::{Config, Pods, Translation};
-
-/// Denies every connection without an identity.
-const STATIC_STRICT: &str = "istio_converted_static_strict";
-/// What the names of policies with exceptions by port begin with.
-const CONVERTED: &str = "converted_peer_authentication_";
 
 /// Adds the policies that the PeerAuthentications stand for, to the mesh and to workloads.
 pub(super) fn apply(
@@ -50,7 +45,7 @@ pub(super) fn apply(
         key: static_strict(config),
         scope: Scope::Workload,
         action: Action::Deny,
-        rules: vec![rule([no_identity()])],
+        rules: [rule([no_identity()])].into(),
         dry_run: false,
     });
     translation.policies.extend(converted.into_values());
@@ -59,7 +54,7 @@ pub(super) fn apply(
 fn static_strict(config: &Config) -> PolicyKey {
     PolicyKey {
         namespace: config.root_namespace.clone(),
-        name: STATIC_STRICT.into(),
+        name: PolicyKey::STATIC_STRICT.into(),
     }
 }
 
@@ -156,18 +151,15 @@ fn by_port(peer: &PeerAuthentication, inherited: bool) -> Effective {
         (true, true, _) => return Effective::Strict,
         (false, _, true) => return Effective::Permissive,
         (true, false, _) => {
-            let elsewhere = Match {
-                not_destination_ports: exempt,
-                ..Match::default()
-            };
-            vec![rule([no_identity(), elsewhere])]
+            let elsewhere = Match::from([Term::none_of(Values::DestinationPorts(exempt.into()))]);
+            [rule([no_identity(), elsewhere])].into()
         }
         (false, _, false) => denied.into_iter().map(on_port).collect(),
     };
     Effective::ByPort(Policy {
         key: PolicyKey {
             namespace: peer.namespace.clone(),
-            name: format!("{CONVERTED}{}", peer.name).into(),
+            name: format!("{}{}", PolicyKey::CONVERTED, peer.name).into(),
         },
         scope: Scope::Workload,
         action: Action::Deny,
@@ -176,24 +168,20 @@ fn by_port(peer: &PeerAuthentication, inherited: bool) -> Effective {
     })
 }
 
+fn nobody() -> Term {
+    Term::none_of(Values::Principals([StringMatch::Presence].into()))
+}
+
 fn no_identity() -> Match {
-    Match {
-        not_principals: vec![StringMatch::Presence],
-        ..Match::default()
-    }
+    Match::from([nobody()])
 }
 
 fn on_port(port: u16) -> Rule {
-    rule([Match {
-        destination_ports: vec![port],
-        ..no_identity()
-    }])
+    let port = Term::any_of(Values::DestinationPorts([port].into()));
+    rule([Match::from([nobody(), port])])
 }
 
 /// A rule that needs every one of these matches.
 fn rule(matches: impl IntoIterator<Item = Match>) -> Rule {
-    let clause = |one| Clause { matches: vec![one] };
-    Rule {
-        clauses: matches.into_iter().map(clause).collect(),
-    }
+    matches.into_iter().map(Clause::from).collect()
 }

@@ -29,18 +29,19 @@ fn plaintext(documents: &[String]) -> (bool, bool) {
     let mut all = vec![AMBIENT, &web];
     all.extend(documents.iter().map(String::as_str));
     let translation = of(&all);
-    let mut mesh = Mesh::default();
-    for policy in translation.policies {
-        mesh.apply(Update::Policy(policy));
-    }
-    let workload = &translation.workloads[0];
+    let uid = translation.workloads[0].uid.clone();
+    let policies = translation.policies.into_iter().map(Update::Policy);
+    let workloads = translation.workloads.into_iter().map(Update::Workload);
+    let mesh: Mesh = policies.chain(workloads).collect();
+    let policies = mesh.policies_of(&uid).unwrap();
     let judge = |destination: &str, identity| {
         let connection = Connection {
             source_identity: identity,
             source_ip: "10.9.9.9".parse().unwrap(),
             destination: destination.parse().unwrap(),
+            equivalent: &[],
         };
-        mesh.authorize(workload, &connection).is_allowed()
+        policies.judge(&connection).decision.is_allowed()
     };
     let known = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
     for destination in ["10.0.0.1:80", "10.0.0.1:81"] {

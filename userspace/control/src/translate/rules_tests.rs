@@ -1,8 +1,10 @@
 //! Each row of an AuthorizationPolicy's rules, judged by what it does to a connection.
 
+use std::sync::Arc;
+
 use sluice_model::{
     SpiffeId,
-    authz::{Connection, evaluate},
+    authz::{Applicable, Connection},
 };
 
 use super::*;
@@ -21,9 +23,12 @@ fn verdict(translation: &Translation, (principal, ip, port): Peer<'_>) -> bool {
         source_identity: identity.as_ref(),
         source_ip: ip.parse().unwrap(),
         destination: format!("10.0.0.1:{port}").parse().unwrap(),
+        equivalent: &[],
     };
     let policies = translation.policies.iter().filter(|p| &*p.key.name == "p");
-    evaluate(policies, &connection).is_allowed()
+    let set = policies.cloned().map(Arc::new).collect();
+    let policies = Applicable::new([Some(Arc::new(set)), None, None]);
+    policies.judge(&connection).decision.is_allowed()
 }
 
 fn with_rule(action: &str, rule: &str) -> Translation {

@@ -1,11 +1,11 @@
 //! Pods into workloads.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sluice_model::{
     Name, ServiceKey, Uid, Workload,
     service::Port,
-    workload::{Locality, TunnelProtocol},
+    workload::{Egress, Locality, TunnelProtocol},
 };
 use sluice_objects::{Labels, Objects, Pod, enrolment::is_enrolled, kinds::Phase};
 
@@ -37,6 +37,7 @@ pub(super) fn workload(
         name: pod.name.clone(),
         namespace: pod.namespace.clone(),
         trust_domain: config.trust_domain.clone(),
+        equivalent_domains: Arc::default(),
         service_account: pod.service_account.clone(),
         network: config.network.clone(),
         cluster: config.cluster.clone(),
@@ -52,6 +53,7 @@ pub(super) fn workload(
         services,
         waypoint: None,
         policies: Vec::new(),
+        egress: Egress::default(),
         healthy: pod.ready && !pod.terminating,
         capacity: 1,
         locality: Locality::default(),

@@ -15,7 +15,7 @@ fn resources(names: &[(&str, bool)]) -> Resources {
         },
         scope: Scope::Global,
         action: Action::Allow,
-        rules: Vec::new(),
+        rules: [].into(),
         dry_run: *dry_run,
     };
     Resources::of(&Translation {

@@ -340,20 +340,21 @@ async fn every_kind_of_resource_is_what_the_contract_says() {
     );
     let published = world.published.clone();
     eventually("published", || published.borrow().resources.len() == 4).await;
-    let mut mesh = Mesh::default();
+    let mut edit = Mesh::default().edit();
     let mut stream = world.stream().await;
     stream.send(ask(workload::TYPE_URL)).await;
     for resource in stream.next().await.resources {
         let any = resource.resource.unwrap();
         let address = workload::Address::decode(any.value.as_slice()).unwrap();
-        mesh.apply(address.try_into().unwrap());
+        edit.apply(address.try_into().unwrap());
     }
     stream.send(ask(security::TYPE_URL)).await;
     for resource in stream.next().await.resources {
         let any = resource.resource.unwrap();
         let policy = security::Authorization::decode(any.value.as_slice()).unwrap();
-        mesh.apply(Update::Policy(policy.try_into().unwrap()));
+        edit.apply(Update::Policy(policy.try_into().unwrap()));
     }
+    let mesh = edit.finish();
     assert_eq!(
         (
             mesh.workloads().len(),
@@ -374,14 +375,10 @@ async fn every_kind_of_resource_is_what_the_contract_says() {
         source_identity: None,
         source_ip: ip.parse().unwrap(),
         destination: "10.0.0.1:8080".parse().unwrap(),
+        equivalent: &[],
     };
-    assert!(
-        !mesh
-            .authorize(&endpoint.workload, &stranger("fd00::7"))
-            .is_allowed()
-    );
-    assert!(
-        mesh.authorize(&endpoint.workload, &stranger("192.0.2.1"))
-            .is_allowed()
-    );
+    let policies = mesh.policies_of(&endpoint.workload.uid).unwrap();
+    let allowed = |ip| policies.judge(&stranger(ip)).decision.is_allowed();
+    assert!(!allowed("fd00::7"));
+    assert!(allowed("192.0.2.1"));
 }

@@ -108,6 +108,7 @@ fn policy(policy: &Policy) -> Value {
         "action": match policy.action {
             Action::Allow => "Allow",
             Action::Deny => "Deny",
+            Action::Audit => "Audit",
         },
         "rules": policy.rules.len(),
         "dryRun": policy.dry_run,

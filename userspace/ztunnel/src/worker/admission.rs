@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 use sluice_kernel::ports;
 use sluice_model::{
     Mesh, SpiffeId, Workload,
-    authz::{Connection, Decision, DenyReason},
+    authz::{Applicable, Connection, Decision, DenyReason},
 };
 use tokio::net::TcpStream;
 
@@ -45,6 +45,7 @@ pub(super) struct Visitor<'a> {
 pub(super) struct Known {
     pub(super) mesh: Arc<Mesh>,
     pub(super) workload: Arc<Workload>,
+    policies: Applicable,
 }
 
 /// Waits until the pod and the policies that protect it are known.
@@ -53,15 +54,15 @@ pub(super) async fn known(shard: &Shard, pod: &Pod) -> Result<Known, Refusal> {
     if !shard.shared.synced().await {
         return Err(Refusal::NotSynced);
     }
-    let workload = shard
-        .shared
-        .workload(pod)
-        .await
-        .ok_or(Refusal::UnknownWorkload)?;
-    Ok(Known {
-        mesh: shard.shared.mesh.snapshot(),
-        workload,
-    })
+    let known = |mesh: &Arc<Mesh>| {
+        Some(Known {
+            mesh: mesh.clone(),
+            workload: mesh.workload(&pod.uid)?.clone(),
+            policies: mesh.policies_of(&pod.uid)?,
+        })
+    };
+    let known = shard.shared.eventually(known).await;
+    known.ok_or(Refusal::UnknownWorkload)
 }
 
 impl Known {
@@ -74,7 +75,11 @@ impl Known {
         destination: SocketAddr,
         report: &mut Report,
     ) -> Result<TcpStream, Refusal> {
-        let Self { mesh, workload } = self;
+        let Self {
+            mesh,
+            workload,
+            policies,
+        } = self;
         report.destination(destination, workload);
         if is_own(destination.port()) {
             return Err(Refusal::IllegalPort(destination.port()));
@@ -88,8 +93,9 @@ impl Known {
             source_identity: visitor.identity,
             source_ip: visitor.address.ip(),
             destination,
+            equivalent: &workload.equivalent_domains,
         };
-        if let Decision::Deny(reason) = mesh.authorize(workload, &connection) {
+        if let Decision::Deny(reason) = policies.judge(&connection).decision {
             return Err(Refusal::Denied(reason));
         }
         let show = |socket: &_| {

@@ -158,7 +158,7 @@ fn client_address(incoming: &Incoming, peer: SocketAddr) -> SocketAddr {
 
 /// The application's port that an authority asks for.
 fn destination_port(
-    Known { mesh, workload }: &Known,
+    Known { mesh, workload, .. }: &Known,
     authority: &Authority,
     local: SocketAddr,
 ) -> Result<u16, Error> {

@@ -52,7 +52,7 @@ impl Shared {
     }
 
     /// The first `Some` that a snapshot yields, or `None` when patience ends.
-    async fn eventually<T>(&self, look: impl Fn(&Mesh) -> Option<T>) -> Option<T> {
+    async fn eventually<T>(&self, look: impl Fn(&Arc<Mesh>) -> Option<T>) -> Option<T> {
         if let Some(found) = look(&self.mesh.load()) {
             return Some(found);
         }

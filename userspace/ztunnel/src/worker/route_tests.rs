@@ -14,6 +14,7 @@ fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
         name: name.into(),
         namespace: "shop".into(),
         trust_domain: "cluster.local".parse::<TrustDomain>().unwrap(),
+        equivalent_domains: Default::default(),
         service_account: name.into(),
         network: "".into(),
         cluster: "Kubernetes".into(),
@@ -28,6 +29,7 @@ fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
         services: BTreeMap::new(),
         waypoint: None,
         policies: Vec::new(),
+        egress: Default::default(),
         healthy: true,
         capacity: 1,
         locality: Locality::default(),
@@ -70,11 +72,7 @@ fn endpoint_of(mut workload: Workload) -> Workload {
 }
 
 fn mesh(updates: Vec<Update>) -> Mesh {
-    let mut mesh = Mesh::default();
-    for update in updates {
-        mesh.apply(update);
-    }
-    mesh
+    updates.into_iter().collect()
 }
 
 fn route(mesh: &Mesh, dst: &str) -> Route {

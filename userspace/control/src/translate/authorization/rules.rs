@@ -5,7 +5,7 @@
 
 use sluice_model::{
     Name,
-    authz::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch},
+    authz::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch, Term, Values},
 };
 use sluice_objects::{
     AuthorizationPolicy, Diagnostic, Located, Severity,
@@ -41,21 +41,17 @@ impl<'a> Translator<'a> {
             let operations = rule.to.iter().enumerate();
             let matches =
                 operations.map(|(j, to)| self.operation(&format!("{field}.to[{j}].operation"), to));
-            clauses.push(Clause {
-                matches: matches.collect(),
-            });
+            clauses.push(Clause::from_iter(matches));
         }
         if !rule.from.is_empty() {
             let sources = rule.from.iter().enumerate();
             let matches =
                 sources.map(|(j, from)| self.source(&format!("{field}.from[{j}].source"), from));
-            clauses.push(Clause {
-                matches: matches.collect(),
-            });
+            clauses.push(Clause::from_iter(matches));
         }
         for (j, when) in rule.when.iter().enumerate() {
-            let matches = vec![self.condition(&format!("{field}.when[{j}].key"), when)];
-            clauses.push(Clause { matches });
+            let only = self.condition(&format!("{field}.when[{j}].key"), when);
+            clauses.push(Clause::from(only));
         }
         let lost_something = self.findings.len() > before;
         if lost_something && self.action == Action::Allow {
@@ -67,7 +63,7 @@ impl<'a> Translator<'a> {
             self.warning(&field, message);
             return None;
         }
-        Some(Rule { clauses })
+        Some(Rule::from_iter(clauses))
     }
 
     fn operation(&mut self, field: &str, operation: &Operation) -> Match {
@@ -91,11 +87,9 @@ impl<'a> Translator<'a> {
         ] {
             self.unseen_unless(values.is_empty(), field, name);
         }
-        Match {
-            destination_ports: ports.clone(),
-            not_destination_ports: not_ports.clone(),
-            ..Match::default()
-        }
+        both(Values::DestinationPorts, ports, not_ports)
+            .into_iter()
+            .collect()
     }
 
     fn source(&mut self, field: &str, source: &Source) -> Match {
@@ -110,30 +104,41 @@ impl<'a> Translator<'a> {
         ] {
             self.unseen_unless(empty, field, name);
         }
-        let mut translated = Match {
-            principals: source.principals.clone(),
-            not_principals: source.not_principals.clone(),
-            namespaces: source.namespaces.clone(),
-            not_namespaces: source.not_namespaces.clone(),
-            service_accounts: self.accounts(&source.service_accounts),
-            not_service_accounts: self.accounts(&source.not_service_accounts),
-            source_ips: source.ip_blocks.clone(),
-            not_source_ips: source.not_ip_blocks.clone(),
-            ..Match::default()
-        };
-        self.trust_domains(field, source, &mut translated);
-        translated
+        let mut principals = source.principals.clone();
+        let mut not_principals = source.not_principals.clone();
+        self.trust_domains(field, source, &mut principals, &mut not_principals);
+        let accounts = self.accounts(&source.service_accounts);
+        let not_accounts = self.accounts(&source.not_service_accounts);
+        [
+            both(Values::Principals, &principals, &not_principals),
+            both(
+                Values::Namespaces,
+                &source.namespaces,
+                &source.not_namespaces,
+            ),
+            both(Values::ServiceAccounts, &accounts, &not_accounts),
+            both(Values::SourceIps, &source.ip_blocks, &source.not_ip_blocks),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     /// A trust domain is how a principal begins.
-    fn trust_domains(&mut self, field: &str, source: &Source, translated: &mut Match) {
+    fn trust_domains(
+        &mut self,
+        field: &str,
+        source: &Source,
+        principals: &mut Vec<StringMatch>,
+        not_principals: &mut Vec<StringMatch>,
+    ) {
         let as_principals = |domains: &[StringMatch]| -> Option<Vec<StringMatch>> {
             domains.iter().map(principals_of).collect()
         };
         match as_principals(&source.trust_domains) {
             // Two lists for the same text, of which both must match, do not fit into one.
-            Some(principals) if principals.is_empty() || source.principals.is_empty() => {
-                translated.principals.extend(principals);
+            Some(domains) if domains.is_empty() || source.principals.is_empty() => {
+                principals.extend(domains);
             }
             _ => {
                 let message = "not enforced together with principals, or with a leading '*'";
@@ -141,7 +146,7 @@ impl<'a> Translator<'a> {
             }
         }
         match as_principals(&source.not_trust_domains) {
-            Some(principals) => translated.not_principals.extend(principals),
+            Some(domains) => not_principals.extend(domains),
             None => {
                 let message = "not enforced with a leading '*'";
                 self.lost(&format!("{field}.notTrustDomains"), message);
@@ -150,38 +155,25 @@ impl<'a> Translator<'a> {
     }
 
     fn condition(&mut self, field: &str, condition: &Condition) -> Match {
-        let mut translated = Match::default();
-        match &condition.attribute {
-            Attribute::SourceIp(terms) => {
-                translated.source_ips = terms.values.clone();
-                translated.not_source_ips = terms.not_values.clone();
+        let terms = match &condition.attribute {
+            Attribute::SourceIp(t) => both(Values::SourceIps, &t.values, &t.not_values),
+            Attribute::SourceNamespace(t) => both(Values::Namespaces, &t.values, &t.not_values),
+            Attribute::SourcePrincipal(t) => both(Values::Principals, &t.values, &t.not_values),
+            Attribute::SourceServiceAccount(t) => {
+                let (is, is_not) = (self.accounts(&t.values), self.accounts(&t.not_values));
+                both(Values::ServiceAccounts, &is, &is_not)
             }
-            Attribute::SourceNamespace(terms) => {
-                translated.namespaces = terms.values.clone();
-                translated.not_namespaces = terms.not_values.clone();
-            }
-            Attribute::SourcePrincipal(terms) => {
-                translated.principals = terms.values.clone();
-                translated.not_principals = terms.not_values.clone();
-            }
-            Attribute::SourceServiceAccount(terms) => {
-                translated.service_accounts = self.accounts(&terms.values);
-                translated.not_service_accounts = self.accounts(&terms.not_values);
-            }
-            Attribute::DestinationIp(terms) => {
-                translated.destination_ips = terms.values.clone();
-                translated.not_destination_ips = terms.not_values.clone();
-            }
-            Attribute::DestinationPort(terms) => {
-                translated.destination_ports = terms.values.clone();
-                translated.not_destination_ports = terms.not_values.clone();
+            Attribute::DestinationIp(t) => both(Values::DestinationIps, &t.values, &t.not_values),
+            Attribute::DestinationPort(t) => {
+                both(Values::DestinationPorts, &t.values, &t.not_values)
             }
             Attribute::L7(_) => {
                 let message = format!("{} is seen only by a waypoint", condition.key);
                 self.lost(field, &message);
+                return Match::default();
             }
-        }
-        translated
+        };
+        Match::from(terms)
     }
 
     fn accounts(&self, names: &[AccountName]) -> Vec<ServiceAccountMatch> {
@@ -203,6 +195,7 @@ impl<'a> Translator<'a> {
         let consequence = match self.action {
             Action::Allow => "the whole rule is dropped, and allows nothing",
             Action::Deny => "the field is dropped, and more is denied than it says",
+            Action::Audit => "the field is dropped, and more is reported than it says",
         };
         self.warning(field, &format!("{why}: {consequence}"));
     }
@@ -214,6 +207,14 @@ impl<'a> Translator<'a> {
             .diagnostic(Severity::Warning, field, message);
         self.findings.push(finding);
     }
+}
+
+/// What an attribute must be, and what it must not.
+fn both<T: Clone>(values: fn(Box<[T]>) -> Values, is: &[T], is_not: &[T]) -> [Term; 2] {
+    [
+        Term::any_of(values(is.into())),
+        Term::none_of(values(is_not.into())),
+    ]
 }
 
 /// The principals of a trust domain; `None` when no one pattern covers them.
