@@ -7,12 +7,14 @@
 mod admin;
 mod admission;
 mod control;
+mod flows;
 mod inbound;
 mod outbound;
 mod plaintext;
 mod pods;
 mod privileges;
 mod report;
+mod review;
 mod route;
 mod shard;
 mod words;
