@@ -1,6 +1,9 @@
 //! Which object a text is about that is no YAML.
 
-use crate::ObjectRef;
+use crate::{
+    ObjectRef,
+    read::{self, DEFAULT_NAMESPACE},
+};
 
 /// Guesses from lines alone, so that whoever reads the error knows what to mend. Nothing else is
 /// decided by it. `None` when the text does not look like an object.
@@ -24,9 +27,15 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
             name = name.or_else(|| value(field, "name"));
         }
     }
+    let kind = kind?;
+    let namespace = match namespace {
+        Some(namespace) => namespace,
+        None if read::is_namespaced(kind) => DEFAULT_NAMESPACE,
+        None => "",
+    };
     Some(ObjectRef {
-        kind: kind?.into(),
-        namespace: namespace.unwrap_or_default().into(),
+        kind: kind.into(),
+        namespace: namespace.into(),
         name: name?.into(),
     })
 }
@@ -52,6 +61,8 @@ mod tests {
         assert_eq!(guess(text).as_deref(), Some("Service shop/web"));
         let text = "metadata:\n- broken\n  name: web\nkind: Namespace\nspec: }\n";
         assert_eq!(guess(text).as_deref(), Some("Namespace web"));
+        let text = "kind: Service\nmetadata:\n  name: web\nspec: [\n";
+        assert_eq!(guess(text).as_deref(), Some("Service default/web"));
     }
 
     #[test]

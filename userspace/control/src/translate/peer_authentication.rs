@@ -7,7 +7,7 @@ use sluice_model::{
     authz::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch},
 };
 use sluice_objects::{
-    Located, Objects, PeerAuthentication, Pod, Severity,
+    Code, Located, Objects, PeerAuthentication, Pod, Severity,
     kinds::{MtlsMode, Target, selects},
 };
 
@@ -29,6 +29,7 @@ pub(super) fn apply(
     for lost in &scopes.without_effect {
         translation.diagnostics.push(lost.origin.diagnostic(
             Severity::Warning,
+            Code::UnsupportedTarget,
             "spec.selector",
             "has no effect: in the root namespace a PeerAuthentication is for the whole mesh, \
              and has no selector",

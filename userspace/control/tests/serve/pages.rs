@@ -33,7 +33,10 @@ async fn errors_are_listed_while_they_last() {
     world.write("web.yaml", &pod("web", "10.0.0.300"));
     eventually("noticed", || !published.borrow().diagnostics.is_empty()).await;
     let errors = json(&world, "/config/errors").await;
-    assert_eq!(errors[0]["severity"], "error");
+    assert_eq!(
+        (&errors[0]["severity"], &errors[0]["code"]),
+        (&"error".into(), &"InvalidValue".into())
+    );
     assert_eq!(errors[0]["object"], "Pod shop/web");
     assert_eq!(
         (&errors[0]["line"], &errors[0]["field"]),
