@@ -52,7 +52,7 @@ codes! {
     /// The kind exists, but not in this `apiVersion`. The object is not applied. Use one of the
     /// versions that the message names.
     UnknownVersion,
-    /// Istio would act on an object of this kind, and Sluice cannot yet: the object has no effect.
+    /// Other meshes act on an object of this kind, and Sluice cannot yet: the object has no effect.
     /// Do not rely on it for security.
     UnsupportedKind,
     /// An object of this kind is none of the mesh's business. It is left out, and nothing is wrong.
@@ -72,7 +72,8 @@ codes! {
     /// The same object is given more than once. The version already in force counts, or else the
     /// first by path; this one does not. Remove one of them.
     DuplicateObject,
-    /// A label of the mesh has a value that means nothing, and is taken as absent.
+    /// A label of the mesh has no effect: its value is not known, or it asks for something that
+    /// Sluice does not do. It is taken as absent.
     IgnoredLabel,
     /// No Namespace of this name is given; most likely it is misspelt. A pod in it is not applied.
     /// A policy is, but a namespace that does not exist matches no peer and holds no workload.

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sluice_model::Name;
 
 use crate::Code;
@@ -54,7 +54,7 @@ impl fmt::Display for ObjectRef {
 }
 
 impl Serialize for ObjectRef {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
@@ -65,6 +65,7 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// What kind of mistake it is.
     pub code: Code,
+    #[serde(serialize_with = "serialize_path")]
     pub file: Arc<Path>,
     /// Counted from 1; 0 when the file as a whole is meant.
     pub line: u32,
@@ -105,6 +106,14 @@ impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place(), self.statement())
     }
+}
+
+/// Writes a path as it is displayed: one that is not UTF-8 must not hide what is said about it.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// Orders diagnostics as a reader meets them: by file, then by line.

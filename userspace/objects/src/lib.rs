@@ -18,7 +18,7 @@ mod outline;
 mod read;
 mod relations;
 mod report;
-mod scan;
+pub mod scan;
 pub mod store;
 mod yaml;
 

@@ -19,7 +19,12 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
         let indent = line.len() - field.len();
         if indent == 0 {
             metadata = field.starts_with("metadata:").then_some(None);
-            kind = kind.or_else(|| value(field, "kind"));
+            let named = value(field, "kind");
+            if kind.is_some() && named.is_some() {
+                // Here another object begins, without a document marker before it.
+                break;
+            }
+            kind = kind.or(named);
         } else if let Some(children) = &mut metadata
             && *children.get_or_insert(indent) == indent
         {
@@ -73,6 +78,7 @@ mod tests {
             "kind: Service\n",
             "metadata:\n  name: x\n",
             "spec:\n  name: x\n",
+            "kind: Service\nmetadata: {name: a}\nkind: Pod\nmetadata:\n  name: x\n",
         ] {
             assert_eq!(guess(text), None, "{text:?}");
         }

@@ -266,6 +266,14 @@ const CORE: &[&str] = &[
     "Secret",
 ];
 
+/// Groups whose objects say what a mesh does with traffic.
+const MESH_GROUPS: &[&str] = &[
+    "extensions.istio.io",
+    "gateway.networking.k8s.io",
+    "networking.istio.io",
+    "telemetry.istio.io",
+];
+
 fn classify(api_version: &str, kind: &str) -> Class {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     if let Some(known) = by_name(kind) {
@@ -286,6 +294,7 @@ fn classify(api_version: &str, kind: &str) -> Class {
         "" => Class::Unknown,
         "security.istio.io" if kind == "RequestAuthentication" => Class::Unsupported,
         "security.istio.io" | "discovery.k8s.io" => Class::Unknown,
+        group if MESH_GROUPS.contains(&group) => Class::Unsupported,
         _ => Class::Known,
     }
 }

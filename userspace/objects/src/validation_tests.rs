@@ -54,6 +54,9 @@ fn kinds_that_are_not_read_are_told_from_mistakes() {
             1,
             "",
         ),
+        ("networking.istio.io/v1", "VirtualService", Warning, 1, ""),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute", Warning, 1, ""),
+        ("networking.k8s.io/v1", "NetworkPolicy", Info, 1, ""),
         (
             "security.istio.io/v1",
             "AuthorisationPolicy",
