@@ -97,7 +97,8 @@ pub enum StringMatch {
 }
 
 impl StringMatch {
-    fn matches(&self, value: &str) -> bool {
+    /// Whether a value is what the pattern describes.
+    pub fn matches(&self, value: &str) -> bool {
         match self {
             Self::Exact(text) => value == &**text,
             Self::Prefix(text) => value.starts_with(&**text),
