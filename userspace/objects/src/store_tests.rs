@@ -221,5 +221,8 @@ fn an_empty_directory_is_delivered_once() {
 #[path = "validation_tests.rs"]
 mod validation;
 
+#[path = "code_tests.rs"]
+mod codes;
+
 #[path = "policy_tests.rs"]
 mod policies;
