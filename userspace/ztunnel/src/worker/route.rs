@@ -217,10 +217,10 @@ fn hop(
     service: Option<Arc<Service>>,
 ) -> Route {
     let authority = Authority::try_from(authority.to_string());
-    let (Ok(identity), Ok(authority)) = (workload.identity(), authority) else {
+    let (Ok(identities), Ok(authority)) = (workload.identities(), authority) else {
         return Route::Refuse(Refusal::Identity(workload.name.clone()));
     };
-    expected.push(identity);
+    expected.extend(identities);
     expected.sort_unstable();
     expected.dedup();
     Route::Hbone(Hop {
