@@ -70,6 +70,7 @@ impl Args {
     fn translation(&self) -> translate::Config {
         translate::Config {
             trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: Vec::new(),
             cluster: self.cluster_id.as_str().into(),
             network: self.network.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),

@@ -14,6 +14,8 @@ use sluice_objects::{Diagnostic, Objects, Pod};
 #[derive(Clone, Debug)]
 pub struct Config {
     pub trust_domain: TrustDomain,
+    /// Trust domains that count as the same.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// The cluster's name, the first part of every uid.
     pub cluster: Name,
     /// The network that all addresses are part of; empty in a mesh of one network.

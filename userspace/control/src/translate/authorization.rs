@@ -1,6 +1,7 @@
 //! AuthorizationPolicies, as far as a proxy of L4 can enforce them.
 
 mod rules;
+mod trust_domains;
 
 use sluice_model::authz::{Action, Policy, PolicyKey, Scope};
 use sluice_objects::{
@@ -47,21 +48,23 @@ fn translate(
     let action = match policy.action {
         kinds::Action::Allow => Action::Allow,
         kinds::Action::Deny => Action::Deny,
-        kinds::Action::Audit | kinds::Action::Custom => {
-            let message = "has no effect: ztunnels enforce only ALLOW and DENY";
+        kinds::Action::Audit => Action::Audit,
+        kinds::Action::Custom => {
+            let message = "has no effect: ztunnels enforce ALLOW and DENY, and report AUDIT";
             return (None, warning("spec.action", message));
         }
     };
     let scope = match &policy.target {
         Target::Refs(_) => {
-            let message = "has no effect on ztunnels: it is for the waypoints of these targets";
+            let message = "this policy protects nothing: targetRefs are for waypoints, which this \
+                           mesh does not have; give spec.selector to have ztunnels enforce it";
             return (None, warning("spec.targetRefs", message));
         }
         Target::Selector(_) => Scope::Workload,
         Target::Namespace if policy.namespace == config.root_namespace => Scope::Global,
         Target::Namespace => Scope::Namespace,
     };
-    let mut translator = rules::Translator::new(policy, action);
+    let mut translator = rules::Translator::new(policy, action, config);
     let rules = policy.rules.iter().enumerate();
     let translated = Policy {
         key: PolicyKey {
@@ -70,17 +73,24 @@ fn translate(
         },
         scope,
         action,
-        rules: rules
-            .filter_map(|(i, rule)| translator.rule(i, rule))
-            .collect(),
-        dry_run: policy.dry_run,
+        rules: rules.map(|(i, rule)| translator.rule(i, rule)).collect(),
+        // To audit is to report already.
+        dry_run: policy.dry_run && action != Action::Audit,
     };
     let mut findings = translator.into_findings();
-    if action == Action::Deny && policy.rules.is_empty() {
-        findings.extend(warning(
-            "spec",
-            "has no effect: a DENY policy without rules denies nothing",
-        ));
+    if policy.rules.is_empty() {
+        // An ALLOW policy without rules is meant: it lets nothing through.
+        match action {
+            Action::Allow => {}
+            Action::Deny => findings.extend(warning(
+                "spec",
+                "has no effect: a DENY policy without rules denies nothing",
+            )),
+            Action::Audit => findings.extend(warning(
+                "spec",
+                "has no effect: an AUDIT policy without rules reports nothing",
+            )),
+        }
     }
     (Some(translated), findings)
 }

@@ -93,6 +93,7 @@ impl World {
         let authority = Arc::new(Authority::open(state.path(), trust_domain.clone()).unwrap());
         let config = translate::Config {
             trust_domain,
+            trust_domain_aliases: Vec::new(),
             cluster: "c".into(),
             network: "".into(),
             root_namespace: "istio-system".into(),
