@@ -8,6 +8,7 @@ use sluice_control::{
     auth::JoinTokens,
     ca::{Authority, Certificates, ServerName},
     feed,
+    memory::Keeper,
     metrics::ControlMetrics,
     server::{self, Server},
     status, translate,
@@ -31,7 +32,8 @@ struct Args {
     /// Where ztunnels connect.
     #[arg(long, default_value = "127.0.0.1:15012")]
     listen: SocketAddr,
-    /// Where the root key and certificate are kept; made on the first start.
+    /// Where the root key and certificate are kept, and the last good version of every policy; made
+    /// on the first start.
     #[arg(long)]
     state_dir: PathBuf,
     /// The file with the token of each node, as lines `NODE TOKEN`.
@@ -103,7 +105,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let tokens = Arc::new(JoinTokens::open(&args.join_tokens)?);
     let authority = Arc::new(Authority::open(&args.state_dir, args.trust_domain.clone())?);
     let source = directory::Config::new(&args.dir);
-    let (_directory, published) = feed::directory(source, args.translation())?;
+    let keeper = Keeper::open(&args.state_dir)?;
+    let (_directory, published) = feed::directory(source, args.translation(), keeper)?;
 
     let server = Server::bind(args.server(), authority.clone()).await?;
     let status = TcpListener::bind(args.status_listen)

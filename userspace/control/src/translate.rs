@@ -68,4 +68,4 @@ type Pods<'a> = Vec<(&'a Pod, Workload)>;
 
 #[cfg(test)]
 #[path = "translate/translate_tests.rs"]
-mod tests;
+pub(crate) mod tests;

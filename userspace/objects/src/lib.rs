@@ -11,6 +11,7 @@ pub mod directory;
 pub mod enrolment;
 mod error;
 pub mod kinds;
+mod memory;
 mod objects;
 pub mod origin;
 mod outline;
@@ -18,6 +19,7 @@ mod read;
 mod relations;
 mod report;
 mod scan;
+mod stand_in;
 pub mod store;
 mod yaml;
 
@@ -28,6 +30,7 @@ pub use kinds::{
     AuthorizationPolicy, EndpointSlice, Kind, Labels, Namespace, PeerAuthentication, Pod, Service,
     ServiceAccount,
 };
+pub use memory::{LastGood, Memory};
 pub use objects::{Key, Objects};
 pub use origin::{Located, Origin};
 pub use store::{Snapshot, Store};

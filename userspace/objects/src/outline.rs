@@ -2,8 +2,8 @@
 
 use crate::ObjectRef;
 
-/// Guesses from lines alone, so that whoever reads the error knows what to mend. Nothing else is
-/// decided by it. `None` when the text does not look like an object.
+/// Guesses from lines alone, so that whoever reads the error knows what to mend, and that nothing
+/// is let in for the lack of a policy. `None` when the text does not look like an object.
 pub(crate) fn object(text: &str) -> Option<ObjectRef> {
     let (mut kind, mut namespace, mut name) = (None, None, None);
     // How far the fields of `metadata` are indented, while its lines last.
@@ -17,6 +17,15 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
         if indent == 0 {
             metadata = field.starts_with("metadata:").then_some(None);
             kind = kind.or_else(|| value(field, "kind"));
+            // All on one line: `metadata: {name: web, namespace: shop}`.
+            for entry in field
+                .strip_prefix("metadata:")
+                .iter()
+                .flat_map(|rest| flow(rest))
+            {
+                namespace = namespace.or_else(|| value(entry, "namespace"));
+                name = name.or_else(|| value(entry, "name"));
+            }
         } else if let Some(children) = &mut metadata
             && *children.get_or_insert(indent) == indent
         {
@@ -29,6 +38,12 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
         namespace: namespace.unwrap_or_default().into(),
         name: name?.into(),
     })
+}
+
+/// The entries of a flow mapping.
+fn flow(text: &str) -> impl Iterator<Item = &str> {
+    let entries = text.trim_start().strip_prefix('{').unwrap_or_default();
+    entries.split([',', '}']).map(str::trim)
 }
 
 fn value<'a>(line: &'a str, field: &str) -> Option<&'a str> {
@@ -50,6 +65,9 @@ mod tests {
         let text = "apiVersion: v1\nkind: Service # of the shop\nmetadata:\n  labels:\n    name: x\n  \
                     name: \"web\"\n  namespace: shop\nspec: [\n";
         assert_eq!(guess(text).as_deref(), Some("Service shop/web"));
+        let text =
+            "kind: Pod\nmetadata: {labels: {app: a}, name: web, namespace: shop}\nspec: {[\n";
+        assert_eq!(guess(text).as_deref(), Some("Pod shop/web"));
         let text = "metadata:\n- broken\n  name: web\nkind: Namespace\nspec: }\n";
         assert_eq!(guess(text).as_deref(), Some("Namespace web"));
     }

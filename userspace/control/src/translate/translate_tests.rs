@@ -10,7 +10,7 @@ use sluice_objects::{Severity, Store, store::FileText};
 
 use super::*;
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         trust_domain: "cluster.local".parse().unwrap(),
         trust_domain_aliases: vec!["old.example.com".parse().unwrap()],

@@ -6,6 +6,7 @@ use sluice_control::{
     auth::JoinTokens,
     ca::{Authority, Certificates},
     feed::{self, Published},
+    memory::Keeper,
     metrics::ControlMetrics,
     server::{self, Server},
     status, translate,
@@ -100,7 +101,8 @@ impl World {
             cluster_domain: "cluster.local".into(),
         };
         let source = directory::Config::new(dir.path());
-        let (directory, published) = feed::directory(source, config).unwrap();
+        let keeper = Keeper::open(state.path()).unwrap();
+        let (directory, published) = feed::directory(source, config, keeper).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = server::Config {
             listen,
