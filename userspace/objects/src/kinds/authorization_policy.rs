@@ -271,18 +271,25 @@ fn rule(i: usize, raw: RawRule, report: &mut Report<'_>) -> Rule {
 }
 
 fn check_source(field: &str, source: &Source, report: &mut Report<'_>) {
-    let accounts = [&source.service_accounts, &source.not_service_accounts];
     let others = [
         &source.principals,
         &source.not_principals,
         &source.namespaces,
         &source.not_namespaces,
     ];
-    if accounts.iter().any(|l| !l.is_empty()) && others.iter().any(|l| !l.is_empty()) {
-        report.error(
-            format!("{field}.serviceAccounts"),
-            "service accounts cannot be combined with principals or namespaces in one source",
-        );
+    if others.iter().all(|list| list.is_empty()) {
+        return;
+    }
+    for (name, accounts) in [
+        ("serviceAccounts", &source.service_accounts),
+        ("notServiceAccounts", &source.not_service_accounts),
+    ] {
+        if !accounts.is_empty() {
+            report.error(
+                format!("{field}.{name}"),
+                "service accounts cannot be combined with principals or namespaces in one source",
+            );
+        }
     }
 }
 
