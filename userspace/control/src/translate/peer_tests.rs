@@ -248,11 +248,8 @@ impl Said {
 
     /// What the contract (§15) says of plaintext to a port.
     fn expected(&self, port: usize) -> Decision {
-        let inherited = match (self.mesh, self.namespace) {
-            (_, "STRICT") => true,
-            ("STRICT", "" | "UNSET") => true,
-            _ => false,
-        };
+        let wider = (self.mesh, self.namespace);
+        let inherited = matches!(wider, (_, "STRICT") | ("STRICT", "" | "UNSET"));
         let unset = matches!(self.workload, "" | "UNSET");
         let strict = self.workload == "STRICT" || (unset && inherited);
         let lifted = |mode: &str| match mode {

@@ -67,8 +67,8 @@ status: {{podIP: {ip}}}
 
 /// A running control plane; it ends when this is dropped.
 pub(crate) struct World {
-    dir: TempDir,
-    state: TempDir,
+    dir: Arc<TempDir>,
+    state: Arc<TempDir>,
     pub(crate) address: std::net::SocketAddr,
     pub(crate) status: std::net::SocketAddr,
     pub(crate) clients: Clients,
@@ -84,8 +84,20 @@ impl World {
         fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
         fs::write(dir.path().join("web.yaml"), pod("web", "10.0.0.1")).unwrap();
         let state = tempfile::tempdir().unwrap();
+        let tokens = format!("# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\n");
+        fs::write(state.path().join("tokens"), tokens).unwrap();
+        Self::serve(dir.into(), state.into()).await
+    }
+
+    /// Another process with the same directories.
+    pub(crate) async fn restart(self) -> Self {
+        let (dir, state) = (self.dir.clone(), self.state.clone());
+        drop(self);
+        Self::serve(dir, state).await
+    }
+
+    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>) -> Self {
         let tokens = state.path().join("tokens");
-        fs::write(&tokens, format!("# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\n")).unwrap();
         let metrics = Arc::new(Metrics::new("test", "0"));
         let counters = ControlMetrics::register(&metrics);
         let clients = Clients::new(counters.clients.clone());
@@ -149,6 +161,11 @@ impl World {
 
     pub(crate) fn remove(&self, name: &str) {
         fs::remove_file(self.dir.path().join(name)).unwrap();
+    }
+
+    /// Removes what is remembered of policies.
+    pub(crate) fn forget(&self) {
+        fs::remove_file(self.state.path().join("last-good.json")).unwrap();
     }
 
     pub(crate) fn write_tokens(&self, text: &str) {
