@@ -1,10 +1,12 @@
-//! The policies in force, kept in the state directory across restarts: see [`Policy::stand_in`] for
-//! the reason.
+//! The policies in force, kept in the state directory across restarts; why is told at
+//! [`Policy::stand_in`](sluice_model::authz::Policy::stand_in).
 
-use std::{fs, path::Path, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-#[cfg(doc)]
-use sluice_model::authz::Policy;
 use sluice_objects::{Diagnostic, LastGood, Memory, Severity};
 
 use crate::{Error, state};
@@ -68,8 +70,8 @@ impl Keeper {
         match self.write(last_good) {
             Ok(()) => self.saved = Some(last_good.clone()),
             Err(error) => wrong.push(self.diagnostic(format!(
-                "cannot be written ({error}): after a restart, policies that are broken then \
-                 would be in force as they were before"
+                "cannot be written ({error}): policies that are broken at the next start will be in \
+                 force as this file has them, not as they are now"
             ))),
         }
         wrong

@@ -1,14 +1,12 @@
 //! What a reader of objects remembers across its own restarts.
 //!
-//! Why it must is told at [`Policy::stand_in`]: the last good version of a policy has to survive
-//! whoever holds it.
+//! The last good version of a policy has to survive whoever holds it; why is told at
+//! [`Policy::stand_in`](sluice_model::authz::Policy::stand_in).
 
 use std::{path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-#[cfg(doc)]
-use sluice_model::authz::Policy;
 
 use crate::{Kind, ObjectRef, origin::Origin, read::reference};
 

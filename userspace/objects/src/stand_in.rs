@@ -1,12 +1,10 @@
-//! What stands in for a policy that cannot be read, and of which no good version is known. Why
-//! there is such a thing is told at [`Policy::stand_in`].
+//! What stands in for a policy that cannot be read, and of which no good version is known; why is
+//! told at [`Policy::stand_in`](sluice_model::authz::Policy::stand_in).
 
 use std::sync::Arc;
 
 use serde_json::Value;
 use sluice_model::Name;
-#[cfg(doc)]
-use sluice_model::authz::Policy;
 
 use crate::{
     AuthorizationPolicy, Diagnostic, Kind, Labels, Located, Origin, PeerAuthentication, Severity,
