@@ -3,8 +3,8 @@
 //! There are few different names and addresses, so that much of what is generated meets.
 //!
 //! Patterns are never empty. No object can hold an empty one, since it is refused where objects are
-//! read; and what it would mean for a client without an identity is not the same for Envoy, which
-//! matches nothing then, and for us, who take what is absent for the empty text.
+//! read; and what one for a namespace would mean for a client without an identity is not the same
+//! for Envoy, which matches nothing then, and for us, who take an absent namespace for the empty text.
 
 use std::{
     fmt,
