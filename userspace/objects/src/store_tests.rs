@@ -218,3 +218,6 @@ mod validation;
 
 #[path = "policy_tests.rs"]
 mod policies;
+
+#[path = "outbound_tests.rs"]
+mod outbound;
