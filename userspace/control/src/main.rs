@@ -40,6 +40,9 @@ struct Args {
     /// The trust domain of all identities.
     #[arg(long, default_value = "cluster.local")]
     trust_domain: TrustDomain,
+    /// Another trust domain whose identities count as those of the mesh's own (may be repeated).
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain_alias: Vec<TrustDomain>,
     /// The cluster's name, the first part of every workload's uid.
     #[arg(long, default_value = "Kubernetes")]
     cluster_id: String,
@@ -70,6 +73,7 @@ impl Args {
     fn translation(&self) -> translate::Config {
         translate::Config {
             trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.trust_domain_alias.clone(),
             cluster: self.cluster_id.as_str().into(),
             network: self.network.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),

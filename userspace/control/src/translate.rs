@@ -1,7 +1,9 @@
 //! Objects into what the mesh distributes: workloads, services and policies.
 
 mod authorization;
+mod egress;
 mod endpoints;
+mod mesh_config;
 mod owner;
 mod peer_authentication;
 mod services;
@@ -14,6 +16,8 @@ use sluice_objects::{Diagnostic, Objects, Pod};
 #[derive(Clone, Debug)]
 pub struct Config {
     pub trust_domain: TrustDomain,
+    /// Trust domains that are one with it; the mesh's own settings may name more.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// The cluster's name, the first part of every uid.
     pub cluster: Name,
     /// The network that all addresses are part of; empty in a mesh of one network.
@@ -56,8 +60,10 @@ pub fn translate(objects: &Objects, config: &Config) -> Translation {
         .collect();
     authorization::apply(objects, config, &mut pods, &mut translation);
     peer_authentication::apply(objects, config, &mut pods, &mut translation);
+    egress::apply(objects, config, &mut pods, &mut translation);
     translation.workloads = pods.into_iter().map(|(_, workload)| workload).collect();
     translation.workloads.extend(membership.into_foreign());
+    mesh_config::apply(objects, config, &mut translation);
     translation
 }
 

@@ -13,6 +13,7 @@ use super::*;
 fn config() -> Config {
     Config {
         trust_domain: "cluster.local".parse().unwrap(),
+        trust_domain_aliases: Vec::new(),
         cluster: "c".into(),
         network: "net".into(),
         root_namespace: "istio-system".into(),
@@ -415,3 +416,6 @@ mod rules;
 
 #[path = "peer_tests.rs"]
 mod peer;
+
+#[path = "egress_tests.rs"]
+mod egress;

@@ -95,6 +95,7 @@ impl World {
             trust_domain,
             cluster: "c".into(),
             network: "".into(),
+            trust_domain_aliases: Vec::new(),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
         };

@@ -1,0 +1,83 @@
+//! The mesh's own settings, beside those that the control plane was started with.
+
+use std::sync::Arc;
+
+use sluice_model::TrustDomain;
+use sluice_objects::{Located, MeshConfig, Objects, Severity};
+
+use super::{Config, Translation};
+
+/// The settings that count: those in the root namespace.
+pub(super) fn of<'a>(objects: &'a Objects, config: &Config) -> Option<&'a Located<MeshConfig>> {
+    let mut all = objects.mesh_configs.values();
+    all.find(|settings| settings.namespace == config.root_namespace)
+        .map(|settings| &**settings)
+}
+
+/// Makes trust domains one, and reports settings that do not count.
+pub(super) fn apply(objects: &Objects, config: &Config, translation: &mut Translation) {
+    let settings = of(objects, config);
+    let domains = equivalent_domains(settings, config);
+    for workload in &mut translation.workloads {
+        workload.equivalent_domains = domains.clone();
+    }
+    if let Some(settings) = settings {
+        report_contradictions(settings, config, translation);
+    }
+    for other in objects.mesh_configs.values() {
+        if other.namespace != config.root_namespace {
+            let root = &config.root_namespace;
+            let message = format!("not read: it is not in the root namespace, {root}");
+            let field = "metadata.namespace";
+            let diagnostic = other.origin.diagnostic(Severity::Info, field, message);
+            translation.diagnostics.push(diagnostic);
+        }
+    }
+}
+
+/// The mesh's own trust domain and its aliases; nothing where there are none.
+fn equivalent_domains(
+    settings: Option<&Located<MeshConfig>>,
+    config: &Config,
+) -> Arc<[TrustDomain]> {
+    let more = settings.map_or(&[][..], |settings| &settings.trust_domain_aliases);
+    let mut domains = vec![config.trust_domain.clone()];
+    for alias in config.trust_domain_aliases.iter().chain(more) {
+        if !domains.contains(alias) {
+            domains.push(alias.clone());
+        }
+    }
+    if domains.len() == 1 {
+        return Arc::default();
+    }
+    domains.into()
+}
+
+fn report_contradictions(
+    settings: &Located<MeshConfig>,
+    config: &Config,
+    translation: &mut Translation,
+) {
+    for (name, given, flag, ours) in [
+        (
+            "trustDomain",
+            &settings.trust_domain,
+            "--trust-domain",
+            config.trust_domain.as_str(),
+        ),
+        (
+            "rootNamespace",
+            &settings.root_namespace,
+            "--root-namespace",
+            &*config.root_namespace,
+        ),
+    ] {
+        if given.as_deref().is_some_and(|given| given != ours) {
+            translation.diagnostics.push(settings.origin.diagnostic(
+                Severity::Warning,
+                format!("data.mesh.{name}"),
+                format!("has no effect: the control plane runs with {flag} {ours}, which counts"),
+            ));
+        }
+    }
+}
