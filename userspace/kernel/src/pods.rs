@@ -12,6 +12,7 @@ use sluice_abi::{Ip, maps};
 use crate::{
     Error, Kernel,
     load::{self, LOOKUP},
+    registry::Outbound,
 };
 
 /// A pod to enrol.
@@ -25,14 +26,16 @@ pub struct PodSpec<'a> {
     pub ips: &'a [IpAddr],
     /// The ztunnel's listener for inbound plaintext in it, a member of its reuseport group.
     pub listener: BorrowedFd<'a>,
+    /// Where it may go; a pod that an earlier broker held to the registry stays so.
+    pub outbound: Outbound,
 }
 
 /// A pod that was enrolled; give it back to [`Kernel::withdraw`].
 #[derive(Debug)]
 #[must_use = "the pod stays enrolled until it is withdrawn"]
 pub struct EnrolledPod {
-    cookie: u64,
-    slot: u32,
+    pub(crate) cookie: u64,
+    pub(crate) slot: u32,
     ips: Vec<Ip>,
     link: PathBuf,
 }
@@ -100,8 +103,10 @@ impl Kernel {
         let id = program.attach(pod.netns.as_fd()).map_err(attach_error)?;
         let attached: FdLink = program.take_link(id).map_err(attach_error)?.into();
         load::pin_link(attached, link)?;
+        let inherited = self.pods.get(&cookie, 0).map_or(0, |pod| pod.flags);
+        let flags = inherited | pod.outbound.flags();
         self.pods
-            .insert(cookie, maps::Pod { slot, pad: 0 }, 0)
+            .insert(cookie, maps::Pod { slot, flags }, 0)
             .map_err(Error::map("PODS"))
     }
 
