@@ -127,6 +127,13 @@ impl Mesh {
             .get(&NetworkAddress::new(network.clone(), ip))
     }
 
+    /// Every address of a network that stands for something: VIPs and workloads' own.
+    pub fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
+        let all = self.by_vip.keys().chain(self.by_address.keys());
+        all.filter(move |address| address.network == *network)
+            .map(|address| address.ip)
+    }
+
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.services.get(key)
     }
