@@ -25,7 +25,7 @@ pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(MAX_PODS, 0);
 pub static POD_IPS: HashMap<Ip, PodIp> = HashMap::with_max_entries(MAX_POD_ADDRESSES, 0);
 
 /// Addresses that the mesh knows → the list by which it was told of them. Empty unless a pod of the
-/// node may go nowhere else, so memory is taken as it fills.
+/// node may go nowhere else, so entries take memory only when they are there.
 #[map]
 pub static REGISTRY: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_REGISTRY, BPF_F_NO_PREALLOC);
 
