@@ -1,9 +1,10 @@
 //! Pods that may go only to what the mesh knows.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use sluice_tests::podtool::{self, Connection, Serve};
+use sluice_tests::podtool::{self, Connection, Flood, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::{WIRE_V4, WIRE_V6};
@@ -215,6 +216,10 @@ fn the_restriction_outlives_workers_and_brokers() {
         eventually(|| stage.refused_outside())?;
         let accepted = stage.accepted_outside()?;
 
+        let to = SocketAddr::new(OUTSIDE[0], PORT).to_string();
+        let options = ["--seconds", "4", "--rate", "200", "--concurrency", "4"];
+        let throughout = podtool::start_flood(&stage.client, "flood", &to, &options)?;
+
         // Without a control plane the next worker knows nothing that it could tell.
         stage.s.mesh.stop_control()?;
         let killed = stage.s.mesh.ztunnel("a").kill_worker()?;
@@ -235,11 +240,23 @@ fn the_restriction_outlives_workers_and_brokers() {
 
         let ztunnel = stage.s.mesh.ztunnel_mut("a");
         ztunnel.kill_broker()?;
-        ztunnel.restart()?;
-        stage.s.mesh.wait_until_enrolled(&stage.client)?;
+        ztunnel.broker().wait(Duration::from_secs(5))?;
         stage.refused_outside()?;
+        stage.s.mesh.ztunnel_mut("a").restart()?;
         eventually(|| greeted(&stage.client, pod))?;
         stage.refused_outside()?;
+
+        let log = eventually(|| {
+            let log = throughout.log()?;
+            ensure!(log.contains('}'), "the flood has not ended");
+            Ok(log)
+        })?;
+        let flood = Flood::parse(&log)?;
+        let denied = [("connect_denied".to_owned(), flood.attempted)];
+        ensure!(
+            flood.attempted > 100 && flood.failures == denied,
+            "{flood:?}"
+        );
         ensure!(stage.accepted_outside()? == accepted, "something got out");
         Ok(())
     });
