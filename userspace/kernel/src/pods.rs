@@ -38,6 +38,14 @@ pub struct EnrolledPod {
     pub(crate) slot: u32,
     ips: Vec<Ip>,
     link: PathBuf,
+    outbound: Outbound,
+}
+
+impl EnrolledPod {
+    /// Where it might go when it was enrolled.
+    pub fn outbound(&self) -> Outbound {
+        self.outbound
+    }
 }
 
 impl Kernel {
@@ -55,11 +63,19 @@ impl Kernel {
             .position(|used| !used)
             .ok_or(Error::TooManyPods)?;
         let number = u32::try_from(slot).map_err(|_| Error::TooManyPods)?;
+        let inherited = self
+            .pods
+            .get(&pod.cookie, 0)
+            .map(|pod| Outbound::of(pod.flags));
         let enrolled = EnrolledPod {
             cookie: pod.cookie,
             slot: number,
             ips: pod.ips.iter().map(|&ip| ip.into()).collect(),
             link: self.pins.link(&format!("netns-{}", pod.cookie)),
+            outbound: match inherited {
+                Ok(Outbound::Registry) => Outbound::Registry,
+                _ => pod.outbound,
+            },
         };
         self.slots[slot] = true;
         match self.enrol_steps(pod, &enrolled) {
@@ -77,6 +93,7 @@ impl Kernel {
             slot,
             ref ips,
             ref link,
+            outbound,
         } = *enrolled;
         self.listeners
             .set(slot, &pod.listener.as_raw_fd(), 0)
@@ -103,8 +120,7 @@ impl Kernel {
         let id = program.attach(pod.netns.as_fd()).map_err(attach_error)?;
         let attached: FdLink = program.take_link(id).map_err(attach_error)?.into();
         load::pin_link(attached, link)?;
-        let inherited = self.pods.get(&cookie, 0).map_or(0, |pod| pod.flags);
-        let flags = inherited | pod.outbound.flags();
+        let flags = outbound.flags();
         self.pods
             .insert(cookie, maps::Pod { slot, flags }, 0)
             .map_err(Error::map("PODS"))

@@ -25,6 +25,14 @@ impl Outbound {
             Self::Registry => maps::REGISTRY_ONLY,
         }
     }
+
+    pub(crate) fn of(flags: u32) -> Self {
+        if flags & maps::REGISTRY_ONLY == 0 {
+            Self::Anywhere
+        } else {
+            Self::Registry
+        }
+    }
 }
 
 /// Each address carries the number of the list that it was last in, so that what an earlier list

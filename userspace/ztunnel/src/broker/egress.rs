@@ -1,40 +1,43 @@
 //! Where pods may go: the worker knows it, the kernel enforces it, and the broker stands between.
 //!
 //! What a worker says can refuse its pods a destination or let them have one, as its own proxying
-//! can. It can name no pods but those enrolled, and no more addresses than the kernel's map holds.
+//! can. It can name no pods but those that are here, and no more addresses than the kernel's map
+//! holds.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
-use sluice_kernel::{EnrolledPod, Error, Kernel, Outbound};
+use sluice_kernel::{Error, Kernel, Outbound};
 
+use super::pods::PodRecord;
 use crate::link::{self, PodId};
 
-/// What the worker has said.
+/// How far the worker's list has come.
 #[derive(Debug, Default)]
 pub(super) struct Egress {
-    restricted: BTreeSet<PodId>,
     /// A list has begun, and what it does not name must go at its end.
     begun: bool,
     /// Not every known address is in the kernel, so that it must refuse none.
     incomplete: bool,
+    /// How many pods are restricted.
+    restricted: usize,
 }
 
 impl Egress {
-    /// Where the kernel lets a pod go.
-    pub(super) fn outbound(&self, pod: PodId) -> Outbound {
-        if !self.incomplete && self.restricted.contains(&pod) {
-            Outbound::Registry
-        } else {
+    /// What the kernel is to enforce for a pod that may go there.
+    pub(super) fn enforceable(&self, outbound: Outbound) -> Outbound {
+        if self.incomplete {
             Outbound::Anywhere
+        } else {
+            outbound
         }
     }
 
-    /// Carries out what the worker says; `pods` are those enrolled.
+    /// Carries out what the worker says.
     pub(super) fn hear<'a>(
         &mut self,
         news: link::Egress,
         kernel: &mut Kernel,
-        pods: impl Iterator<Item = (PodId, &'a EnrolledPod)>,
+        pods: impl Iterator<Item = &'a mut PodRecord>,
     ) {
         let done = match news {
             link::Egress::Begin => {
@@ -47,7 +50,9 @@ impl Egress {
                 self.incomplete = true;
                 self.apply(kernel, pods).and(Err(error))
             }),
-            link::Egress::Restricted(ids) => self.restrict(ids, kernel, pods),
+            link::Egress::Outbound { restricted, free } => {
+                self.judge(&restricted, &free, kernel, pods)
+            }
             link::Egress::Forgotten(ips) => kernel.forget(&ips),
         };
         if let Err(error) = done {
@@ -59,38 +64,52 @@ impl Egress {
         }
     }
 
-    fn restrict<'a>(
+    fn judge<'a>(
         &mut self,
-        ids: Vec<PodId>,
+        restricted: &[PodId],
+        free: &[PodId],
         kernel: &mut Kernel,
-        pods: impl Iterator<Item = (PodId, &'a EnrolledPod)>,
+        pods: impl Iterator<Item = &'a mut PodRecord>,
     ) -> Result<(), Error> {
-        let none = ids.is_empty();
-        self.restricted = ids.into_iter().collect();
-        let applied = self.apply(kernel, pods);
-        if none {
-            // Nothing is in the list that begins here, so that all is stale.
-            kernel.begin_list();
-        }
-        let ended = if none || std::mem::take(&mut self.begun) {
-            kernel.end_list()
-        } else {
-            Ok(())
-        };
-        tracing::info!(
-            pods = self.restricted.len(),
-            enforced = !self.incomplete,
-            "outbound traffic policy"
+        let to_registry: HashSet<_> = restricted.iter().collect();
+        let anywhere: HashSet<_> = free.iter().collect();
+        let mut count = 0;
+        let applied = self.apply(
+            kernel,
+            pods.map(|pod| {
+                if to_registry.contains(&pod.info.id) {
+                    pod.outbound = Outbound::Registry;
+                } else if anywhere.contains(&pod.info.id) {
+                    pod.outbound = Outbound::Anywhere;
+                }
+                count += usize::from(pod.outbound == Outbound::Registry);
+                pod
+            }),
         );
-        applied.and(ended)
+        if std::mem::replace(&mut self.restricted, count) != count {
+            tracing::info!(pods = count, "pods that may go only to what the mesh knows");
+        }
+        applied.and(self.end_list(count, !restricted.is_empty(), kernel))
+    }
+
+    /// Forgets what no restricted pod needs: everything when there is none, and otherwise what the
+    /// worker's list, if it has one, does not name.
+    fn end_list(&mut self, pods: usize, listed: bool, kernel: &mut Kernel) -> Result<(), Error> {
+        if pods == 0 {
+            kernel.begin_list();
+        } else if !(listed && self.begun) {
+            return Ok(());
+        }
+        self.begun = false;
+        kernel.end_list()
     }
 
     fn apply<'a>(
         &self,
         kernel: &mut Kernel,
-        pods: impl Iterator<Item = (PodId, &'a EnrolledPod)>,
+        pods: impl Iterator<Item = &'a mut PodRecord>,
     ) -> Result<(), Error> {
-        let results = pods.map(|(id, pod)| kernel.set_outbound(pod, self.outbound(id)));
+        let results = pods.map(|pod| pod.enforce(kernel, self.enforceable(pod.outbound)));
         results.fold(Ok(()), Result::and)
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct PodRecord {
     pub(super) info: PodInfo,
     /// By thread.
     pub(super) listeners: Vec<Vec<(Listener, OwnedFd)>>,
+    /// Where it may go, as the worker last said.
+    pub(super) outbound: Outbound,
     netns: Arc<Netns>,
     membership: Membership,
 }
@@ -83,8 +85,8 @@ impl Pods {
 
     /// Carries out what the worker says of where pods may go.
     pub(super) fn hear_of_egress(&mut self, news: link::Egress) {
-        let pods = self.pods.values().filter_map(PodRecord::enrolled);
-        self.egress.hear(news, &mut self.kernel, pods);
+        self.egress
+            .hear(news, &mut self.kernel, self.pods.values_mut());
     }
 
     pub(super) fn namespaces(&self) -> &Namespaces {
@@ -189,7 +191,7 @@ impl Pods {
             if record.netns.cookie == netns.cookie
                 && record.info.service_account == pod.service_account
             {
-                let outbound = self.egress.outbound(record.info.id);
+                let outbound = self.egress.enforceable(record.outbound);
                 return record.refresh(&mut self.kernel, outbound);
             }
             // The same name, but another pod: nothing of the old one may serve the new one.
@@ -212,9 +214,10 @@ impl Pods {
             ips: routable(&ips),
         };
         let netns = Arc::new(netns);
-        // The worker says where it may go when it has heard of it.
-        let outbound = Outbound::Anywhere;
-        let membership = enrol(&mut self.kernel, &netns, &ips, &listeners, outbound)?;
+        // The worker says where it may go when it has heard of it. Until then it stays as it was
+        // under an earlier broker.
+        let anywhere = Outbound::Anywhere;
+        let enrolled = enrol(&mut self.kernel, &netns, &ips, &listeners, anywhere)?;
         self.next_id += 1;
         self.namespaces.insert(info.id, netns.clone());
         tracing::info!(
@@ -225,8 +228,9 @@ impl Pods {
         let record = PodRecord {
             info,
             listeners,
+            outbound: enrolled.outbound(),
             netns,
-            membership,
+            membership: Membership::Enrolled(enrolled),
         };
         // Connections captured before the worker hears of the pod wait in the listeners.
         worker.add_pod(&record);
@@ -249,7 +253,8 @@ impl PodRecord {
         match &mut self.membership {
             Membership::Enrolled(enrolled) => Ok(kernel.set_ips(enrolled, &ips)?),
             Membership::Leaving(_) => {
-                self.membership = enrol(kernel, &self.netns, &ips, &self.listeners, outbound)?;
+                let enrolled = enrol(kernel, &self.netns, &ips, &self.listeners, outbound)?;
+                self.membership = Membership::Enrolled(enrolled);
                 tracing::info!(pod = self.name(), "pod enrolled again");
                 Ok(())
             }
@@ -268,10 +273,15 @@ impl PodRecord {
         }
     }
 
-    fn enrolled(&self) -> Option<(PodId, &EnrolledPod)> {
+    /// Has the kernel let it go there and nowhere else, if it is in the kernel's hands.
+    pub(super) fn enforce(
+        &self,
+        kernel: &mut Kernel,
+        outbound: Outbound,
+    ) -> Result<(), sluice_kernel::Error> {
         match &self.membership {
-            Membership::Enrolled(enrolled) => Some((self.info.id, enrolled)),
-            Membership::Leaving(_) => None,
+            Membership::Enrolled(enrolled) => kernel.set_outbound(enrolled, outbound),
+            Membership::Leaving(_) => Ok(()),
         }
     }
 
@@ -294,7 +304,7 @@ fn enrol(
     ips: &[IpAddr],
     listeners: &[Vec<(Listener, OwnedFd)>],
     outbound: Outbound,
-) -> Result<Membership> {
+) -> Result<EnrolledPod> {
     let plaintext = |(kind, fd): &(Listener, OwnedFd)| {
         (*kind == Listener::Plaintext).then(|| fd.as_fd().try_clone_to_owned())
     };
@@ -310,7 +320,7 @@ fn enrol(
         listener: listener.as_fd(),
         outbound,
     };
-    Ok(Membership::Enrolled(kernel.enrol(&spec)?))
+    Ok(kernel.enrol(&spec)?)
 }
 
 /// The addresses that name the pod to others.

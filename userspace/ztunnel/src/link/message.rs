@@ -110,18 +110,21 @@ pub const MAX_ADDRESSES: usize = 1024;
 
 /// Which pods may go only to what the mesh knows, and what that is.
 ///
-/// A worker begins with a whole list: `Begin`, any number of `Known`, and `Restricted`. Later it
-/// tells differences in the same order, with `Forgotten` last, so that a restricted pod is never
-/// refused what is known.
+/// A worker begins with a whole list: `Begin`, any number of `Known`, and `Outbound`. Later it tells
+/// differences in the same order, with `Forgotten` last, so that a restricted pod is never refused
+/// what is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Egress {
     /// A new list begins; what the one before said stays in force until it is complete.
     Begin,
     /// These addresses are known too.
     Known(Vec<IpAddr>),
-    /// All addresses have been told: from now on exactly these pods are restricted. When there are
-    /// none, the list ends with that, and its addresses are forgotten.
-    Restricted(Vec<PodId>),
+    /// All addresses have been told, unless no pod is restricted: from now on these are, and those
+    /// are not. A pod of which the worker knows nothing yet, it does not name: it stays as it is.
+    Outbound {
+        restricted: Vec<PodId>,
+        free: Vec<PodId>,
+    },
     /// These addresses are known no more.
     Forgotten(Vec<IpAddr>),
 }

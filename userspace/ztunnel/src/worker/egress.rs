@@ -28,12 +28,22 @@ pub(super) async fn tell(
     mut pods: watch::Receiver<Pods>,
 ) -> io::Result<()> {
     let mut told = Told::default();
+    let mut fitted = true;
     loop {
         let seen = shared.mesh.status().version;
         let wanted = {
             let here = pods.borrow_and_update();
             Wanted::of(&shared.mesh.load(), &shared.network, &here)
         };
+        if fitted && !wanted.fits() {
+            tracing::warn!(
+                addresses = wanted.known.len(),
+                "the mesh has more addresses than the kernel's {MAX_REGISTRY}: outbound traffic \
+                 policy is enforced by the worker alone, by a reset after connect"
+            );
+        }
+        fitted = wanted.fits();
+        let wanted = if fitted { wanted } else { wanted.lifted() };
         for message in told.catch_up(wanted) {
             link.send_when_room(&ToBroker::Egress(message)).await?;
         }
@@ -50,31 +60,38 @@ pub(super) async fn tell(
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
     restricted: BTreeSet<PodId>,
+    /// A pod that the control plane has not described yet is in neither set.
+    free: BTreeSet<PodId>,
     /// Empty when no pod is restricted.
     known: HashSet<IpAddr>,
 }
 
 impl Wanted {
     fn of(mesh: &Mesh, network: &Name, pods: &Pods) -> Self {
-        let is_restricted = |uid: &Uid| {
-            let workload = mesh.workload(uid);
-            workload.is_some_and(|workload| workload.egress == Policy::Registry)
-        };
-        let restricted = pods.iter().filter(|(_, uid)| is_restricted(uid));
-        let restricted: BTreeSet<PodId> = restricted.map(|(id, _)| *id).collect();
-        if restricted.is_empty() {
-            return Self::default();
+        let mut wanted = Self::default();
+        for (id, uid) in pods {
+            match mesh.workload(uid).map(|workload| workload.egress) {
+                Some(Policy::Registry) => wanted.restricted.insert(*id),
+                Some(Policy::Anywhere) => wanted.free.insert(*id),
+                None => continue,
+            };
         }
-        let known: HashSet<IpAddr> = mesh.addresses(network).collect();
-        if known.len() > MAX_REGISTRY as usize {
-            tracing::warn!(
-                addresses = known.len(),
-                "the mesh has more addresses than the kernel's {MAX_REGISTRY}: outbound traffic \
-                 policy is enforced by the worker alone, by a reset after connect"
-            );
-            return Self::default();
+        if !wanted.restricted.is_empty() {
+            wanted.known = mesh.addresses(network).collect();
         }
-        Self { restricted, known }
+        wanted
+    }
+
+    /// Without any restriction.
+    fn lifted(mut self) -> Self {
+        self.free.append(&mut self.restricted);
+        self.known.clear();
+        self
+    }
+
+    /// Whether the kernel can hold it.
+    fn fits(&self) -> bool {
+        self.known.len() <= MAX_REGISTRY as usize
     }
 }
 
@@ -93,9 +110,11 @@ impl Told {
             messages.push(Egress::Begin);
         }
         messages.extend(batches(&wanted.known, &told.known).map(Egress::Known));
-        if first || told.restricted != wanted.restricted {
-            let restricted = wanted.restricted.iter().copied();
-            messages.push(Egress::Restricted(restricted.collect()));
+        if first || (&told.restricted, &told.free) != (&wanted.restricted, &wanted.free) {
+            messages.push(Egress::Outbound {
+                restricted: wanted.restricted.iter().copied().collect(),
+                free: wanted.free.iter().copied().collect(),
+            });
         }
         if !wanted.restricted.is_empty() {
             messages.extend(batches(&told.known, &wanted.known).map(Egress::Forgotten));
