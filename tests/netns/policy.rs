@@ -170,5 +170,6 @@ const IN_MESH: &str = "web:80 web:81 batch:80 batch:81";
 
 // After the macro, which they use.
 mod authorization;
+mod live;
 mod metrics;
 mod mutual_tls;

@@ -10,8 +10,8 @@ use crate::setup::{self, Group, bpf};
 
 /// Builds the eBPF programs and the binaries that embed them.
 ///
-/// The programs go to target/bpf/sluice.bpf.o, the binaries `ztunnel` and `sluice-control` to
-/// target/debug or target/release. Missing tools are installed first (see `setup`).
+/// The programs go to target/bpf/sluice.bpf.o, the binaries `ztunnel`, `sluice-control` and
+/// `sluicectl` to target/debug or target/release. Missing tools are installed first (see `setup`).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// With optimizations, as `demo` and `bench` do
@@ -26,7 +26,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Profile::Dev
     };
     let directory = all(profile)?;
-    println!("built {}/{{ztunnel,sluice-control}}", directory.display());
+    println!(
+        "built {}/{{ztunnel,sluice-control,sluicectl}}",
+        directory.display()
+    );
     Ok(())
 }
 
@@ -74,6 +77,8 @@ fn binaries(profile: Profile) -> Result<PathBuf> {
         "--bin",
         "sluice-control",
         "--bin",
+        "sluicectl",
+        "--bin",
         "podtool",
     ]);
     command.args([
@@ -81,6 +86,8 @@ fn binaries(profile: Profile) -> Result<PathBuf> {
         "sluice-ztunnel",
         "-p",
         "sluice-control",
+        "-p",
+        "sluicectl",
         "-p",
         "sluice-tests",
     ]);

@@ -44,6 +44,10 @@ enum Ring {
     Netns,
 }
 
+/// The test programs that crates have beside their sources and that need nothing but a processor.
+/// A new one is added here.
+const PURE: [&str; 2] = ["analyze", "conversion"];
+
 /// The test programs of the direct ring: that of the tunnel, and those that a crate has beside its
 /// sources. A new one is added here.
 const DIRECT: [&str; 5] = ["client", "direct", "identity", "serve", "telemetry"];
@@ -137,10 +141,11 @@ fn summary(results: &[(Ring, Result<Outcome>)]) -> (String, bool) {
 fn one(ring: Ring, filter: Option<&str>) -> Result<Outcome> {
     match ring {
         Ring::Lint => lint(),
-        Ring::Pure => libtest::run(&mut cargo_test(
-            &["--workspace", "--lib", "--bins", "--test", "conversion"],
-            filter,
-        )?),
+        Ring::Pure => {
+            let mut arguments = vec!["--workspace", "--lib", "--bins"];
+            arguments.extend(PURE.iter().flat_map(|name| ["--test", name]));
+            libtest::run(&mut cargo_test(&arguments, filter)?)
+        }
         Ring::Direct => {
             let mut arguments = vec!["--workspace"];
             arguments.extend(DIRECT.iter().flat_map(|name| ["--test", name]));

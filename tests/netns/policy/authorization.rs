@@ -239,8 +239,7 @@ fn scopes_decide_whom_a_policy_is_for() {
     ]);
 }
 
-/// A policy holds for the next connection, whatever pooled tunnel it takes; one that is already
-/// there is another matter.
+/// A policy holds for the next connection, whatever pooled tunnel it takes.
 #[test]
 fn a_policy_takes_effect_without_any_restart() {
     scenario(|s| {

@@ -6,13 +6,12 @@ use std::{
 };
 
 use sluice_model::SpiffeId;
-use sluice_objects::{
-    Diagnostic, Directory, Severity, Snapshot, diagnostic, directory, kinds::Phase,
-};
+use sluice_objects::{Diagnostic, Directory, Severity, Snapshot, directory, kinds::Phase};
 use tokio::sync::watch;
 
 use crate::{
-    Error,
+    Error, analysis,
+    conditions::{self, PolicyStatus},
     translate::{self, translate},
     xds::Resources,
 };
@@ -23,6 +22,8 @@ pub struct Published {
     pub resources: Arc<Resources>,
     /// Everything that is wrong, ordered by file and line.
     pub diagnostics: Arc<[Diagnostic]>,
+    /// What became of each policy.
+    pub statuses: Arc<[PolicyStatus]>,
     /// Which identities run where, as `(node, namespace, service account)`.
     placements: HashSet<(String, String, String)>,
 }
@@ -70,9 +71,7 @@ pub fn directory(
 /// Translates one snapshot.
 pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
     let translation = translate(&snapshot.objects, config);
-    let mut diagnostics = snapshot.diagnostics.to_vec();
-    diagnostics.extend(translation.diagnostics.iter().cloned());
-    diagnostic::sort(&mut diagnostics);
+    let diagnostics = analysis::findings(snapshot, &translation, config);
     let pods = snapshot.objects.pods.values();
     let running = pods.filter(|pod| pod.phase != Phase::Terminated && !pod.node.is_empty());
     let placements = running.map(|pod| {
@@ -85,6 +84,7 @@ pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
     Published {
         placements: placements.collect(),
         resources: Arc::new(Resources::of(&translation)),
+        statuses: conditions::of(&snapshot.objects, &diagnostics).into(),
         diagnostics: diagnostics.into(),
     }
 }

@@ -1,7 +1,9 @@
 //! The control plane: reads configuration, serves xDS and the certificate authority.
 
+pub mod analysis;
 pub mod auth;
 pub mod ca;
+pub mod conditions;
 mod error;
 pub mod feed;
 pub mod metrics;

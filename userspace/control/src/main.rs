@@ -13,7 +13,6 @@ use sluice_control::{
     status, translate,
     xds::{Clients, Discovery},
 };
-use sluice_model::TrustDomain;
 use sluice_objects::directory;
 use sluice_telemetry::{
     metrics::Metrics,
@@ -37,24 +36,8 @@ struct Args {
     /// The file with the token of each node, as lines `NODE TOKEN`.
     #[arg(long)]
     join_tokens: PathBuf,
-    /// The trust domain of all identities.
-    #[arg(long, default_value = "cluster.local")]
-    trust_domain: TrustDomain,
-    /// Another trust domain whose identities count as those of the mesh's own (may be repeated).
-    #[arg(long, value_name = "DOMAIN")]
-    trust_domain_alias: Vec<TrustDomain>,
-    /// The cluster's name, the first part of every workload's uid.
-    #[arg(long, default_value = "Kubernetes")]
-    cluster_id: String,
-    /// The network that all addresses are part of.
-    #[arg(long, default_value = "")]
-    network: String,
-    /// The namespace whose policies count for the whole mesh.
-    #[arg(long, default_value = "istio-system")]
-    root_namespace: String,
-    /// What the host names of services end in.
-    #[arg(long, default_value = "cluster.local")]
-    cluster_domain: String,
+    #[command(flatten)]
+    translation: translate::Config,
     /// Where readiness, metrics, errors and clients are shown.
     #[arg(long, default_value = "127.0.0.1:15014")]
     status_listen: SocketAddr,
@@ -70,17 +53,6 @@ struct Args {
 }
 
 impl Args {
-    fn translation(&self) -> translate::Config {
-        translate::Config {
-            trust_domain: self.trust_domain.clone(),
-            trust_domain_aliases: self.trust_domain_alias.clone(),
-            cluster: self.cluster_id.as_str().into(),
-            network: self.network.as_str().into(),
-            root_namespace: self.root_namespace.as_str().into(),
-            cluster_domain: self.cluster_domain.as_str().into(),
-        }
-    }
-
     fn server(&self) -> server::Config {
         server::Config {
             listen: self.listen,
@@ -104,9 +76,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let clients = Clients::new(counters.clients.clone());
 
     let tokens = Arc::new(JoinTokens::open(&args.join_tokens)?);
-    let authority = Arc::new(Authority::open(&args.state_dir, args.trust_domain.clone())?);
+    let authority = Arc::new(Authority::open(
+        &args.state_dir,
+        args.translation.trust_domain.clone(),
+    )?);
     let source = directory::Config::new(&args.dir);
-    let (_directory, published) = feed::directory(source, args.translation())?;
+    let (_directory, published) = feed::directory(source, args.translation.clone())?;
 
     let server = Server::bind(args.server(), authority.clone()).await?;
     let status = TcpListener::bind(args.status_listen)

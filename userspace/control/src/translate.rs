@@ -9,22 +9,36 @@ mod peer_authentication;
 mod services;
 mod workloads;
 
+use clap::Args;
 use sluice_model::{Name, Service, TrustDomain, Workload, authz::Policy};
 use sluice_objects::{Diagnostic, Objects, Pod};
 
 /// What the objects themselves do not say.
-#[derive(Clone, Debug)]
+///
+/// The flags are declared here because every program that translates must have the same ones.
+#[derive(Clone, Debug, Args)]
 pub struct Config {
+    /// The trust domain of all identities.
+    #[arg(long, default_value = "cluster.local")]
     pub trust_domain: TrustDomain,
-    /// Trust domains that are one with it; the mesh's own settings may name more.
+    /// Another trust domain whose identities count as those of the mesh's own (may be repeated).
+    #[arg(long = "trust-domain-alias", value_name = "DOMAIN")]
     pub trust_domain_aliases: Vec<TrustDomain>,
-    /// The cluster's name, the first part of every uid.
+    /// The cluster's name, the first part of every workload's uid.
+    #[arg(
+        long = "cluster-id",
+        value_name = "CLUSTER_ID",
+        default_value = "Kubernetes"
+    )]
     pub cluster: Name,
     /// The network that all addresses are part of; empty in a mesh of one network.
+    #[arg(long, default_value = "")]
     pub network: Name,
-    /// Where policies for the whole mesh live.
+    /// The namespace whose policies count for the whole mesh.
+    #[arg(long, default_value = "istio-system")]
     pub root_namespace: Name,
-    /// What host names of services end in, `cluster.local`.
+    /// What the host names of services end in.
+    #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: Name,
 }
 

@@ -40,10 +40,10 @@ pub enum Error {
     PeerCertificate(String),
     #[error("peer presented no SPIFFE identity, only [{}]", .presented.join(", "))]
     NoPeerIdentity { presented: Vec<String> },
-    #[error("peer presented {identity}, which is not of the trust domain {trust_domain}")]
+    #[error("peer presented {identity}, which is not of the trust domain {}", .accepted.join(" or "))]
     ForeignTrustDomain {
         identity: SpiffeId,
-        trust_domain: String,
+        accepted: Vec<String>,
     },
     #[error("peer presented [{}], expected one of [{}]", .presented.join(", "), .expected.join(", "))]
     UnexpectedPeer {

@@ -10,7 +10,7 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use sluice_model::SpiffeId;
+use sluice_model::{SpiffeId, TrustDomain};
 
 use crate::{
     Error, Roots, Trust,
@@ -27,6 +27,7 @@ pub struct Svid {
     leaf: Leaf,
     chain: Vec<CertificateDer<'static>>,
     trust: Trust,
+    resolver: Arc<SingleCertAndKey>,
     server: Arc<ServerConfig>,
     /// Expects nobody; copied for each set of expected peers.
     client: ClientConfig,
@@ -55,13 +56,15 @@ impl Svid {
         let certified = CertifiedKey::new(chain.clone(), signing.map_err(tls)?);
         certified.keys_match().map_err(tls)?;
         let resolver = Arc::new(SingleCertAndKey::from(certified));
-        let server = server_config(&identity, &trust, resolver.clone()).map_err(tls)?;
-        let client = client_config(&trust, resolver).map_err(tls)?;
+        let own: Arc<[TrustDomain]> = Arc::new([identity.trust_domain().clone()]);
+        let server = server_config(own, &trust, resolver.clone()).map_err(tls)?;
+        let client = client_config(&trust, resolver.clone()).map_err(tls)?;
         Ok(Self {
             identity,
             leaf,
             chain,
             trust,
+            resolver,
             server: Arc::new(server),
             client,
         })
@@ -104,6 +107,25 @@ impl Svid {
         self.server.clone()
     }
 
+    /// As [`Svid::server_config`], but for clients of any of these trust domains; of the own one if
+    /// there are none.
+    ///
+    /// # Errors
+    /// When the TLS library refuses the configuration.
+    pub fn server_config_accepting(
+        &self,
+        domains: Arc<[TrustDomain]>,
+    ) -> Result<Arc<ServerConfig>, Error> {
+        if domains.is_empty() {
+            return Ok(self.server_config());
+        }
+        let config = server_config(domains, &self.trust, self.resolver.clone());
+        config.map(Arc::new).map_err(|source| Error::Tls {
+            identity: self.identity.clone(),
+            source,
+        })
+    }
+
     /// For connections that go out: TLS 1.3 without a server name, accepting only a server that
     /// proves one of the expected identities.
     pub fn client_config(&self, expected: impl Into<Arc<[SpiffeId]>>) -> Arc<ClientConfig> {
@@ -118,13 +140,13 @@ impl Svid {
 }
 
 fn server_config(
-    identity: &SpiffeId,
+    accepted: Arc<[TrustDomain]>,
     trust: &Trust,
     resolver: Arc<dyn ResolvesServerCert>,
 ) -> Result<ServerConfig, rustls::Error> {
     let verifier = Arc::new(RequirePeer {
         trust: trust.clone(),
-        trust_domain: identity.trust_domain().clone(),
+        accepted,
     });
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?

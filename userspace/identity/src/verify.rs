@@ -138,11 +138,11 @@ impl ServerCertVerifier for ExpectPeer {
     signatures!();
 }
 
-/// Accepts a client whose identity is of the own trust domain, and none without a certificate.
+/// Accepts a client whose identity is of an accepted trust domain, and none without a certificate.
 #[derive(Debug)]
 pub(crate) struct RequirePeer {
     pub(crate) trust: Trust,
-    pub(crate) trust_domain: TrustDomain,
+    pub(crate) accepted: Arc<[TrustDomain]>,
 }
 
 impl ClientCertVerifier for RequirePeer {
@@ -168,10 +168,10 @@ impl ClientCertVerifier for RequirePeer {
             }
             other => other?,
         };
-        if *identity.trust_domain() != self.trust_domain {
+        if !self.accepted.contains(identity.trust_domain()) {
             return Err(Error::ForeignTrustDomain {
                 identity,
-                trust_domain: self.trust_domain.to_string(),
+                accepted: self.accepted.iter().map(ToString::to_string).collect(),
             }
             .into());
         }

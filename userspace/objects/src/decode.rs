@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::{Segment, Track};
 
-use crate::{origin::push_key, report::Report};
+use crate::{Code, origin::push_key, report::Report};
 
 /// Reads a value as `T`. Every unknown field is an error, and so is the first wrong type.
 pub(crate) fn decode<T: DeserializeOwned>(value: &Value, report: &mut Report<'_>) -> Option<T> {
@@ -15,12 +15,16 @@ pub(crate) fn decode<T: DeserializeOwned>(value: &Value, report: &mut Report<'_>
         unknown.push(ignored_path(&path));
     });
     for field in unknown {
-        report.error(field, "unknown field");
+        report.error(Code::UnknownField, field, "unknown field");
     }
     match result {
         Ok(decoded) => Some(decoded),
         Err(error) => {
-            report.error(error_path(&track.path()), error.to_string());
+            report.error(
+                Code::InvalidValue,
+                error_path(&track.path()),
+                error.to_string(),
+            );
             None
         }
     }

@@ -2,8 +2,10 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sluice_model::Name;
+
+use crate::Code;
 
 /// How bad a [`Diagnostic`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -52,15 +54,18 @@ impl fmt::Display for ObjectRef {
 }
 
 impl Serialize for ObjectRef {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// One thing that is wrong, displayed as `FILE:LINE: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
+/// One thing that is wrong, displayed as `FILE:LINE: KIND NAMESPACE/NAME: FIELD: MESSAGE [CODE]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
     pub severity: Severity,
+    /// What kind of mistake it is.
+    pub code: Code,
+    #[serde(serialize_with = "serialize_path")]
     pub file: Arc<Path>,
     /// Counted from 1; 0 when the file as a whole is meant.
     pub line: u32,
@@ -71,20 +76,44 @@ pub struct Diagnostic {
     pub message: String,
 }
 
+impl Diagnostic {
+    /// Where it is: `FILE:LINE`.
+    pub fn place(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            write!(f, "{}", self.file.display())?;
+            match self.line {
+                0 => Ok(()),
+                line => write!(f, ":{line}"),
+            }
+        })
+    }
+
+    /// What it is: `KIND NAMESPACE/NAME: FIELD: MESSAGE [CODE]`.
+    pub fn statement(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            if let Some(object) = &self.object {
+                write!(f, "{object}: ")?;
+            }
+            if !self.field.is_empty() {
+                write!(f, "{}: ", self.field)?;
+            }
+            write!(f, "{} [{}]", self.message, self.code)
+        })
+    }
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if self.line > 0 {
-            write!(f, ":{}", self.line)?;
-        }
-        if let Some(object) = &self.object {
-            write!(f, ": {object}")?;
-        }
-        if !self.field.is_empty() {
-            write!(f, ": {}", self.field)?;
-        }
-        write!(f, ": {}", self.message)
+        write!(f, "{}: {}", self.place(), self.statement())
     }
+}
+
+/// Writes a path as it is displayed: one that is not UTF-8 must not hide what is said about it.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// Orders diagnostics as a reader meets them: by file, then by line.

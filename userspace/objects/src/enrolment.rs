@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use sluice_model::Name;
 
 use crate::{
-    Diagnostic, Namespace, Objects, Pod, Severity,
+    Code, Diagnostic, Namespace, Objects, Pod, Severity,
     kinds::{DataplaneMode, Phase},
 };
 
@@ -43,11 +43,16 @@ pub fn pods_to_enrol(objects: &Objects, node: &str) -> (Vec<Enrolment>, Vec<Diag
         let refusal = match &pod.netns {
             _ if pod.host_network => {
                 let message = "a pod of the host's network cannot be enrolled";
-                pod.origin
-                    .diagnostic(Severity::Warning, "spec.hostNetwork", message)
+                pod.origin.diagnostic(
+                    Severity::Warning,
+                    Code::CannotEnrol,
+                    "spec.hostNetwork",
+                    message,
+                )
             }
             None => pod.origin.diagnostic(
                 Severity::Error,
+                Code::CannotEnrol,
                 "metadata.annotations[\"sluice.io/netns\"]",
                 "an enrolled pod needs the path of its network namespace, such as /run/netns/NAME",
             ),

@@ -5,6 +5,7 @@
 //! line, object and field; the last good version of that object stays in force, and everything
 //! else is applied.
 
+mod code;
 mod decode;
 pub mod diagnostic;
 pub mod directory;
@@ -17,10 +18,11 @@ mod outline;
 mod read;
 mod relations;
 mod report;
-mod scan;
+pub mod scan;
 pub mod store;
 mod yaml;
 
+pub use code::{Code, UnknownCode};
 pub use diagnostic::{Diagnostic, ObjectRef, Severity};
 pub use directory::Directory;
 pub use error::Error;

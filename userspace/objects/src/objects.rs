@@ -6,7 +6,7 @@ use sluice_model::Name;
 
 use crate::{
     AuthorizationPolicy, EndpointSlice, Located, MeshConfig, Namespace, PeerAuthentication, Pod,
-    Service, ServiceAccount, Sidecar, kinds::Object,
+    Service, ServiceAccount, Sidecar, kinds::Object, read::DEFAULT_NAMESPACE,
 };
 
 /// The namespace and name of an object.
@@ -38,6 +38,11 @@ impl Objects {
             .range(first..)
             .take_while(move |((at, _), _)| at == namespace)
             .map(|(_, pod)| &**pod)
+    }
+
+    /// Whether there is a namespace of that name; every cluster has `default`.
+    pub fn has_namespace(&self, name: &Name) -> bool {
+        **name == *DEFAULT_NAMESPACE || self.namespaces.contains_key(name)
     }
 
     /// The namespace of that name.

@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, path::Path, sync::Arc};
 
-use crate::{Diagnostic, ObjectRef, Severity};
+use crate::{Code, Diagnostic, ObjectRef, Severity};
 
 /// Where an object was read: its file and the line of each of its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,12 +53,14 @@ impl Origin {
     pub fn diagnostic(
         &self,
         severity: Severity,
+        code: Code,
         field: impl Into<String>,
         message: impl Into<String>,
     ) -> Diagnostic {
         let field = field.into();
         Diagnostic {
             severity,
+            code,
             file: self.file.clone(),
             line: self.line_of(&field),
             object: Some(self.object.clone()),

@@ -1,6 +1,9 @@
 //! Which object a text is about that is no YAML.
 
-use crate::ObjectRef;
+use crate::{
+    ObjectRef,
+    read::{self, DEFAULT_NAMESPACE},
+};
 
 /// Guesses from lines alone, so that whoever reads the error knows what to mend. Nothing else is
 /// decided by it. `None` when the text does not look like an object.
@@ -16,7 +19,12 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
         let indent = line.len() - field.len();
         if indent == 0 {
             metadata = field.starts_with("metadata:").then_some(None);
-            kind = kind.or_else(|| value(field, "kind"));
+            let named = value(field, "kind");
+            if kind.is_some() && named.is_some() {
+                // Here another object begins, without a document marker before it.
+                break;
+            }
+            kind = kind.or(named);
         } else if let Some(children) = &mut metadata
             && *children.get_or_insert(indent) == indent
         {
@@ -24,9 +32,15 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
             name = name.or_else(|| value(field, "name"));
         }
     }
+    let kind = kind?;
+    let namespace = match namespace {
+        Some(namespace) => namespace,
+        None if read::is_namespaced(kind) => DEFAULT_NAMESPACE,
+        None => "",
+    };
     Some(ObjectRef {
-        kind: kind?.into(),
-        namespace: namespace.unwrap_or_default().into(),
+        kind: kind.into(),
+        namespace: namespace.into(),
         name: name?.into(),
     })
 }
@@ -52,6 +66,8 @@ mod tests {
         assert_eq!(guess(text).as_deref(), Some("Service shop/web"));
         let text = "metadata:\n- broken\n  name: web\nkind: Namespace\nspec: }\n";
         assert_eq!(guess(text).as_deref(), Some("Namespace web"));
+        let text = "kind: Service\nmetadata:\n  name: web\nspec: [\n";
+        assert_eq!(guess(text).as_deref(), Some("Service default/web"));
     }
 
     #[test]
@@ -62,6 +78,7 @@ mod tests {
             "kind: Service\n",
             "metadata:\n  name: x\n",
             "spec:\n  name: x\n",
+            "kind: Service\nmetadata: {name: a}\nkind: Pod\nmetadata:\n  name: x\n",
         ] {
             assert_eq!(guess(text), None, "{text:?}");
         }

@@ -6,11 +6,14 @@ use serde_json::Value;
 use sluice_model::Name;
 
 use crate::{
-    Diagnostic, Kind, ObjectRef, Origin, Severity,
+    Code, Diagnostic, Kind, ObjectRef, Origin, Severity,
     kinds::{self, Object},
     origin::{Children, Lines},
     yaml::{self, SyntaxError},
 };
+
+/// The namespace of an object that names none; every cluster has it.
+pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -51,7 +54,7 @@ pub(crate) fn unreadable(file: &Arc<Path>, message: String) -> Contents {
         file,
         contents: Contents::default(),
     };
-    reader.nameless(0, "", message);
+    reader.nameless(Code::UnreadableFile, 0, "", message);
     reader.contents
 }
 
@@ -63,7 +66,12 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn document(&mut self, value: &Value, lines: Lines) {
         let Some(map) = value.as_object() else {
-            return self.nameless(lines.line, "", "not an object: it has no fields");
+            return self.nameless(
+                Code::NotAnObject,
+                lines.line,
+                "",
+                "not an object: it has no fields",
+            );
         };
         let text = |field: &str| map.get(field).and_then(Value::as_str);
         let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
@@ -72,6 +80,7 @@ impl Reader<'_> {
                 .find(|f| text(f).is_none());
             let missing = missing.unwrap_or_default();
             return self.nameless(
+                Code::NotAnObject,
                 lines.of(missing),
                 missing,
                 "an object needs it, as a string",
@@ -85,25 +94,55 @@ impl Reader<'_> {
             // All others are applications' own.
             Class::Read(Kind::ConfigMap) if !kinds::is_mesh_config(&reference) => {
                 let message = "a ConfigMap but that of the mesh, istio, is not read";
-                self.about(Severity::Info, &lines, reference, "", message.into());
+                self.about(
+                    (Severity::Info, Code::UnusedKind),
+                    &lines,
+                    reference,
+                    "",
+                    message.into(),
+                );
             }
             Class::Read(kind) => self.object(kind, reference, value, lines),
             Class::Known => {
                 let message = format!("{api_version} {kind} is not a kind that Sluice reads");
-                self.about(Severity::Info, &lines, reference, "", message);
+                self.about(
+                    (Severity::Info, Code::UnusedKind),
+                    &lines,
+                    reference,
+                    "",
+                    message,
+                );
             }
             Class::Unsupported => {
                 let message = format!("{api_version} {kind} is not supported: it has no effect");
-                self.about(Severity::Warning, &lines, reference, "", message);
+                self.about(
+                    (Severity::Warning, Code::UnsupportedKind),
+                    &lines,
+                    reference,
+                    "",
+                    message,
+                );
             }
             Class::WrongVersion(versions) => {
                 let message = format!("{api_version:?} has no {kind}; use {versions}");
-                self.about(Severity::Error, &lines, reference, "apiVersion", message);
+                self.about(
+                    (Severity::Error, Code::UnknownVersion),
+                    &lines,
+                    reference,
+                    "apiVersion",
+                    message,
+                );
                 self.contents.incomplete = true;
             }
             Class::Unknown => {
                 let message = format!("{kind:?} is not a kind of {api_version}");
-                self.about(Severity::Error, &lines, reference, "kind", message);
+                self.about(
+                    (Severity::Error, Code::UnknownKind),
+                    &lines,
+                    reference,
+                    "kind",
+                    message,
+                );
                 self.contents.incomplete = true;
             }
         }
@@ -121,14 +160,19 @@ impl Reader<'_> {
                     self.document(item, lines);
                 }
             }
-            _ => self.nameless(lines.line, "items", "a List needs items"),
+            _ => self.nameless(Code::NotAnObject, lines.line, "items", "a List needs items"),
         }
     }
 
     fn object(&mut self, kind: Kind, reference: ObjectRef, value: &Value, lines: Lines) {
         if reference.name.is_empty() {
             let message = format!("a {kind} needs a name");
-            return self.nameless(lines.of("metadata.name"), "metadata.name", message);
+            return self.nameless(
+                Code::NotAnObject,
+                lines.of("metadata.name"),
+                "metadata.name",
+                message,
+            );
         }
         let origin = Origin::new(reference, self.file.clone(), lines);
         let (object, diagnostics) = kinds::parse(kind, value, origin.clone());
@@ -138,17 +182,18 @@ impl Reader<'_> {
 
     /// Reports text that is not YAML.
     fn broken(&mut self, error: SyntaxError) {
-        self.nameless(error.line, "", error.message);
+        self.nameless(Code::InvalidYaml, error.line, "", error.message);
         if let Some(diagnostic) = self.contents.diagnostics.last_mut() {
             diagnostic.object = error.object;
         }
     }
 
     /// Reports text that does not say which object it is.
-    fn nameless(&mut self, line: u32, field: &str, message: impl Into<String>) {
+    fn nameless(&mut self, code: Code, line: u32, field: &str, message: impl Into<String>) {
         self.contents.incomplete = true;
         self.contents.diagnostics.push(Diagnostic {
             severity: Severity::Error,
+            code,
             file: self.file.clone(),
             line,
             object: None,
@@ -159,7 +204,7 @@ impl Reader<'_> {
 
     fn about(
         &mut self,
-        severity: Severity,
+        (severity, code): (Severity, Code),
         lines: &Lines,
         object: ObjectRef,
         field: &str,
@@ -167,6 +212,7 @@ impl Reader<'_> {
     ) {
         self.contents.diagnostics.push(Diagnostic {
             severity,
+            code,
             file: self.file.clone(),
             line: lines.of(field),
             object: Some(object),
@@ -181,16 +227,21 @@ fn reference(kind: &str, value: &Value) -> ObjectRef {
         let text = value.get("metadata")?.get(field)?.as_str()?;
         Some(text.into())
     };
-    let namespaced = by_name(kind).is_none_or(Kind::is_namespaced);
+    let namespaced = is_namespaced(kind);
     ObjectRef {
         kind: kind.into(),
         namespace: match metadata("namespace") {
             Some(namespace) if namespaced => namespace,
-            None if namespaced => "default".into(),
+            None if namespaced => DEFAULT_NAMESPACE.into(),
             _ => "".into(),
         },
         name: metadata("name").unwrap_or_default(),
     }
+}
+
+/// Whether objects of a kind live in a namespace, as most kinds that are not known do.
+pub(crate) fn is_namespaced(kind: &str) -> bool {
+    by_name(kind).is_none_or(Kind::is_namespaced)
 }
 
 fn by_name(kind: &str) -> Option<Kind> {
@@ -225,6 +276,14 @@ const CORE: &[&str] = &[
     "Secret",
 ];
 
+/// Groups whose objects say what a mesh does with traffic.
+const MESH_GROUPS: &[&str] = &[
+    "extensions.istio.io",
+    "gateway.networking.k8s.io",
+    "networking.istio.io",
+    "telemetry.istio.io",
+];
+
 fn classify(api_version: &str, kind: &str) -> Class {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     if let Some(known) = by_name(kind) {
@@ -245,6 +304,7 @@ fn classify(api_version: &str, kind: &str) -> Class {
         "" => Class::Unknown,
         "security.istio.io" if kind == "RequestAuthentication" => Class::Unsupported,
         "security.istio.io" | "discovery.k8s.io" => Class::Unknown,
+        group if MESH_GROUPS.contains(&group) => Class::Unsupported,
         _ => Class::Known,
     }
 }

@@ -8,12 +8,10 @@ use std::{
 use sluice_model::Name;
 
 use crate::{
-    Diagnostic, Objects, Origin, Severity,
+    Code, Diagnostic, Objects, Origin, Severity,
     kinds::{Addressing, Object, Phase, selects},
+    read::DEFAULT_NAMESPACE,
 };
-
-/// The namespace that every cluster has.
-const DEFAULT_NAMESPACE: &str = "default";
 
 /// An error when an object refers to something that it cannot do without.
 pub(crate) fn dangling(object: &Object, namespaces: &BTreeSet<Name>) -> Option<Diagnostic> {
@@ -25,6 +23,7 @@ pub(crate) fn dangling(object: &Object, namespaces: &BTreeSet<Name>) -> Option<D
     }
     Some(pod.origin.diagnostic(
         Severity::Error,
+        Code::UnknownNamespace,
         "metadata.namespace",
         format!("the namespace {:?} does not exist", pod.namespace),
     ))
@@ -49,6 +48,7 @@ pub(crate) fn without_effect(objects: &Objects) -> Vec<Diagnostic> {
         if !selected && !external {
             diagnostics.push(service.origin.diagnostic(
                 Severity::Warning,
+                Code::NoEndpoints,
                 "spec.selector",
                 "selects nothing: no pod has these labels, and no EndpointSlice is given",
             ));
@@ -69,6 +69,7 @@ pub(crate) fn shared_addresses(objects: &Objects) -> Vec<Diagnostic> {
             diagnostics.push(Origin::diagnostic(
                 origin,
                 Severity::Warning,
+                Code::SharedAddress,
                 field,
                 message,
             ));

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use sluice_model::Name;
 
-use crate::{Diagnostic, Origin, Severity};
+use crate::{Code, Diagnostic, Origin, Severity};
 
 /// The findings about one object.
 #[derive(Debug)]
@@ -30,20 +30,39 @@ impl<'a> Report<'a> {
     }
 
     /// The object cannot be applied.
-    pub(crate) fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        let diagnostic = self.origin.diagnostic(Severity::Error, field, message);
+    pub(crate) fn error(
+        &mut self,
+        code: Code,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        let diagnostic = self
+            .origin
+            .diagnostic(Severity::Error, code, field, message);
         self.diagnostics.push(diagnostic);
     }
 
     /// The object is applied, but not as meant.
-    pub(crate) fn warning(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        let diagnostic = self.origin.diagnostic(Severity::Warning, field, message);
+    pub(crate) fn warning(
+        &mut self,
+        code: Code,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        let diagnostic = self
+            .origin
+            .diagnostic(Severity::Warning, code, field, message);
         self.diagnostics.push(diagnostic);
     }
 
     /// Nothing is wrong, but something was left out.
-    pub(crate) fn info(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        let diagnostic = self.origin.diagnostic(Severity::Info, field, message);
+    pub(crate) fn info(
+        &mut self,
+        code: Code,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        let diagnostic = self.origin.diagnostic(Severity::Info, code, field, message);
         self.diagnostics.push(diagnostic);
     }
 
@@ -61,7 +80,11 @@ impl<'a> Report<'a> {
     pub(crate) fn port(&mut self, field: impl Into<String>, port: i32) -> Option<u16> {
         let valid = u16::try_from(port).ok().filter(|port| *port > 0);
         if valid.is_none() {
-            self.error(field, format!("{port} is not a port; ports are 1 to 65535"));
+            self.error(
+                Code::InvalidValue,
+                field,
+                format!("{port} is not a port; ports are 1 to 65535"),
+            );
         }
         valid
     }
@@ -69,12 +92,17 @@ impl<'a> Report<'a> {
     /// The address of a workload or service, in canonical form.
     pub(crate) fn address(&mut self, field: impl Into<String>, text: &str) -> Option<IpAddr> {
         let Ok(ip) = text.parse::<IpAddr>() else {
-            self.error(field, format!("{text:?} is not an IP address"));
+            self.error(
+                Code::InvalidValue,
+                field,
+                format!("{text:?} is not an IP address"),
+            );
             return None;
         };
         let ip = ip.to_canonical();
         if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
             self.error(
+                Code::InvalidValue,
                 field,
                 format!("{text} cannot be the address of anything in a mesh"),
             );
@@ -87,6 +115,7 @@ impl<'a> Report<'a> {
     pub(crate) fn dns_name(&mut self, field: impl Into<String>, text: &str) -> Name {
         if !is_dns_name(text) {
             self.error(
+                Code::InvalidValue,
                 field,
                 format!(
                     "{text:?} is not a name; names are lower-case letters, digits, '-' and '.', \

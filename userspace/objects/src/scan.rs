@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,7 +20,7 @@ const MAX_DEPTH: usize = 16;
 ///
 /// # Errors
 /// When `root` itself cannot be listed. What is wrong below it is noted as that path's text.
-pub(crate) fn scan(root: &Path) -> io::Result<BTreeMap<Arc<Path>, FileText>> {
+pub fn scan(root: &Path) -> io::Result<BTreeMap<Arc<Path>, FileText>> {
     let mut files = BTreeMap::new();
     let mut pending = vec![(root.to_owned(), 0)];
     while let Some((directory, depth)) = pending.pop() {
@@ -69,21 +70,29 @@ fn visit(
     if !metadata.is_file() || !matches!(extension, Some("yaml" | "yml" | "json")) {
         return;
     }
-    if metadata.len() > MAX_FILE {
-        let reason = format!("larger than {} MiB", MAX_FILE >> 20);
-        files.insert(path.into(), FileText::Unreadable(reason));
-        return;
-    }
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let text = String::from_utf8(bytes).map_or_else(
-                |_| FileText::Unreadable("not UTF-8 text".to_owned()),
-                FileText::Text,
-            );
+    match fs::File::open(&path).and_then(read) {
+        Ok(text) => {
             files.insert(path.into(), text);
         }
         Err(error) => note(files, &path, &error),
     }
+}
+
+/// Reads one file, or what stands for it, to its end.
+///
+/// # Errors
+/// When it cannot be read. What is wrong with its contents is noted as its text.
+pub fn read(file: impl io::Read) -> io::Result<FileText> {
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        let reason = format!("larger than {} MiB", MAX_FILE >> 20);
+        return Ok(FileText::Unreadable(reason));
+    }
+    Ok(String::from_utf8(bytes).map_or_else(
+        |_| FileText::Unreadable("not UTF-8 text".to_owned()),
+        FileText::Text,
+    ))
 }
 
 fn note(files: &mut BTreeMap<Arc<Path>, FileText>, path: &Path, error: &io::Error) {

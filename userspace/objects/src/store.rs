@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    Diagnostic, Kind, ObjectRef, Objects, Severity, diagnostic,
+    Code, Diagnostic, Kind, ObjectRef, Objects, Severity, diagnostic,
     kinds::Object,
     origin::Origin,
     read::{self, Contents},
@@ -160,7 +160,12 @@ fn duplicate(origin: &Origin, winner: &Origin) -> Diagnostic {
         winner.file.display(),
         winner.line()
     );
-    origin.diagnostic(Severity::Error, "metadata.name", message)
+    origin.diagnostic(
+        Severity::Error,
+        Code::DuplicateObject,
+        "metadata.name",
+        message,
+    )
 }
 
 impl Snapshot {

@@ -160,7 +160,10 @@ fn files_that_cannot_be_read_change_nothing() {
         .reload([(Path::new("f.yaml").into(), unreadable)].into())
         .unwrap();
     assert_eq!((after.count(Kind::Namespace), lines(&after).len()), (1, 1));
-    assert_eq!(lines(&after), ["f.yaml: cannot be read: why"]);
+    assert_eq!(
+        lines(&after),
+        ["f.yaml: cannot be read: why [UnreadableFile]"]
+    );
     let after = store
         .keep(Path::new("."), "cannot be listed: why".to_owned())
         .unwrap();
@@ -178,7 +181,9 @@ fn duplicates_are_reported_and_the_version_in_force_stays() {
     assert_eq!(ip(&fresh), "10.0.0.1");
     assert_eq!(
         lines(&fresh),
-        ["c.yaml:4: Pod shop/web: metadata.name: given twice: b.yaml:1 counts, this one does not"]
+        [
+            "c.yaml:4: Pod shop/web: metadata.name: given twice: b.yaml:1 counts, this one does not [DuplicateObject]"
+        ]
     );
     // What is in force is not displaced, and goes on following its own file.
     let mut store = Store::default();
@@ -215,6 +220,9 @@ fn an_empty_directory_is_delivered_once() {
 
 #[path = "validation_tests.rs"]
 mod validation;
+
+#[path = "code_tests.rs"]
+mod codes;
 
 #[path = "policy_tests.rs"]
 mod policies;

@@ -8,7 +8,7 @@ fn a_diagnostic_reads_as_one_line() {
     assert_eq!(
         lines(&read(&text)),
         [
-            "f.yaml:8: Service shop/web: spec.ports[0].port: 70000 is not a port; ports are 1 to 65535"
+            "f.yaml:8: Service shop/web: spec.ports[0].port: 70000 is not a port; ports are 1 to 65535 [InvalidValue]"
         ]
     );
 }
@@ -54,6 +54,9 @@ fn kinds_that_are_not_read_are_told_from_mistakes() {
             1,
             "",
         ),
+        ("networking.istio.io/v1", "VirtualService", Warning, 1, ""),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute", Warning, 1, ""),
+        ("networking.k8s.io/v1", "NetworkPolicy", Info, 1, ""),
         (
             "security.istio.io/v1",
             "AuthorisationPolicy",

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use sluice_model::SpiffeId;
+use sluice_model::{SpiffeId, authz::RuleId};
 
 /// The target of access log events, for log filters.
 pub const TARGET: &str = "access";
@@ -62,6 +62,8 @@ pub struct AccessLog<'a> {
     /// From the server to the client, in bytes.
     pub bytes_received: u64,
     pub duration: Duration,
+    /// The rule of an authorization policy that allowed or denied it, if one did.
+    pub rule: Option<&'a RuleId>,
     /// Why it failed; absent when it did not.
     pub error: Option<&'a dyn fmt::Display>,
 }
@@ -103,6 +105,8 @@ macro_rules! event {
                 bytes_sent = log.bytes_sent,
                 bytes_recv = log.bytes_received,
                 duration = format!("{}ms", log.duration.as_millis()),
+                policy = log.rule.map(|rule| rule.policy.to_string()),
+                policy_rule = log.rule.map(|rule| rule.rule),
                 error = log.error.map(|error| error.to_string()),
                 "connection complete"
             );

@@ -2,12 +2,14 @@
 
 mod foreign;
 mod labels;
+mod policy;
 mod tcp;
 
 use std::sync::{Mutex, PoisonError};
 
 use foreign::ForeignCounter;
 pub use labels::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels};
+pub use policy::{Denial, Phase, PolicyMetrics};
 /// For metrics of other components, to be given to [`Metrics::register`].
 pub use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
@@ -22,6 +24,7 @@ pub struct Metrics {
     /// Locked by registration and by scrapes, never by what counts.
     registry: Mutex<prometheus_client::registry::Registry>,
     tcp: TcpMetrics,
+    policy: PolicyMetrics,
 }
 
 impl Metrics {
@@ -30,6 +33,8 @@ impl Metrics {
         let mut registry = prometheus_client::registry::Registry::default();
         let tcp = TcpMetrics::default();
         registry.register_collector(Box::new(tcp.clone()));
+        let policy = PolicyMetrics::default();
+        policy.register(&mut registry);
         let build: Family<[(&str, &str); 2], Gauge> = Family::default();
         build
             .get_or_create(&[("component", component), ("tag", version)])
@@ -38,12 +43,18 @@ impl Metrics {
         Self {
             registry: Mutex::new(registry),
             tcp,
+            policy,
         }
     }
 
     /// The metrics of TCP connections.
     pub fn tcp(&self) -> &TcpMetrics {
         &self.tcp
+    }
+
+    /// The metrics of policies.
+    pub fn policy(&self) -> &PolicyMetrics {
+        &self.policy
     }
 
     /// Adds a metric; a clone of it stays with whoever counts. The encoding adds `_total` to the

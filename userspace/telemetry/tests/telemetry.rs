@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::StatusCode;
+use sluice_model::authz::{PolicyKey, RuleId};
 use sluice_telemetry::{
     LineFormat,
     access::{AccessLog, Direction, Peer},
@@ -63,6 +64,13 @@ fn access_log(error: Option<&'static str>) {
         bytes_sent: 12,
         bytes_received: 3456,
         duration: Duration::from_micros(5_900),
+        rule: Some(&RuleId {
+            policy: PolicyKey {
+                namespace: "shop".into(),
+                name: "allow-web".into(),
+            },
+            rule: 2,
+        }),
         error,
     }
     .emit();
@@ -78,7 +86,7 @@ fn an_access_line_has_the_fixed_form() {
         "info\taccess\tconnection complete\tsrc.addr=10.0.0.1:1234 src.workload=\"web-1\" \
          src.namespace=\"shop\" src.identity=\"spiffe://cluster.local/ns/shop/sa/web\" \
          dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 direction=\"inbound\" \
-         bytes_sent=12 bytes_recv=3456 duration=\"5ms\"\n"
+         bytes_sent=12 bytes_recv=3456 duration=\"5ms\" policy=\"shop/allow-web\" policy_rule=2\n"
     );
 }
 

@@ -4,7 +4,7 @@ mod rules;
 
 use sluice_model::authz::{Action, Policy, PolicyKey, Scope};
 use sluice_objects::{
-    AuthorizationPolicy, Located, Objects, Severity,
+    AuthorizationPolicy, Code, Located, Objects, Severity,
     kinds::{self, Target, selects},
 };
 
@@ -41,21 +41,31 @@ fn translate(
     policy: &Located<AuthorizationPolicy>,
     config: &Config,
 ) -> (Option<Policy>, Vec<sluice_objects::Diagnostic>) {
-    let warning = |field: &str, message: &str| {
-        vec![policy.origin.diagnostic(Severity::Warning, field, message)]
+    let warning = |code, field: &str, message: &str| {
+        vec![
+            policy
+                .origin
+                .diagnostic(Severity::Warning, code, field, message),
+        ]
     };
     let action = match policy.action {
         kinds::Action::Allow => Action::Allow,
         kinds::Action::Deny => Action::Deny,
         kinds::Action::Audit | kinds::Action::Custom => {
             let message = "has no effect: ztunnels enforce only ALLOW and DENY";
-            return (None, warning("spec.action", message));
+            return (
+                None,
+                warning(Code::UnsupportedAction, "spec.action", message),
+            );
         }
     };
     let scope = match &policy.target {
         Target::Refs(_) => {
             let message = "has no effect on ztunnels: it is for the waypoints of these targets";
-            return (None, warning("spec.targetRefs", message));
+            return (
+                None,
+                warning(Code::UnsupportedTarget, "spec.targetRefs", message),
+            );
         }
         Target::Selector(_) => Scope::Workload,
         Target::Namespace if policy.namespace == config.root_namespace => Scope::Global,
@@ -78,6 +88,7 @@ fn translate(
     let mut findings = translator.into_findings();
     if action == Action::Deny && policy.rules.is_empty() {
         findings.extend(warning(
+            Code::NoEffect,
             "spec",
             "has no effect: a DENY policy without rules denies nothing",
         ));

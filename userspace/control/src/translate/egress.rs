@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use sluice_model::{Name, workload::Egress};
-use sluice_objects::{Located, Objects, OutboundPolicy, Pod, Severity, Sidecar, kinds::selects};
+use sluice_objects::{
+    Code, Located, Objects, OutboundPolicy, Pod, Severity, Sidecar, kinds::selects,
+};
 
 use super::{Config, Pods, Translation, mesh_config};
 
@@ -19,7 +21,9 @@ pub(super) fn apply(
         let message =
             format!("has no effect: the older Sidecar {first} is for all of them already");
         let field = "spec.workloadSelector";
-        let diagnostic = late.origin.diagnostic(Severity::Warning, field, message);
+        let diagnostic =
+            late.origin
+                .diagnostic(Severity::Warning, Code::Conflicted, field, message);
         translation.diagnostics.push(diagnostic);
     }
     for (pod, workload) in pods {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sluice_model::TrustDomain;
-use sluice_objects::{Located, MeshConfig, Objects, Severity};
+use sluice_objects::{Code, Located, MeshConfig, Objects, Severity};
 
 use super::{Config, Translation};
 
@@ -29,7 +29,10 @@ pub(super) fn apply(objects: &Objects, config: &Config, translation: &mut Transl
             let root = &config.root_namespace;
             let message = format!("not read: it is not in the root namespace, {root}");
             let field = "metadata.namespace";
-            let diagnostic = other.origin.diagnostic(Severity::Info, field, message);
+            let diagnostic =
+                other
+                    .origin
+                    .diagnostic(Severity::Info, Code::UnusedSetting, field, message);
             translation.diagnostics.push(diagnostic);
         }
     }
@@ -75,6 +78,7 @@ fn report_contradictions(
         if given.as_deref().is_some_and(|given| given != ours) {
             translation.diagnostics.push(settings.origin.diagnostic(
                 Severity::Warning,
+                Code::UnusedSetting,
                 format!("data.mesh.{name}"),
                 format!("has no effect: the control plane runs with {flag} {ours}, which counts"),
             ));

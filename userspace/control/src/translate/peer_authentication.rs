@@ -1,14 +1,16 @@
 //! PeerAuthentication as policies that deny connections without an identity.
 
-use std::collections::BTreeMap;
+mod conflicts;
+
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use sluice_model::{
     Name,
     authz::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch, Term, Values},
 };
 use sluice_objects::{
-    Located, Objects, PeerAuthentication, Pod, Severity,
-    kinds::{MtlsMode, Target, selects},
+    Code, Located, Objects, PeerAuthentication, Pod, Severity,
+    kinds::{MtlsMode, Target},
 };
 
 use super::{Config, Pods, Translation};
@@ -21,9 +23,13 @@ pub(super) fn apply(
     translation: &mut Translation,
 ) {
     let scopes = Scopes::of(objects, config);
+    translation
+        .diagnostics
+        .extend(scopes.conflicts(pods.iter().map(|(pod, _)| *pod)));
     for lost in &scopes.without_effect {
         translation.diagnostics.push(lost.origin.diagnostic(
             Severity::Warning,
+            Code::UnsupportedTarget,
             "spec.selector",
             "has no effect: in the root namespace a PeerAuthentication is for the whole mesh, \
              and has no selector",
@@ -68,6 +74,8 @@ struct Scopes<'a> {
     /// Oldest first.
     selectors: Vec<&'a Peer>,
     without_effect: Vec<&'a Peer>,
+    /// Those for the mesh or a namespace that do not count, each with the one that does.
+    superseded: Vec<(&'a Peer, &'a Peer)>,
 }
 
 impl<'a> Scopes<'a> {
@@ -85,12 +93,16 @@ impl<'a> Scopes<'a> {
             match (&peer.target, root) {
                 (Target::Selector(_), false) => scopes.selectors.push(peer),
                 (Target::Selector(_), true) => scopes.without_effect.push(peer),
-                (_, true) => {
-                    scopes.mesh.get_or_insert(peer);
-                }
-                (_, false) => {
-                    scopes.namespaces.entry(&peer.namespace).or_insert(peer);
-                }
+                (_, true) => match scopes.mesh {
+                    Some(older) => scopes.superseded.push((peer, older)),
+                    None => scopes.mesh = Some(peer),
+                },
+                (_, false) => match scopes.namespaces.entry(&peer.namespace) {
+                    Entry::Occupied(older) => scopes.superseded.push((peer, older.get())),
+                    Entry::Vacant(entry) => {
+                        entry.insert(peer);
+                    }
+                },
             }
         }
         scopes
@@ -102,12 +114,8 @@ impl<'a> Scopes<'a> {
             .into_iter()
             .flatten()
             .fold(false, |strict, peer| is_strict(peer.mode, strict));
-        let own = self.selectors.iter().find(|peer| {
-            let Target::Selector(labels) = &peer.target else {
-                return false;
-            };
-            peer.namespace == pod.namespace && selects(labels, &pod.labels)
-        });
+        let mut selectors = self.selectors.iter();
+        let own = selectors.find(|peer| conflicts::is_for(peer, pod));
         match own {
             Some(peer) => by_port(peer, inherited),
             None if inherited => Effective::Strict,

@@ -33,7 +33,10 @@ async fn errors_are_listed_while_they_last() {
     world.write("web.yaml", &pod("web", "10.0.0.300"));
     eventually("noticed", || !published.borrow().diagnostics.is_empty()).await;
     let errors = json(&world, "/config/errors").await;
-    assert_eq!(errors[0]["severity"], "error");
+    assert_eq!(
+        (&errors[0]["severity"], &errors[0]["code"]),
+        (&"error".into(), &"InvalidValue".into())
+    );
     assert_eq!(errors[0]["object"], "Pod shop/web");
     assert_eq!(
         (&errors[0]["line"], &errors[0]["field"]),
@@ -72,4 +75,68 @@ async fn clients_and_counters_are_shown() {
             "{line} not in {metrics}"
         );
     }
+}
+
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: p
+  namespace: shop
+spec: {{{spec}}}
+"
+    )
+}
+
+/// The one condition of the one policy, once its reason is `reason`.
+async fn condition(world: &World, reason: &str) -> Value {
+    let published = world.published.clone();
+    let name = format!("the reason {reason}");
+    eventually(&name, || {
+        let statuses = &published.borrow().statuses;
+        statuses.len() == 1 && format!("{:?}", statuses[0].conditions[0].reason) == reason
+    })
+    .await;
+    let mut page = json(world, "/config/status").await;
+    assert_eq!(page[0]["object"], "AuthorizationPolicy shop/p");
+    assert!(page[0]["file"].as_str().unwrap().ends_with("/p.yaml"));
+    assert_eq!(page[0]["conditions"].as_array().unwrap().len(), 1);
+    assert_eq!(page[0]["conditions"][0]["type"], "ZtunnelAccepted");
+    page[0]["conditions"][0].take()
+}
+
+#[tokio::test]
+async fn every_policy_has_a_status() {
+    let world = World::start().await;
+    assert_eq!(json(&world, "/config/status").await, serde_json::json!([]));
+    world.write("p.yaml", &policy("rules: [{}]"));
+    let accepted = condition(&world, "Accepted").await;
+    assert_eq!(
+        (&accepted["status"], &accepted["message"]),
+        (&"True".into(), &"in force".into())
+    );
+    world.write(
+        "p.yaml",
+        &policy("rules: [{}, {to: [{operation: {hosts: [x]}}]}]"),
+    );
+    let unsupported = condition(&world, "UnsupportedValue").await;
+    assert_eq!(unsupported["status"], "False");
+    let message = unsupported["message"].as_str().unwrap();
+    assert!(
+        message.contains("spec.rules[1].to[0].operation.hosts"),
+        "{message}"
+    );
+    world.write("p.yaml", &policy("rulez: []"));
+    let invalid = condition(&world, "Invalid").await;
+    assert_eq!(invalid["status"], "False");
+    let message = invalid["message"].as_str().unwrap();
+    assert!(message.contains("spec.rulez: unknown field"), "{message}");
+    assert!(
+        message.contains("p.yaml:1 before stays in force"),
+        "{message}"
+    );
+    world.remove("p.yaml");
+    let published = world.published.clone();
+    eventually("gone", || published.borrow().statuses.is_empty()).await;
 }

@@ -152,6 +152,30 @@ async fn certificates_of_a_foreign_root_are_refused_by_both_ends() {
 }
 
 #[tokio::test]
+async fn a_client_of_an_equivalent_trust_domain_is_accepted_and_no_other() {
+    let root = Root::new();
+    let db = svid(&root, DB);
+    let domains = ["cluster.local", "old.example"].map(|domain| domain.parse().unwrap());
+    let server = db.server_config_accepting(Arc::new(domains)).unwrap();
+    for (client, accepted) in [
+        ("spiffe://old.example/ns/shop/sa/web", true),
+        (WEB, true),
+        ("spiffe://elsewhere/ns/shop/sa/web", false),
+    ] {
+        let client = svid(&root, client);
+        let outcome = handshake(client.client_config([id(DB)]), server.clone()).await;
+        assert_eq!(outcome.server.is_ok(), accepted, "{:?}", client.identity());
+        if !accepted {
+            assert_eq!(
+                error(outcome.server),
+                "peer presented spiffe://elsewhere/ns/shop/sa/web, which is not of the trust \
+                 domain cluster.local or old.example"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_client_of_a_foreign_trust_domain_is_refused() {
     let root = Root::new();
     let foreign = svid(&root, "spiffe://elsewhere/ns/shop/sa/web");

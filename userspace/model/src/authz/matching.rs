@@ -24,11 +24,11 @@ impl<'a> Subject<'a> {
     /// Whether a pattern matches the principal, or the same of an equivalent trust domain.
     fn principal_matches(&self, pattern: &StringMatch) -> bool {
         let Some(id) = self.connection.source_identity else {
-            return pattern.matches(&[]);
+            return pattern.matches("");
         };
         let matches = |domain: &str| {
             let (namespace, account) = (id.namespace(), id.service_account());
-            pattern.matches(&[domain, "/ns/", namespace, "/sa/", account])
+            pattern.matches_parts(&[domain, "/ns/", namespace, "/sa/", account])
         };
         let domain = id.trust_domain();
         if matches(domain.as_str()) {
@@ -66,7 +66,7 @@ impl Values {
         match self {
             Self::Namespaces(patterns) => {
                 let namespace = identity.map_or("", |id| id.namespace());
-                patterns.iter().any(|pattern| pattern.matches(&[namespace]))
+                patterns.iter().any(|pattern| pattern.matches(namespace))
             }
             Self::ServiceAccounts(accounts) => identity.is_some_and(|id| {
                 accounts.iter().any(|account| {
@@ -86,8 +86,13 @@ impl Values {
 }
 
 impl StringMatch {
+    /// Whether the pattern matches a whole text.
+    pub fn matches(&self, text: &str) -> bool {
+        self.matches_parts(&[text])
+    }
+
     /// Compares with a text that is given in parts, so that nobody has to put it together.
-    fn matches(&self, parts: &[&str]) -> bool {
+    fn matches_parts(&self, parts: &[&str]) -> bool {
         match self {
             Self::Exact(text) => {
                 text.len() == parts.iter().map(|part| part.len()).sum() && starts_with(parts, text)

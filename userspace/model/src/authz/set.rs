@@ -20,11 +20,12 @@ use super::{
 pub struct PolicySet {
     /// In the order of their keys.
     policies: Box<[Arc<Policy>]>,
-    deny: Index,
-    allow: Index,
-    dry_deny: Index,
-    dry_allow: Index,
-    audit: Index,
+    /// Each index is absent where no rule is in it, as most are.
+    deny: Option<Box<Index>>,
+    allow: Option<Box<Index>>,
+    dry_deny: Option<Box<Index>>,
+    dry_allow: Option<Box<Index>>,
+    audit: Option<Box<Index>>,
     /// Whether there is an ALLOW policy, with rules or without.
     allows: bool,
     /// Whether there is an ALLOW policy in dry run.
@@ -66,8 +67,8 @@ impl PolicySet {
         &self.policies
     }
 
-    fn first(&self, index: &Index, subject: &Subject<'_>) -> Option<RuleId> {
-        let place = index.first(&self.policies, subject, Place::default())?;
+    fn first(&self, index: Option<&Index>, subject: &Subject<'_>) -> Option<RuleId> {
+        let place = index?.first(&self.policies, subject, Place::default())?;
         Some(self.id(place))
     }
 
@@ -80,8 +81,9 @@ impl PolicySet {
 
     /// Calls `report` with the first matching rule of each AUDIT policy.
     fn audit(&self, subject: &Subject<'_>, report: &mut impl FnMut(RuleId)) {
+        let Some(index) = &self.audit else { return };
         let mut from = Place::default();
-        while let Some(place) = self.audit.first(&self.policies, subject, from) {
+        while let Some(place) = index.first(&self.policies, subject, from) {
             report(self.id(place));
             from = Place {
                 policy: place.policy + 1,
@@ -139,13 +141,13 @@ impl Applicable {
     }
 
     fn decide(&self, subject: &Subject<'_>) -> Decision {
-        if let Some(rule) = self.first(|set| set.first(&set.deny, subject)) {
+        if let Some(rule) = self.first(|set| set.first(set.deny.as_deref(), subject)) {
             return Decision::Deny(DenyReason::Rule(rule));
         }
         if !self.sets().any(|set| set.allows) {
             return Decision::Allow(AllowReason::NoAllowPolicy);
         }
-        match self.first(|set| set.first(&set.allow, subject)) {
+        match self.first(|set| set.first(set.allow.as_deref(), subject)) {
             Some(rule) => Decision::Allow(AllowReason::Rule(rule)),
             None => Decision::Deny(DenyReason::NoAllowMatched),
         }
@@ -156,7 +158,7 @@ impl Applicable {
         if let Decision::Deny(DenyReason::Rule(_)) = decided {
             return decided.clone();
         }
-        if let Some(rule) = self.first(|set| set.first(&set.dry_deny, subject)) {
+        if let Some(rule) = self.first(|set| set.first(set.dry_deny.as_deref(), subject)) {
             return Decision::Deny(DenyReason::Rule(rule));
         }
         // Another ALLOW policy lets more through where there is one, and less where there was none.
@@ -166,7 +168,7 @@ impl Applicable {
         if !self.sets().any(|set| set.dry_allows) {
             return decided.clone();
         }
-        match self.first(|set| set.first(&set.dry_allow, subject)) {
+        match self.first(|set| set.first(set.dry_allow.as_deref(), subject)) {
             Some(rule) => Decision::Allow(AllowReason::Rule(rule)),
             None => Decision::Deny(DenyReason::NoAllowMatched),
         }
@@ -205,7 +207,8 @@ struct Index {
 }
 
 impl Index {
-    fn of(policies: &[Arc<Policy>], action: Action, dry_run: bool) -> Self {
+    /// The index of the rules of one kind of policy; `None` when there are none.
+    fn of(policies: &[Arc<Policy>], action: Action, dry_run: bool) -> Option<Box<Self>> {
         let mut index = Self::default();
         let mut filed: Vec<(u64, Place)> = Vec::new();
         let mut unguarded = Vec::new();
@@ -227,6 +230,9 @@ impl Index {
                 }
             }
         }
+        if filed.is_empty() && unguarded.is_empty() {
+            return None;
+        }
         filed.sort_unstable();
         filed.dedup();
         let mut start = 0;
@@ -238,7 +244,7 @@ impl Index {
         index.by_fact.shrink_to_fit();
         index.places = filed.into_iter().map(|(_, place)| place).collect();
         index.unguarded = unguarded.into();
-        index
+        Some(Box::new(index))
     }
 
     /// The first rule at or after a place that matches.

@@ -10,7 +10,7 @@ use super::patterns::{
 };
 use super::resource::Resource;
 use super::selector::{self, RawSelector, RawTargetRef, Target};
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// The annotation that makes a policy report and never decide.
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -197,13 +197,25 @@ pub(super) fn authorization_policy(
     let action = spec.action.unwrap_or_default();
     match (&spec.provider, action) {
         (None, Action::Custom) => {
-            report.error("spec.provider", "the action CUSTOM needs a provider");
+            report.error(
+                Code::MissingField,
+                "spec.provider",
+                "the action CUSTOM needs a provider",
+            );
         }
         (Some(provider), Action::Custom) if provider.name.is_empty() => {
-            report.error("spec.provider.name", "a provider needs a name");
+            report.error(
+                Code::MissingField,
+                "spec.provider.name",
+                "a provider needs a name",
+            );
         }
         (Some(_), Action::Allow | Action::Deny | Action::Audit) => {
-            report.error("spec.provider", "only the action CUSTOM has a provider");
+            report.error(
+                Code::ConflictingFields,
+                "spec.provider",
+                "only the action CUSTOM has a provider",
+            );
         }
         _ => {}
     }
@@ -226,6 +238,7 @@ fn dry_run(metadata: &ObjectMeta, report: &mut Report<'_>) -> bool {
         None | Some("false") => false,
         Some(other) => {
             report.error(
+                Code::InvalidValue,
                 format!("metadata.annotations[\"{DRY_RUN}\"]"),
                 format!("{other:?} is neither \"true\" nor \"false\""),
             );
@@ -243,13 +256,18 @@ fn rule(i: usize, raw: RawRule, report: &mut Report<'_>) -> Rule {
                 check_source(&field, &source, report);
                 rule.from.push(source);
             }
-            _ => report.error(field, "an empty source; leave it out to mean any"),
+            _ => report.error(
+                Code::InvalidValue,
+                field,
+                "an empty source; leave it out to mean any",
+            ),
         }
     }
     for (j, to) in raw.to.into_iter().enumerate() {
         match to.operation {
             Some(operation) if operation != Operation::default() => rule.to.push(operation),
             _ => report.error(
+                Code::InvalidValue,
                 format!("spec.rules[{i}].to[{j}].operation"),
                 "an empty operation; leave it out to mean any",
             ),
@@ -272,6 +290,7 @@ fn check_source(field: &str, source: &Source, report: &mut Report<'_>) {
     ];
     if accounts.iter().any(|l| !l.is_empty()) && others.iter().any(|l| !l.is_empty()) {
         report.error(
+            Code::ConflictingFields,
             format!("{field}.serviceAccounts"),
             "service accounts cannot be combined with principals or namespaces in one source",
         );
@@ -293,6 +312,7 @@ fn condition(field: &str, raw: &RawCondition, report: &mut Report<'_>) -> Option
         key if is_l7(key) => Attribute::L7(terms::<Text>(field, raw, report)),
         key => {
             report.error(
+                Code::InvalidValue,
                 format!("{field}.key"),
                 format!("{key:?} is not a known attribute"),
             );
@@ -300,7 +320,11 @@ fn condition(field: &str, raw: &RawCondition, report: &mut Report<'_>) -> Option
         }
     };
     if raw.values.iter().chain(&raw.not_values).all(Vec::is_empty) {
-        report.error(field, "a condition needs values or notValues");
+        report.error(
+            Code::MissingField,
+            field,
+            "a condition needs values or notValues",
+        );
     }
     Some(Condition {
         key: raw.key.as_str().into(),
@@ -343,7 +367,9 @@ fn terms<P: Parsed>(field: &str, raw: &RawCondition, report: &mut Report<'_>) ->
         for (i, text) in list.iter().flatten().enumerate() {
             match P::parse(text) {
                 Ok(value) => parsed.push(value),
-                Err(message) => report.error(format!("{field}.{name}[{i}]"), message),
+                Err(message) => {
+                    report.error(Code::InvalidValue, format!("{field}.{name}[{i}]"), message)
+                }
             }
         }
         parsed

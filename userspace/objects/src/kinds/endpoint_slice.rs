@@ -6,7 +6,7 @@ use k8s_openapi::api::discovery::v1 as raw;
 use sluice_model::Name;
 
 use super::{Protocol, service::protocol};
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// The label that says which service an EndpointSlice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -52,6 +52,7 @@ pub(super) fn endpoint_slice(raw: raw::EndpointSlice, report: &mut Report<'_>) -
         .and_then(|l| l.get(SERVICE_NAME));
     if service.is_none() {
         report.warning(
+            Code::NoEndpoints,
             "metadata.labels",
             format!("without the label {SERVICE_NAME} it belongs to no service"),
         );
@@ -70,12 +71,16 @@ fn endpoints(raw: &raw::EndpointSlice, report: &mut Report<'_>) -> Vec<Endpoint>
         "IPv4" => false,
         "IPv6" => true,
         "FQDN" => {
-            report.warning("addressType", "endpoints by host name are not dialled");
+            report.warning(
+                Code::NoEndpoints,
+                "addressType",
+                "endpoints by host name are not dialled",
+            );
             return Vec::new();
         }
         other => {
             let message = format!("{other:?} is not an address type; known are IPv4, IPv6, FQDN");
-            report.error("addressType", message);
+            report.error(Code::InvalidValue, "addressType", message);
             return Vec::new();
         }
     };
@@ -92,13 +97,17 @@ fn endpoint(i: usize, raw: &raw::Endpoint, ipv6: bool, report: &mut Report<'_>) 
             continue;
         };
         if ip.is_ipv6() != ipv6 {
-            report.error(field, format!("{ip} is not of the slice's addressType"));
+            report.error(
+                Code::ConflictingFields,
+                field,
+                format!("{ip} is not of the slice's addressType"),
+            );
         }
         ips.push(ip);
     }
     if raw.addresses.is_empty() {
         let field = format!("endpoints[{i}].addresses");
-        report.error(field, "an endpoint needs an address");
+        report.error(Code::MissingField, field, "an endpoint needs an address");
     }
     let conditions = raw.conditions.clone().unwrap_or_default();
     let target = raw.target_ref.as_ref();
@@ -120,7 +129,11 @@ fn ports(raw: &raw::EndpointSlice, report: &mut Report<'_>) -> Vec<EndpointPort>
         let field = format!("ports[{i}]");
         let protocol = protocol(&field, port.protocol.as_deref(), report);
         let Some(number) = port.port else {
-            report.error(format!("{field}.port"), "an endpoint's port needs a number");
+            report.error(
+                Code::MissingField,
+                format!("{field}.port"),
+                "an endpoint's port needs a number",
+            );
             continue;
         };
         let number = report.port(format!("{field}.port"), number);

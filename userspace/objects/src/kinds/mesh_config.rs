@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use sluice_model::{Name, TrustDomain};
 
 use super::outbound::{self, OutboundPolicy};
-use crate::{ObjectRef, Origin, origin::Lines, report::Report, yaml};
+use crate::{Code, ObjectRef, Origin, origin::Lines, report::Report, yaml};
 
 /// The key of the ConfigMap that holds the settings.
 const KEY: &str = "mesh";
@@ -59,12 +59,12 @@ pub(super) fn open(value: &Value, origin: Origin) -> (Text, Origin) {
 pub(super) fn mesh_config(raw: raw::ConfigMap, text: Text, report: &mut Report<'_>) -> MeshConfig {
     if !raw.data.is_some_and(|data| data.contains_key(KEY)) {
         let message = "the ConfigMap istio needs this key, with the settings of the mesh";
-        report.error(FIELD, message);
+        report.error(Code::MissingField, FIELD, message);
     }
     let mut settings = match text {
         Text::Settings(settings) => Settings(settings),
         Text::Broken(message) => {
-            report.error(FIELD, message);
+            report.error(Code::InvalidYaml, FIELD, message);
             Settings(Map::new())
         }
     };
@@ -77,7 +77,11 @@ pub(super) fn mesh_config(raw: raw::ConfigMap, text: Text, report: &mut Report<'
     };
     let rest: Vec<&str> = settings.0.keys().map(String::as_str).collect();
     if !rest.is_empty() {
-        report.info(FIELD, format!("not read: {}", rest.join(", ")));
+        report.info(
+            Code::UnusedSetting,
+            FIELD,
+            format!("not read: {}", rest.join(", ")),
+        );
     }
     config
 }
@@ -95,7 +99,7 @@ impl Settings {
     fn name(&mut self, name: &str, report: &mut Report<'_>) -> Option<Name> {
         let (field, value) = self.take(name)?;
         if value.as_str().is_none() {
-            report.error(field, "not a string");
+            report.error(Code::InvalidValue, field, "not a string");
         }
         value.as_str().map(Name::from)
     }
@@ -103,11 +107,19 @@ impl Settings {
     fn outbound(&mut self, report: &mut Report<'_>) -> Option<OutboundPolicy> {
         let (field, value) = self.take("outboundTrafficPolicy")?;
         let Value::Object(policy) = value else {
-            report.error(field, "not an object; it has the field mode");
+            report.error(
+                Code::InvalidValue,
+                field,
+                "not an object; it has the field mode",
+            );
             return None;
         };
         for unknown in policy.keys().filter(|key| *key != "mode") {
-            report.error(format!("{field}.{unknown}"), "unknown field");
+            report.error(
+                Code::UnknownField,
+                format!("{field}.{unknown}"),
+                "unknown field",
+            );
         }
         let field = format!("{field}.mode");
         match policy.get("mode")? {
@@ -121,7 +133,7 @@ impl Settings {
             return Vec::new();
         };
         let Value::Array(items) = value else {
-            report.error(field, "not a list of trust domains");
+            report.error(Code::InvalidValue, field, "not a list of trust domains");
             return Vec::new();
         };
         let mut aliases = Vec::new();
@@ -129,7 +141,7 @@ impl Settings {
             let alias = item.as_str().and_then(|text| text.parse().ok());
             if alias.is_none() {
                 let message = format!("{item} is not a trust domain, such as cluster.local");
-                report.error(format!("{field}[{i}]"), message);
+                report.error(Code::InvalidValue, format!("{field}[{i}]"), message);
             }
             aliases.extend(alias);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// The annotation of a namespace or pod that says where its connections may go.
 const ANNOTATION: &str = "sluice.io/outbound-traffic-policy";
@@ -22,7 +22,7 @@ pub(super) fn mode(field: &str, text: &str, report: &mut Report<'_>) -> Option<O
         "REGISTRY_ONLY" => Some(OutboundPolicy::RegistryOnly),
         other => {
             let message = format!("{other:?} is not a mode; modes are ALLOW_ANY and REGISTRY_ONLY");
-            report.error(field, message);
+            report.error(Code::InvalidValue, field, message);
             None
         }
     }

@@ -8,7 +8,7 @@ use sluice_model::Name;
 
 use super::resource::Resource;
 use super::selector::{self, RawSelector, Target};
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// Which peers workloads accept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,7 @@ pub(super) fn peer_authentication(
         let number = text.parse().unwrap_or(0);
         if number == 0 {
             report.error(
+                Code::InvalidValue,
                 field,
                 format!("{text:?} is not a port; ports are 1 to 65535"),
             );
@@ -85,6 +86,7 @@ pub(super) fn peer_authentication(
     }
     if !port_modes.is_empty() && target == Target::Namespace {
         report.error(
+            Code::ConflictingFields,
             "spec.portLevelMtls",
             "ports are a workload's own: give spec.selector.matchLabels too",
         );

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use sluice_model::Name;
 
 use super::{Labels, OutboundPolicy, Protocol, labels, outbound, service::protocol};
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// The label that says whether a pod, or every pod of a namespace, is part of the mesh.
 pub(crate) const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -82,6 +82,7 @@ pub(super) fn dataplane_mode(labels: &Labels, report: &mut Report<'_>) -> Option
         "none" => Some(DataplaneMode::None),
         other => {
             report.warning(
+                Code::IgnoredLabel,
                 format!("metadata.labels[\"{DATAPLANE_MODE}\"]"),
                 format!("{other:?} has no effect; known are \"ambient\" and \"none\""),
             );
@@ -124,6 +125,7 @@ fn phase(status: &raw::PodStatus, report: &mut Report<'_>) -> Phase {
         Some("Unknown") => Phase::Unknown,
         Some(other) => {
             report.error(
+                Code::InvalidValue,
                 "status.phase",
                 format!(
                     "{other:?} is not a phase; phases are Pending, Running, Succeeded, Failed, \
@@ -162,7 +164,7 @@ fn ips(status: &raw::PodStatus, phase: Phase, report: &mut Report<'_>) -> Vec<Ip
         };
         if i == 0 && ips.first().is_some_and(|first| *first != ip) {
             let message = format!("{ip} is not status.podIP, which comes first");
-            report.error("status.podIPs[0].ip", message);
+            report.error(Code::ConflictingFields, "status.podIPs[0].ip", message);
         }
         if !ips.contains(&ip) {
             ips.push(ip);
@@ -171,6 +173,7 @@ fn ips(status: &raw::PodStatus, phase: Phase, report: &mut Report<'_>) -> Vec<Ip
     let given = status.pod_ip.is_some() || status.pod_ips.iter().flatten().next().is_some();
     if !given && phase != Phase::Terminated {
         report.error(
+            Code::MissingField,
             "status.podIP",
             "a pod needs an address; nothing in a directory assigns one",
         );
@@ -215,6 +218,7 @@ fn netns(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<PathBuf> {
     let path = PathBuf::from(metadata.annotations.as_ref()?.get(NETNS)?);
     if !path.is_absolute() {
         report.error(
+            Code::InvalidValue,
             format!("metadata.annotations[\"{NETNS}\"]"),
             format!(
                 "{:?} is not an absolute path, such as /run/netns/NAME",

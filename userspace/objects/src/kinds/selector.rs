@@ -6,7 +6,7 @@ use serde::Deserialize;
 use sluice_model::Name;
 
 use super::{Labels, labels};
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// What a policy applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,7 @@ pub(super) fn selector(raw: Option<RawSelector>, report: &mut Report<'_>) -> Tar
         let field = format!("spec.selector.matchLabels[\"{key}\"]");
         if key.is_empty() || key.contains('*') || value.contains('*') {
             report.error(
+                Code::InvalidValue,
                 field,
                 "a selector compares labels exactly; '*' means nothing here",
             );
@@ -88,6 +89,7 @@ pub(super) fn target(
     }
     if has_selector {
         report.error(
+            Code::ConflictingFields,
             "spec.selector",
             "a policy has a selector or targetRefs, not both",
         );
@@ -101,6 +103,7 @@ fn reference(field: &str, raw: RawTargetRef, report: &mut Report<'_>) -> TargetR
         | ("" | "core", "Service")
         | ("networking.istio.io", "ServiceEntry") => {}
         (group, kind) => report.error(
+            Code::InvalidValue,
             format!("{field}.kind"),
             format!(
                 "a policy cannot target the unknown kind {kind:?} of group {group:?}; known are \
@@ -110,14 +113,18 @@ fn reference(field: &str, raw: RawTargetRef, report: &mut Report<'_>) -> TargetR
         ),
     }
     if raw.name.is_empty() {
-        report.error(format!("{field}.name"), "a target needs a name");
+        report.error(
+            Code::MissingField,
+            format!("{field}.name"),
+            "a target needs a name",
+        );
     }
     if raw
         .namespace
         .is_some_and(|namespace| *namespace != *report.namespace())
     {
         let message = "a policy targets only objects of its own namespace";
-        report.error(format!("{field}.namespace"), message);
+        report.error(Code::InvalidValue, format!("{field}.namespace"), message);
     }
     TargetRef {
         group: raw.group.into(),

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice_model::Name;
 
 use super::{Labels, labels};
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +98,11 @@ fn addressing(spec: &raw::ServiceSpec, report: &mut Report<'_>) -> Addressing {
             return Addressing::ExternalName(name);
         }
         None | Some("ClusterIP" | "NodePort" | "LoadBalancer") => {}
-        Some(other) => report.error("spec.type", format!("{other:?} is not a type of service")),
+        Some(other) => report.error(
+            Code::InvalidValue,
+            "spec.type",
+            format!("{other:?} is not a type of service"),
+        ),
     }
     if spec.cluster_ip.as_deref() == Some("None") {
         return Addressing::Headless;
@@ -113,6 +117,7 @@ fn addressing(spec: &raw::ServiceSpec, report: &mut Report<'_>) -> Addressing {
     if vips.is_empty() {
         if !report.has_errors() {
             report.warning(
+                Code::NoAddress,
                 "spec.clusterIP",
                 "no address, and nothing in a directory assigns one: taken as headless; \
                  give an address, or None",
@@ -140,7 +145,11 @@ fn ports(spec: &raw::ServiceSpec, report: &mut Report<'_>) -> Vec<ServicePort> {
             .iter()
             .any(|p| (p.port, p.protocol) == (number, protocol))
         {
-            report.error(format!("{field}.port"), format!("{number} is given twice"));
+            report.error(
+                Code::ConflictingFields,
+                format!("{field}.port"),
+                format!("{number} is given twice"),
+            );
         }
         ports.push(ServicePort {
             name: port.name.as_deref().unwrap_or_default().into(),
@@ -162,6 +171,7 @@ fn target_port(field: String, target: &IntOrString, report: &mut Report<'_>) -> 
                 return Some(TargetPort::Name(name.as_str().into()));
             }
             report.error(
+                Code::InvalidValue,
                 field,
                 format!("{name:?} is neither a number nor the name of a port (RFC 6335)"),
             );
@@ -178,7 +188,7 @@ pub(super) fn protocol(field: &str, protocol: Option<&str>, report: &mut Report<
         Some("SCTP") => Protocol::Sctp,
         Some(other) => {
             let message = format!("{other:?} is not a protocol; known are TCP, UDP, SCTP");
-            report.error(format!("{field}.protocol"), message);
+            report.error(Code::InvalidValue, format!("{field}.protocol"), message);
             Protocol::Tcp
         }
     }
@@ -190,7 +200,7 @@ fn node_local(spec: &raw::ServiceSpec, report: &mut Report<'_>) -> bool {
         Some("Local") => true,
         Some(other) => {
             let message = format!("{other:?} is neither Cluster nor Local");
-            report.error("spec.internalTrafficPolicy", message);
+            report.error(Code::InvalidValue, "spec.internalTrafficPolicy", message);
             false
         }
     }
@@ -205,6 +215,7 @@ fn traffic_distribution(
         "PreferSameNode" => Some(TrafficDistribution::SameNode),
         other => {
             report.error(
+                Code::InvalidValue,
                 "spec.trafficDistribution",
                 format!("{other:?} is not PreferClose, PreferSameZone or PreferSameNode"),
             );

@@ -12,7 +12,7 @@ use super::{
     outbound::{self, OutboundPolicy},
     resource::Resource,
 };
-use crate::report::Report;
+use crate::{Code, report::Report};
 
 /// Where the connections of workloads may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,7 @@ pub(super) fn sidecar(raw: Resource<RawSpec>, report: &mut Report<'_>) -> Sideca
     ] {
         if value.is_some() {
             report.warning(
+                Code::SidecarOnly,
                 field,
                 "has no effect: there is no sidecar; of this kind only workloadSelector and \
                  outboundTrafficPolicy.mode are read",

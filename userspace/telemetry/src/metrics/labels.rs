@@ -12,6 +12,15 @@ pub enum Reporter {
     Destination,
 }
 
+impl Reporter {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
 /// How a connection was protected on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Security {
@@ -101,11 +110,7 @@ pub struct TcpLabels {
 impl EncodeLabelSet for TcpLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let mut label = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
-        let reporter = match self.reporter {
-            Reporter::Source => "source",
-            Reporter::Destination => "destination",
-        };
-        label("reporter", reporter)?;
+        label("reporter", self.reporter.as_str())?;
         encode_peer(&mut label, &SOURCE, &self.source)?;
         label("destination_service", known(&self.service.hostname))?;
         label(

@@ -5,12 +5,19 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use sluice_kernel::ports;
 use sluice_model::{
-    Mesh, SpiffeId, Workload,
+    Mesh, SpiffeId, TrustDomain, Workload,
     authz::{Applicable, Connection, Decision, DenyReason},
 };
 use tokio::net::TcpStream;
 
-use super::{PATIENCE, pods::Pod, report::Report, shard::Shard, words};
+use super::{
+    PATIENCE,
+    flows::{Claim, Cut, Flow},
+    pods::Pod,
+    report::Report,
+    shard::Shard,
+    words,
+};
 
 /// SOCKS5, which other ztunnels serve (wire contract §1).
 const SOCKS5: u16 = 15080;
@@ -26,6 +33,10 @@ pub(super) enum Refusal {
     IllegalPort(u16),
     #[error("{0}")]
     Denied(DenyReason),
+    #[error("identities of the trust domain {0} are not accepted")]
+    Untrusted(TrustDomain),
+    #[error("{0}")]
+    Cut(#[from] Cut),
     #[error("connect to the application at {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
 }
@@ -67,6 +78,7 @@ pub(super) async fn known(shard: &Shard, pod: &Pod) -> Result<Known, Refusal> {
 
 impl Known {
     /// Judges a visitor, and connects to the application at `destination` in the pod's namespace.
+    /// The connection is to be carried under the [`Flow`], which ends it when policy changes.
     pub(super) async fn admit(
         &self,
         shard: &Rc<Shard>,
@@ -74,7 +86,7 @@ impl Known {
         visitor: Visitor<'_>,
         destination: SocketAddr,
         report: &mut Report,
-    ) -> Result<TcpStream, Refusal> {
+    ) -> Result<(TcpStream, Flow), Refusal> {
         let Self {
             mesh,
             workload,
@@ -95,17 +107,30 @@ impl Known {
             destination,
             equivalent: &workload.equivalent_domains,
         };
-        if let Decision::Deny(reason) = policies.judge(&connection).decision {
+        let domain = visitor.identity.map(SpiffeId::trust_domain);
+        if let Some(foreign) = domain.filter(|domain| !workload.trusts(domain)) {
+            return Err(Refusal::Untrusted(foreign.clone()));
+        }
+        let judgement = policies.judge(&connection);
+        report.judged(policies, &connection, &judgement);
+        if let Decision::Deny(reason) = judgement.decision {
             return Err(Refusal::Denied(reason));
         }
+        let mut flow = pod.flows.note(Claim::Inbound {
+            identity: visitor.identity.cloned(),
+            source_ip: visitor.address.ip(),
+            destination,
+        });
         let show = |socket: &_| {
             let mut maps = shard.maps.borrow_mut();
             maps.set_client(socket, visitor.shown)
                 .map_err(io::Error::other)
         };
-        pod.dial(&shard.link, destination, show)
-            .await
-            .map_err(|error| Refusal::Connect(destination, error))
+        let dialled = flow.unless_cut(pod.dial(&shard.link, destination, show));
+        let tcp = dialled
+            .await?
+            .map_err(|error| Refusal::Connect(destination, error))?;
+        Ok((tcp, flow))
     }
 }
 

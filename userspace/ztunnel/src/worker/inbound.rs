@@ -1,15 +1,16 @@
 //! Tunnels from peers, and the streams in them (wire contract §3).
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Server};
-use sluice_model::Name;
+use sluice_model::{Name, TrustDomain};
 use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
     admission::{self, Known, Refusal, Visitor},
+    flows::{Cut, Flow},
     pods::Pod,
     report::{Failure, Report},
     shard::Shard,
@@ -32,6 +33,8 @@ pub(super) enum Error {
     Tunnel(#[source] sluice_hbone::TunnelError),
     #[error("{0}")]
     Carry(#[from] CarryError),
+    #[error("{0}")]
+    Cut(#[from] Cut),
 }
 
 impl Error {
@@ -41,9 +44,11 @@ impl Error {
             Self::NotConnect | Self::BadAuthority(_) | Self::NotHere(..) => {
                 Some(StatusCode::BAD_REQUEST)
             }
-            Self::Refused(Refusal::Denied(_)) => Some(StatusCode::UNAUTHORIZED),
+            Self::Refused(Refusal::Denied(_) | Refusal::Untrusted(_) | Refusal::Cut(_)) => {
+                Some(StatusCode::UNAUTHORIZED)
+            }
             Self::UnknownHost(_) | Self::Refused(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
-            Self::Tunnel(_) | Self::Carry(_) => None,
+            Self::Tunnel(_) | Self::Carry(_) | Self::Cut(_) => None,
         }
     }
 }
@@ -65,8 +70,15 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
             return;
         }
     };
+    let tls = match svid.server_config_accepting(equivalent_domains(&shard, &pod)) {
+        Ok(tls) => tls,
+        Err(error) => {
+            tracing::error!(%error, %peer, "tunnel closed");
+            return;
+        }
+    };
     let server = Server {
-        tls: svid.server_config(),
+        tls,
         // A pod that leaves the mesh takes no new streams; those it has are finished.
         drain: pod.left(),
     };
@@ -77,6 +89,13 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
     if let Err(error) = result {
         log_broken_tunnel(&error, peer, local);
     }
+}
+
+/// The trust domains that are one with the pod's own.
+fn equivalent_domains(shard: &Shard, pod: &Pod) -> Arc<[TrustDomain]> {
+    let mesh = shard.shared.mesh.load();
+    let workload = mesh.workload(&pod.uid);
+    workload.map_or_else(Arc::default, |workload| workload.equivalent_domains.clone())
 }
 
 /// A tunnel that never began is somebody's problem, though no connection was lost.
@@ -109,7 +128,7 @@ async fn run(
     local: SocketAddr,
     report: &mut Report,
 ) -> Result<(), Error> {
-    let (tcp, baggage) = match reach(shard, pod, &incoming, peer, local, report).await {
+    let (tcp, mut flow, baggage) = match reach(shard, pod, &incoming, peer, local, report).await {
         Ok(reached) => reached,
         Err(error) => {
             if let Some(status) = error.status() {
@@ -120,7 +139,8 @@ async fn run(
     };
     let stream = incoming.accept(&baggage).map_err(Error::Tunnel)?;
     report.opened();
-    Ok(stream.carry(tcp, &report.meter).await?)
+    let carried = flow.unless_cut(stream.carry(tcp, &report.meter));
+    Ok(carried.await??)
 }
 
 /// Checks the request and connects to the application.
@@ -131,7 +151,7 @@ async fn reach(
     peer: SocketAddr,
     local: SocketAddr,
     report: &mut Report,
-) -> Result<(TcpStream, Baggage), Error> {
+) -> Result<(TcpStream, Flow, Baggage), Error> {
     let authority = incoming.authority().ok_or(Error::NotConnect)?;
     let known = admission::known(shard, pod).await?;
     let port = destination_port(&known, authority, local)?;
@@ -141,10 +161,10 @@ async fn reach(
         shown: client_address(incoming, peer),
     };
     let destination = SocketAddr::new(local.ip(), port);
-    let tcp = known
+    let (tcp, flow) = known
         .admit(shard, pod, visitor, destination, report)
         .await?;
-    Ok((tcp, Baggage::of(&known.workload)))
+    Ok((tcp, flow, Baggage::of(&known.workload)))
 }
 
 /// Whom the application shall see. The `forwarded` header is a claim, so it may add the port, which

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
+    flows::{Claim, Cut, Flow},
     pods::Pod,
     report::{Failure, Report},
     route::{self, Client, Hop, Refusal, Route},
@@ -43,6 +44,8 @@ pub(super) enum Error {
     Connect(SocketAddr, #[source] io::Error),
     #[error("{0}")]
     Carry(#[from] CarryError),
+    #[error("{0}")]
+    Cut(#[from] Cut),
 }
 
 /// Serves one captured connection from its accept to its end.
@@ -77,14 +80,19 @@ async fn run(
     report: &mut Report,
 ) -> Result<(), Error> {
     match reach(shard, pod, client, orig, report).await {
-        Ok(Reached::Plain(peer)) => {
+        Ok(Reached::Plain(peer, mut flow)) => {
             report.opened();
-            Ok(sluice_hbone::join(tcp, peer, &report.meter).await?)
+            let carried = flow.unless_cut(sluice_hbone::join(tcp, peer, &report.meter));
+            Ok(carried.await??)
         }
-        Ok(Reached::Tunnel(opened)) => {
+        Ok(Reached::Tunnel(opened, flow)) => {
             report.peer(&pod.identity, opened.peer.as_ref());
             report.opened();
-            Ok(opened.stream.carry(tcp, &report.meter).await?)
+            let carried = opened.stream.carry(tcp, &report.meter);
+            match flow {
+                Some(mut flow) => Ok(flow.unless_cut(carried).await??),
+                None => Ok(carried.await?),
+            }
         }
         Err(error) => {
             sluice_hbone::reset(tcp);
@@ -95,8 +103,9 @@ async fn run(
 
 /// The other end of a connection, before a byte has moved.
 enum Reached {
-    Plain(TcpStream),
-    Tunnel(Opened),
+    Plain(TcpStream, Flow),
+    /// Without a flow when the destination's identity is not its own, but its service's.
+    Tunnel(Opened, Option<Flow>),
 }
 
 async fn reach(
@@ -128,15 +137,21 @@ async fn reach(
                 service,
             } => {
                 report.plain(to, workload.as_deref(), service.as_deref());
-                match pod.dial(&shard.link, to, |_| Ok(())).await {
-                    Ok(peer) => return Ok(Reached::Plain(peer)),
+                let destination = orig.0;
+                let mut flow = pod.flows.note(Claim::Plain { destination });
+                let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
+                match dialled.await? {
+                    Ok(peer) => return Ok(Reached::Plain(peer, flow)),
                     Err(error) => (Error::Connect(to, error), workload, service),
                 }
             }
             Route::Hbone(hop) => {
                 report.hop(&hop);
                 match open(shard, pod, address, source.as_deref(), &hop).await {
-                    Ok(opened) => return Ok(Reached::Tunnel(opened)),
+                    Ok(opened) => {
+                        let flow = note(shard, pod, &hop, &opened);
+                        return Ok(Reached::Tunnel(opened, flow));
+                    }
                     Err(error) => (
                         Error::Open(hop.tunnel, error),
                         Some(hop.workload),
@@ -149,6 +164,23 @@ async fn reach(
             return Err(failure);
         }
     }
+}
+
+/// Notes a connection to a workload that has proven its own identity. It is compared with what the
+/// mesh says now: that may have changed since the hop was chosen.
+fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened) -> Option<Flow> {
+    let identity = opened.peer.clone()?;
+    let mesh = shard.shared.mesh.load();
+    let destination = mesh.workload(&hop.workload.uid).unwrap_or(&hop.workload);
+    let own = destination
+        .identities()
+        .is_ok_and(|ids| ids.contains(&identity));
+    own.then(|| {
+        pod.flows.note(Claim::Tunnel {
+            destination: hop.workload.uid.clone(),
+            identity,
+        })
+    })
 }
 
 /// What was tried for a connection. Trying again is safe: the application has not sent a byte to
@@ -207,7 +239,7 @@ impl Error {
                 OpenError::Refused(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
                 _ => false,
             },
-            Self::Refused(_) | Self::NotSynced | Self::Carry(_) => false,
+            Self::Refused(_) | Self::NotSynced | Self::Carry(_) | Self::Cut(_) => false,
         }
     }
 

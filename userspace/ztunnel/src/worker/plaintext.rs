@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use super::{
     admission::{self, Refusal, Visitor},
+    flows::{Cut, Flow},
     pods::Pod,
     report::{Failure, Report},
     shard::Shard,
@@ -19,6 +20,8 @@ pub(super) enum Error {
     Refused(#[from] Refusal),
     #[error("{0}")]
     Carry(#[from] CarryError),
+    #[error("{0}")]
+    Cut(#[from] Cut),
 }
 
 /// Serves one connection from its accept to its end.
@@ -39,15 +42,16 @@ async fn run(
     destination: SocketAddr,
     report: &mut Report,
 ) -> Result<(), Error> {
-    let application = match reach(shard, pod, peer, destination, report).await {
-        Ok(application) => application,
+    let (application, mut flow) = match reach(shard, pod, peer, destination, report).await {
+        Ok(reached) => reached,
         Err(refusal) => {
             sluice_hbone::reset(tcp);
             return Err(refusal.into());
         }
     };
     report.opened();
-    Ok(sluice_hbone::join(application, tcp, &report.meter).await?)
+    let carried = flow.unless_cut(sluice_hbone::join(application, tcp, &report.meter));
+    Ok(carried.await??)
 }
 
 async fn reach(
@@ -56,7 +60,7 @@ async fn reach(
     peer: SocketAddr,
     destination: SocketAddr,
     report: &mut Report,
-) -> Result<TcpStream, Refusal> {
+) -> Result<(TcpStream, Flow), Refusal> {
     let visitor = Visitor {
         identity: None,
         address: peer,

@@ -16,6 +16,7 @@ use tokio::{
     sync::{Notify, watch},
 };
 
+use super::{flows::Flows, review::Reviewed};
 use crate::link::{AsyncLink, Family, PodInfo, ToBroker};
 
 /// How long a dial may take (wire contract §2).
@@ -28,6 +29,9 @@ pub(super) struct Pod {
     /// Its name in the control plane's view.
     pub(super) uid: Uid,
     pub(super) identity: SpiffeId,
+    /// Its connections, to be judged again; they outlive its membership.
+    pub(super) flows: Rc<Flows>,
+    pub(super) reviewed: Reviewed,
     sockets: [Sockets; 2],
     /// True once the pod has left the mesh.
     gone: watch::Sender<bool>,
@@ -46,6 +50,8 @@ impl Pod {
             uid: Uid::pod(cluster, &info.namespace, &info.name),
             info,
             identity,
+            flows: Rc::default(),
+            reviewed: Reviewed::default(),
             sockets: Default::default(),
             gone: watch::Sender::new(false),
         })

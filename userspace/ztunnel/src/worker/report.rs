@@ -3,15 +3,24 @@
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 use sluice_hbone::{Baggage, Incoming, Meter, OpenError};
-use sluice_model::{Name, Service, SpiffeId, Workload};
+use sluice_model::{
+    Name, Service, SpiffeId, Workload,
+    authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
+};
 use sluice_telemetry::{
     access::{AccessLog, Direction, Peer},
     metrics::{
-        self, ConnectionMetrics, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels,
+        self, ConnectionMetrics, Denial, Phase, Reporter, ResponseFlags, Security, ServiceLabels,
+        TcpLabels,
     },
 };
 
-use super::{Shared, admission::Refusal, inbound, outbound, plaintext, pods::Pod, route::Hop};
+use super::{
+    Shared, admission::Refusal, flows::Cut, inbound, outbound, plaintext, pods::Pod, route::Hop,
+};
+
+/// The target of what policies have to say besides their decision, for log filters.
+const POLICY: &str = "policy";
 
 /// A connection from its accept to its end.
 #[derive(Debug)]
@@ -24,6 +33,8 @@ pub(super) struct Report {
     hbone: Option<String>,
     service: ServiceLabels,
     security: Security,
+    /// The rule that decided.
+    rule: Option<RuleId>,
     open: Option<ConnectionMetrics>,
     /// Counts the bytes while they flow.
     pub(super) meter: Meter,
@@ -68,6 +79,47 @@ impl End {
 pub(super) struct Failure {
     text: String,
     flags: ResponseFlags,
+    denial: Option<(Denial, Phase)>,
+}
+
+impl Failure {
+    fn new(error: &impl fmt::Display, flags: ResponseFlags) -> Self {
+        Self {
+            text: error.to_string(),
+            flags,
+            denial: None,
+        }
+    }
+
+    /// Somebody was refused, or cut.
+    fn denied(error: &impl fmt::Display, denial: Denial, phase: Phase) -> Self {
+        Self {
+            text: error.to_string(),
+            flags: ResponseFlags::Denied,
+            denial: Some((denial, phase)),
+        }
+    }
+
+    fn cut(cut: &Cut) -> Self {
+        let denial = match cut {
+            Cut::Denied(reason) => Denial::Policy(reason.clone()),
+            Cut::Untrusted(_) => Denial::TrustDomain,
+            Cut::OwnIdentity(_) | Cut::PeerIdentity(_) => Denial::IdentityChanged,
+            Cut::NotInRegistry(_) => Denial::NotInRegistry,
+        };
+        Self::denied(cut, denial, Phase::Established)
+    }
+
+    fn refusal(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Denied(reason) => {
+                Self::denied(refusal, Denial::Policy(reason.clone()), Phase::New)
+            }
+            Refusal::Untrusted(_) => Self::denied(refusal, Denial::TrustDomain, Phase::New),
+            Refusal::Cut(cut) => Self::cut(cut),
+            _ => Self::new(refusal, ResponseFlags::Connect),
+        }
+    }
 }
 
 impl Report {
@@ -81,6 +133,7 @@ impl Report {
             hbone: None,
             service: ServiceLabels::default(),
             security: Security::Unknown,
+            rule: None,
             open: None,
             meter: Meter::default(),
         }
@@ -205,13 +258,39 @@ impl Report {
         self.destination.labels.principal = destination.cloned();
     }
 
+    /// Policies have decided, those in dry run and those that only take note among them.
+    pub(super) fn judged(
+        &mut self,
+        policies: &Applicable,
+        connection: &Connection<'_>,
+        judgement: &Judgement,
+    ) {
+        let metrics = self.shared.metrics.policy();
+        let Judgement { decision, dry_run } = judgement;
+        self.rule = decision.rule().cloned();
+        let to = connection.destination;
+        if let Some(dry_run) = dry_run {
+            metrics.dry_run(decision, dry_run);
+            if dry_run.is_allowed() != decision.is_allowed() {
+                tracing::event!(
+                    target: POLICY, tracing::Level::INFO, src.addr = %self.source.addr, dst.addr = %to, dry_run = %dry_run,
+                    enforced = %decision, "policies in dry run would decide otherwise"
+                );
+            }
+        }
+        policies.audit(connection, |rule| {
+            metrics.audited(&rule);
+            tracing::event!(
+                target: POLICY, tracing::Level::INFO, src.addr = %self.source.addr, dst.addr = %to, policy = %rule.policy,
+                policy_rule = rule.rule, "audit"
+            );
+        });
+    }
+
     /// From here on bytes may flow.
     pub(super) fn opened(&mut self) {
         let labels = TcpLabels {
-            reporter: match self.direction {
-                Direction::Inbound => Reporter::Destination,
-                Direction::Outbound => Reporter::Source,
-            },
+            reporter: self.reporter(),
             source: self.source.labels.clone(),
             destination: self.destination.labels.clone(),
             service: self.service.clone(),
@@ -219,6 +298,13 @@ impl Report {
             flags: ResponseFlags::None,
         };
         self.open = Some(self.shared.metrics.tcp().open(labels));
+    }
+
+    fn reporter(&self) -> Reporter {
+        match self.direction {
+            Direction::Inbound => Reporter::Destination,
+            Direction::Outbound => Reporter::Source,
+        }
     }
 
     /// The connection has ended.
@@ -239,6 +325,14 @@ impl Report {
                 open.failed(failure.flags);
             }
         }
+        if let Some((denial, phase)) = failure.as_ref().and_then(|f| f.denial.as_ref()) {
+            let policy = self.shared.metrics.policy();
+            policy.denied(self.reporter(), denial, *phase);
+            if let Denial::Policy(DenyReason::Rule(rule)) = denial {
+                // What cut it, and not what had let it through.
+                self.rule = Some(rule.clone());
+            }
+        }
         let hostname = &self.service.hostname;
         AccessLog {
             direction: self.direction,
@@ -249,6 +343,7 @@ impl Report {
             bytes_sent: from_client,
             bytes_received: to_client,
             duration: self.since.elapsed(),
+            rule: self.rule.as_ref(),
             error: failure
                 .as_ref()
                 .map(|failure| &failure.text as &dyn fmt::Display),
@@ -273,37 +368,29 @@ impl From<outbound::Error> for Failure {
                 | OpenError::Refused(_)
                 | OpenError::Request(_) => ResponseFlags::Connect,
             },
+            outbound::Error::Cut(cut) => return Self::cut(cut),
             _ => ResponseFlags::Connect,
         };
-        Self {
-            text: error.to_string(),
-            flags,
-        }
+        Self::new(&error, flags)
     }
 }
 
 impl From<inbound::Error> for Failure {
     fn from(error: inbound::Error) -> Self {
-        let flags = match error {
-            inbound::Error::Refused(Refusal::Denied(_)) => ResponseFlags::Denied,
-            _ => ResponseFlags::Connect,
-        };
-        Self {
-            text: error.to_string(),
-            flags,
+        match &error {
+            inbound::Error::Refused(refusal) => Self::refusal(refusal),
+            inbound::Error::Cut(cut) => Self::cut(cut),
+            _ => Self::new(&error, ResponseFlags::Connect),
         }
     }
 }
 
 impl From<plaintext::Error> for Failure {
     fn from(error: plaintext::Error) -> Self {
-        let flags = match error {
-            plaintext::Error::Refused(Refusal::Denied(_)) => ResponseFlags::Denied,
-            _ => ResponseFlags::Connect,
-        };
-        Self {
-            text: error.to_string(),
-            flags,
+        match &error {
+            plaintext::Error::Refused(refusal) => Self::refusal(refusal),
+            plaintext::Error::Cut(cut) => Self::cut(cut),
+            plaintext::Error::Carry(_) => Self::new(&error, ResponseFlags::Connect),
         }
     }
 }

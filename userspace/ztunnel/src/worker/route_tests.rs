@@ -207,6 +207,20 @@ fn a_workload_outside_the_mesh_is_reached_in_plaintext() {
 }
 
 #[test]
+fn a_workload_may_answer_with_its_identity_in_any_equivalent_trust_domain() {
+    let mut db = workload("db", "10.0.0.2", TunnelProtocol::Hbone);
+    let domains = ["cluster.local", "old.example"].map(|domain| domain.parse().unwrap());
+    db.equivalent_domains = domains.into();
+    let mesh = mesh(vec![Update::Workload(db)]);
+    let hop = hop(route(&mesh, "10.0.0.2:6379"));
+    let expected = [
+        "spiffe://cluster.local/ns/shop/sa/db",
+        "spiffe://old.example/ns/shop/sa/db",
+    ];
+    assert_eq!(hop.expected, expected.map(|id| id.parse().unwrap()));
+}
+
+#[test]
 fn a_vip_leads_to_an_endpoint_and_its_target_port() {
     let mut sans = service("10.96.0.1");
     sans.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/alias".parse().unwrap()];

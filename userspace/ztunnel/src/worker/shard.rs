@@ -18,8 +18,11 @@ use tokio::{
 };
 
 use super::{
-    Shared, inbound, outbound, plaintext,
+    Shared,
+    flows::Cut,
+    inbound, outbound, plaintext,
     pods::{Pod, Table},
+    review,
 };
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Received, ToWorker, message::Listener};
 
@@ -36,6 +39,8 @@ pub(super) struct Shard {
     pub(super) maps: RefCell<SocketMaps>,
     pub(super) pool: Pool,
     pods: Table,
+    /// Pods that have left the mesh, as long as connections of theirs go on.
+    departed: RefCell<Vec<Rc<Pod>>>,
 }
 
 /// Runs a thread until the broker is gone.
@@ -63,9 +68,11 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
         maps: RefCell::new(maps),
         pool: Pool::default(),
         pods: Table::default(),
+        departed: RefCell::default(),
     });
     LocalSet::new().block_on(&runtime, async {
         spawn_local(sweep(shard.clone()));
+        spawn_local(review::follow(shard.clone()));
         shard.follow_broker().await
     })
 }
@@ -105,6 +112,7 @@ impl Shard {
                 return;
             }
         };
+        self.end_other_identities(&pod);
         self.pods.borrow_mut().insert(pod.info.id, pod.clone());
         for (kind, fd) in listeners.iter().zip(fds) {
             match TcpListener::from_std(StdListener::from(fd)) {
@@ -122,6 +130,24 @@ impl Shard {
             for ip in &pod.info.ips {
                 self.pool.forget_source(*ip);
             }
+            let mut departed = self.departed.borrow_mut();
+            departed.retain(|pod| !pod.flows.is_empty());
+            departed.push(pod);
+        }
+    }
+
+    /// The pods whose connections go on.
+    pub(super) fn serving(&self) -> Vec<Rc<Pod>> {
+        let (pods, departed) = (self.pods.borrow(), self.departed.borrow());
+        pods.values().chain(departed.iter()).cloned().collect()
+    }
+
+    /// Cuts what was proven under the identity that a pod of this name had before.
+    fn end_other_identities(&self, new: &Pod) {
+        let same_name = |pod: &Rc<Pod>| pod.uid == new.uid && pod.identity != new.identity;
+        for old in self.serving().into_iter().filter(same_name) {
+            old.flows
+                .review(|_| Some(Cut::OwnIdentity(old.identity.clone())));
         }
     }
 

@@ -8,7 +8,7 @@ use sluice_model::{
     authz::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch, Term, Values},
 };
 use sluice_objects::{
-    AuthorizationPolicy, Diagnostic, Located, Severity,
+    AuthorizationPolicy, Code, Diagnostic, Located, Severity,
     kinds::{self, AccountName, Attribute, Condition, Operation, Source},
 };
 
@@ -60,7 +60,7 @@ impl<'a> Translator<'a> {
         let dead = |clause: &Clause| clause.matches.iter().all(|m| *m == Match::default());
         if clauses.iter().any(dead) {
             let message = "this rule has no effect: nothing is left of it that a ztunnel can see";
-            self.warning(&field, message);
+            self.warning(Code::NoEffect, &field, message);
             return None;
         }
         Some(Rule::from_iter(clauses))
@@ -142,14 +142,22 @@ impl<'a> Translator<'a> {
             }
             _ => {
                 let message = "not enforced together with principals, or with a leading '*'";
-                self.lost(&format!("{field}.trustDomains"), message);
+                self.lost(
+                    Code::UnsupportedValue,
+                    &format!("{field}.trustDomains"),
+                    message,
+                );
             }
         }
         match as_principals(&source.not_trust_domains) {
             Some(domains) => not_principals.extend(domains),
             None => {
                 let message = "not enforced with a leading '*'";
-                self.lost(&format!("{field}.notTrustDomains"), message);
+                self.lost(
+                    Code::UnsupportedValue,
+                    &format!("{field}.notTrustDomains"),
+                    message,
+                );
             }
         }
     }
@@ -169,7 +177,7 @@ impl<'a> Translator<'a> {
             }
             Attribute::L7(_) => {
                 let message = format!("{} is seen only by a waypoint", condition.key);
-                self.lost(field, &message);
+                self.lost(Code::L7Field, field, &message);
                 return Match::default();
             }
         };
@@ -187,24 +195,28 @@ impl<'a> Translator<'a> {
 
     fn unseen_unless(&mut self, empty: bool, field: &str, name: &str) {
         if !empty {
-            self.lost(&format!("{field}.{name}"), "is seen only by a waypoint");
+            self.lost(
+                Code::L7Field,
+                &format!("{field}.{name}"),
+                "is seen only by a waypoint",
+            );
         }
     }
 
-    fn lost(&mut self, field: &str, why: &str) {
+    fn lost(&mut self, code: Code, field: &str, why: &str) {
         let consequence = match self.action {
             Action::Allow => "the whole rule is dropped, and allows nothing",
             Action::Deny => "the field is dropped, and more is denied than it says",
             Action::Audit => "the field is dropped, and more is reported than it says",
         };
-        self.warning(field, &format!("{why}: {consequence}"));
+        self.warning(code, field, &format!("{why}: {consequence}"));
     }
 
-    fn warning(&mut self, field: &str, message: &str) {
+    fn warning(&mut self, code: Code, field: &str, message: &str) {
         let finding = self
             .policy
             .origin
-            .diagnostic(Severity::Warning, field, message);
+            .diagnostic(Severity::Warning, code, field, message);
         self.findings.push(finding);
     }
 }

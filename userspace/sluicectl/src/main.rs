@@ -1,0 +1,33 @@
+//! `sluicectl`: what an operator asks Sluice from a shell. A file per verb.
+
+mod analyze;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Checks the configuration of a Sluice mesh.
+#[derive(Debug, Parser)]
+#[command(version, subcommand_required = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Analyze(Box<analyze::Arguments>),
+}
+
+/// What clap too returns for a command line that it does not understand.
+const COULD_NOT_RUN: u8 = 2;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Analyze(arguments) => analyze::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(COULD_NOT_RUN)
+    })
+}

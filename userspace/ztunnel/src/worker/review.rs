@@ -1,0 +1,107 @@
+//! Judging established connections again when policies, workloads or trust have changed.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use sluice_model::{
+    Mesh, Name, SpiffeId, TrustDomain, Workload,
+    authz::{Applicable, Connection, Decision},
+    mesh::Destination,
+    workload::Egress,
+};
+
+use super::{
+    flows::{Claim, Cut},
+    pods::Pod,
+    shard::Shard,
+};
+
+/// What the visitors of a pod were judged by the last time.
+#[derive(Debug, Default)]
+pub(super) struct Reviewed(RefCell<Option<(Applicable, Arc<[TrustDomain]>)>>);
+
+impl Reviewed {
+    /// Notes what is in force now; false when it was before.
+    fn differs(&self, policies: &Applicable, workload: &Workload) -> bool {
+        let domains = &workload.equivalent_domains;
+        let mut last = self.0.borrow_mut();
+        let same = |(old, old_domains): &(Applicable, Arc<[TrustDomain]>)| {
+            old.is_same(policies) && old_domains == domains
+        };
+        if last.as_ref().is_some_and(same) {
+            return false;
+        }
+        *last = Some((policies.clone(), domains.clone()));
+        true
+    }
+}
+
+/// Reviews after every change, for as long as the thread runs.
+pub(super) async fn follow(shard: Rc<Shard>) {
+    let view = &shard.shared.mesh;
+    let mut seen = view.status().version;
+    loop {
+        seen = view.changed(seen).await;
+        let mesh = view.snapshot();
+        for pod in shard.serving() {
+            review(&pod, &mesh, &shard.shared.network);
+        }
+    }
+}
+
+/// Cuts what would not be let through now. Of a pod that the control plane does not know, at the
+/// moment or any more, nothing is.
+fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
+    if pod.flows.is_empty() {
+        return;
+    }
+    let (Some(workload), Some(policies)) = (mesh.workload(&pod.uid), mesh.policies_of(&pod.uid))
+    else {
+        return;
+    };
+    let visitors = pod.reviewed.differs(&policies, workload);
+    pod.flows.review(|claim| match claim {
+        Claim::Inbound {
+            identity,
+            source_ip,
+            destination,
+        } if visitors => {
+            let connection = Connection {
+                source_identity: identity.as_ref(),
+                source_ip: *source_ip,
+                destination: *destination,
+                equivalent: &workload.equivalent_domains,
+            };
+            visitor(workload, &policies, &connection)
+        }
+        Claim::Inbound { .. } => None,
+        Claim::Tunnel {
+            destination,
+            identity,
+        } => {
+            let destination = mesh.workload(destination)?;
+            let still = destination
+                .identities()
+                .is_ok_and(|ids| ids.contains(identity));
+            (!still).then(|| Cut::PeerIdentity(identity.clone()))
+        }
+        Claim::Plain { destination } => {
+            let unknown = workload.egress == Egress::Registry
+                && matches!(
+                    mesh.destination(network, destination.ip()),
+                    Destination::Unknown
+                );
+            unknown.then_some(Cut::NotInRegistry(*destination))
+        }
+    });
+}
+
+fn visitor(workload: &Workload, policies: &Applicable, connection: &Connection<'_>) -> Option<Cut> {
+    let domain = connection.source_identity.map(SpiffeId::trust_domain);
+    if let Some(foreign) = domain.filter(|domain| !workload.trusts(domain)) {
+        return Some(Cut::Untrusted(foreign.clone()));
+    }
+    match policies.judge(connection).decision {
+        Decision::Deny(reason) => Some(Cut::Denied(reason)),
+        Decision::Allow(_) => None,
+    }
+}
