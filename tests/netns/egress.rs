@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use sluice_tests::podtool::{self, Connection, Flood, Serve};
+use sluice_tests::eventually::PATIENCE;
+use sluice_tests::podtool::{self, Connection, Event, Flood, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::{WIRE_V4, WIRE_V6};
@@ -127,8 +128,17 @@ fn a_pod_held_to_the_registry_is_refused_the_rest_at_connect() {
     scenario(|s| {
         let stage = Stage::build(s)?;
         stage.reaches_the_outside()?;
+        let outside = SocketAddr::new(OUTSIDE[0], PORT);
+        let before = Connection::open(&stage.client, &outside.to_string())?;
+        before.line()?;
         stage.annotate(Some(REGISTRY_ONLY))?;
         eventually(|| stage.refused_outside())?;
+        // What was let through while it was allowed is cut.
+        let end = before.event(PATIENCE)?;
+        ensure!(
+            matches!(&end, Some(Event::Broken(how)) if how.starts_with("reset")),
+            "{end:?}"
+        );
 
         let (accepted, refused) = (stage.accepted_outside()?, stage.refused_in_kernel()?);
         stage.refused_outside()?;
@@ -145,7 +155,7 @@ fn a_pod_held_to_the_registry_is_refused_the_rest_at_connect() {
 
         // Another pod of the node and namespace is as free as before.
         let free = stage.s.enrolled_pod("a", "shop", "free")?;
-        greeted(&free, SocketAddr::new(OUTSIDE[0], PORT))?;
+        greeted(&free, outside)?;
 
         stage.annotate(None)?;
         eventually(|| stage.reaches_the_outside())?;
