@@ -48,7 +48,8 @@ impl Egress {
             link::Egress::Known(ips) => kernel.know(&ips).or_else(|error| {
                 // What is known and not in the kernel's map must not be refused.
                 self.incomplete = true;
-                self.apply(kernel, pods).and(Err(error))
+                let lifted = pods.map(|pod| pod.enforce(kernel, Outbound::Anywhere));
+                lifted.fold(Ok(()), Result::and).and(Err(error))
             }),
             link::Egress::Outbound { restricted, free } => {
                 self.judge(&restricted, &free, kernel, pods)
@@ -73,19 +74,16 @@ impl Egress {
     ) -> Result<(), Error> {
         let to_registry: HashSet<_> = restricted.iter().collect();
         let anywhere: HashSet<_> = free.iter().collect();
-        let mut count = 0;
-        let applied = self.apply(
-            kernel,
-            pods.map(|pod| {
-                if to_registry.contains(&pod.info.id) {
-                    pod.outbound = Outbound::Registry;
-                } else if anywhere.contains(&pod.info.id) {
-                    pod.outbound = Outbound::Anywhere;
-                }
-                count += usize::from(pod.outbound == Outbound::Registry);
-                pod
-            }),
-        );
+        let (mut count, mut applied) = (0, Ok(()));
+        for pod in pods {
+            if to_registry.contains(&pod.info.id) {
+                pod.outbound = Outbound::Registry;
+            } else if anywhere.contains(&pod.info.id) {
+                pod.outbound = Outbound::Anywhere;
+            }
+            count += usize::from(pod.outbound == Outbound::Registry);
+            applied = applied.and(pod.enforce(kernel, self.enforceable(pod.outbound)));
+        }
         if std::mem::replace(&mut self.restricted, count) != count {
             tracing::info!(pods = count, "pods that may go only to what the mesh knows");
         }
@@ -102,14 +100,5 @@ impl Egress {
         }
         self.begun = false;
         kernel.end_list()
-    }
-
-    fn apply<'a>(
-        &self,
-        kernel: &mut Kernel,
-        pods: impl Iterator<Item = &'a mut PodRecord>,
-    ) -> Result<(), Error> {
-        let results = pods.map(|pod| pod.enforce(kernel, self.enforceable(pod.outbound)));
-        results.fold(Ok(()), Result::and)
     }
 }
