@@ -6,8 +6,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use compact_str::CompactString;
 use prost::Message as _;
-use sluice_model::{Mesh, Name, Uid, Update, authz::Policy};
+use sluice_model::{Interner, Mesh, Name, Uid, Update, authz::Policy};
 use sluice_proto::{
     convert::names,
     discovery::{DeltaDiscoveryResponse, Resource},
@@ -46,6 +47,7 @@ pub(crate) struct Store {
     mesh: Arc<ArcSwap<Mesh>>,
     addresses: Received,
     policies: Received,
+    interner: Interner,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +55,7 @@ struct Received {
     /// The control plane has answered for this type.
     answered: bool,
     /// The version of each resource in force.
-    versions: HashMap<Name, String>,
+    versions: HashMap<Name, CompactString>,
 }
 
 /// What came of a response.
@@ -82,7 +84,9 @@ impl Store {
             Kind::Authorization => &self.policies,
         };
         let versions = received.versions.iter();
-        versions.map(|(n, v)| (n.to_string(), v.clone())).collect()
+        versions
+            .map(|(n, v)| (n.to_string(), v.to_string()))
+            .collect()
     }
 
     /// Applies all of a response that is right, at once: nobody sees half of it.
@@ -115,10 +119,13 @@ impl Store {
         }
         drop(present);
         for resource in response.resources {
-            let version = resource.version.clone();
             match parse(kind, &resource) {
                 Ok(update) => {
-                    received.versions.insert(resource.name.into(), version);
+                    let update = shared(update, &mut self.interner);
+                    let version = resource.version.into();
+                    received
+                        .versions
+                        .insert(name(&update, resource.name), version);
                     if !is_known(edit.mesh(), &update) {
                         edit.apply(update);
                         applied.changed = true;
@@ -158,6 +165,22 @@ fn parse(kind: Kind, resource: &Resource) -> Result<Update, String> {
         return Err(format!("it holds {holds}, which is another name"));
     }
     Ok(update)
+}
+
+/// The update, with what many have in common kept once.
+fn shared(update: Update, interner: &mut Interner) -> Update {
+    match update {
+        Update::Workload(workload) => Update::Workload(interner.share(workload)),
+        other => other,
+    }
+}
+
+/// A resource's name; a workload's is its uid, and kept once.
+fn name(update: &Update, name: String) -> Name {
+    match update {
+        Update::Workload(workload) => workload.uid.0.clone(),
+        _ => name.into(),
+    }
 }
 
 fn name_of(update: &Update) -> String {

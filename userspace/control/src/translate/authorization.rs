@@ -28,7 +28,7 @@ pub(super) fn apply(
             for (pod, workload) in pods.iter_mut() {
                 let in_reach = everywhere || pod.namespace == policy.namespace;
                 if in_reach && selects(labels, &pod.labels) {
-                    workload.policies.push(translated.key.clone());
+                    workload.profile_mut().policies.push(translated.key.clone());
                 }
             }
         }

@@ -97,10 +97,7 @@ impl Known {
             return Err(Refusal::IllegalPort(destination.port()));
         }
         let network = &shard.shared.network;
-        report.source(
-            mesh.workload_at(network, visitor.address.ip())
-                .map(|source| &**source),
-        );
+        report.source(mesh.workload_at(network, visitor.address.ip()));
         let connection = Connection {
             source_identity: visitor.identity,
             source_ip: visitor.address.ip(),

@@ -44,7 +44,9 @@ pub(super) struct Report {
 struct End {
     addr: SocketAddr,
     labels: metrics::Peer,
-    /// The pod's name: metrics show the owner's.
+    /// Metrics show its owner's name, the access log its own.
+    workload: Option<Arc<Workload>>,
+    /// The pod's name, before more is known.
     pod: Name,
 }
 
@@ -53,20 +55,21 @@ impl End {
         Self {
             addr,
             labels: metrics::Peer::default(),
+            workload: None,
             pod: Name::default(),
         }
     }
 
-    fn describe(&mut self, workload: &Workload) {
+    fn describe(&mut self, workload: &Arc<Workload>) {
         let principal = self.labels.principal.take();
         self.labels = metrics::Peer::new(workload, principal.as_ref());
-        self.pod = workload.name.clone();
+        self.workload = Some(workload.clone());
     }
 
     fn access(&self) -> Peer<'_> {
         Peer {
             addr: self.addr,
-            workload: Some(&self.pod),
+            workload: Some(self.workload.as_ref().map_or(&self.pod, |w| w.name())),
             namespace: Some(&self.labels.namespace),
             cluster: Some(&self.labels.cluster),
             identity: self.labels.principal.as_ref(),
@@ -209,13 +212,13 @@ impl Report {
     }
 
     /// The client is this workload, as far as its address says.
-    pub(super) fn source(&mut self, workload: Option<&Workload>) {
+    pub(super) fn source(&mut self, workload: Option<&Arc<Workload>>) {
         if let Some(workload) = workload {
             self.source.describe(workload);
         }
     }
 
-    pub(super) fn destination(&mut self, addr: SocketAddr, workload: &Workload) {
+    pub(super) fn destination(&mut self, addr: SocketAddr, workload: &Arc<Workload>) {
         // The line keeps the tunnel's port where there was a tunnel (wire contract §12).
         if self.hbone.is_none() {
             self.destination.addr = addr;
@@ -227,7 +230,7 @@ impl Report {
     pub(super) fn plain(
         &mut self,
         to: SocketAddr,
-        workload: Option<&Workload>,
+        workload: Option<&Arc<Workload>>,
         service: Option<&Service>,
     ) {
         self.destination = End::unknown(to);
