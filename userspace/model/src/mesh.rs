@@ -118,9 +118,10 @@ impl Mesh {
 
     /// Every address of a network that stands for something: VIPs and workloads' own.
     pub fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
-        let all = self.by_vip.keys().chain(self.by_address.keys());
-        all.filter(move |address| address.network == *network)
-            .map(|address| address.ip)
+        let vips = self.by_vip.keys();
+        vips.filter(move |vip| vip.network == *network)
+            .map(|vip| vip.ip)
+            .chain(self.workloads.addresses(network))
     }
 
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {

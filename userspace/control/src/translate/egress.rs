@@ -27,7 +27,7 @@ pub(super) fn apply(
         translation.diagnostics.push(diagnostic);
     }
     for (pod, workload) in pods {
-        workload.egress = match scopes.effective(objects, pod) {
+        workload.profile_mut().egress = match scopes.effective(objects, pod) {
             OutboundPolicy::AllowAny => Egress::Anywhere,
             OutboundPolicy::RegistryOnly => Egress::Registry,
         };

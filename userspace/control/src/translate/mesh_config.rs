@@ -19,7 +19,7 @@ pub(super) fn apply(objects: &Objects, config: &Config, translation: &mut Transl
     let settings = of(objects, config);
     let domains = equivalent_domains(settings, config);
     for workload in &mut translation.workloads {
-        workload.equivalent_domains = domains.clone();
+        workload.profile_mut().equivalent_domains = domains.clone();
     }
     if let Some(settings) = settings {
         report_contradictions(settings, config, translation);

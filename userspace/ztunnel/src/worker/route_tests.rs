@@ -101,7 +101,7 @@ fn unknown_destinations_pass_through_untouched() {
 #[test]
 fn a_restricted_workload_reaches_only_what_the_mesh_knows() {
     let mut own = workload("web", "10.0.0.1", TunnelProtocol::Hbone);
-    own.egress = Egress::Registry;
+    own.profile_mut().egress = Egress::Registry;
     let mesh = mesh(vec![
         Update::Workload(workload("db", "10.0.0.2", TunnelProtocol::None)),
         Update::Workload(endpoint_of(workload(
@@ -134,7 +134,7 @@ fn a_restricted_workload_reaches_only_what_the_mesh_knows() {
 fn a_peer_may_prove_its_identity_in_any_of_the_trust_domains_that_are_one() {
     let mut db = workload("db", "10.0.0.2", TunnelProtocol::Hbone);
     let domains = ["cluster.local", "old.example"];
-    db.equivalent_domains = domains.map(|domain| domain.parse().unwrap()).into();
+    db.profile_mut().equivalent_domains = domains.map(|domain| domain.parse().unwrap()).into();
     let hop = hop(route(&mesh(vec![Update::Workload(db)]), "10.0.0.2:6379"));
     let expected: Vec<_> = hop.expected.iter().map(ToString::to_string).collect();
     assert_eq!(
