@@ -8,6 +8,7 @@ use sluice_control::{
     auth::JoinTokens,
     ca::{Authority, Certificates, ServerName},
     feed,
+    memory::Keeper,
     metrics::ControlMetrics,
     server::{self, Server},
     status, translate,
@@ -30,7 +31,8 @@ struct Args {
     /// Where ztunnels connect.
     #[arg(long, default_value = "127.0.0.1:15012")]
     listen: SocketAddr,
-    /// Where the root key and certificate are kept; made on the first start.
+    /// Where the root key and certificate are kept, and the last good version of every policy; made
+    /// on the first start.
     #[arg(long)]
     state_dir: PathBuf,
     /// The file with the token of each node, as lines `NODE TOKEN`.
@@ -81,7 +83,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         args.translation.trust_domain.clone(),
     )?);
     let source = directory::Config::new(&args.dir);
-    let (_directory, published) = feed::directory(source, args.translation.clone())?;
+    let keeper = Keeper::open(&args.state_dir)?;
+    let (_directory, published) = feed::directory(source, args.translation.clone(), keeper)?;
 
     let server = Server::bind(args.server(), authority.clone()).await?;
     let status = TcpListener::bind(args.status_listen)

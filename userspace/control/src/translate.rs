@@ -21,8 +21,9 @@ pub struct Config {
     /// The trust domain of all identities.
     #[arg(long, default_value = "cluster.local")]
     pub trust_domain: TrustDomain,
-    /// Another trust domain whose identities count as those of the mesh's own (may be repeated).
-    #[arg(long = "trust-domain-alias", value_name = "DOMAIN")]
+    /// A trust domain that counts as the same, since identities are moving from one to the other; may
+    /// be repeated.
+    #[arg(long = "trust-domain-alias", value_name = "TRUST_DOMAIN")]
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// The cluster's name, the first part of every workload's uid.
     #[arg(
@@ -54,6 +55,7 @@ pub struct Translation {
 
 /// Translates every object in force.
 pub fn translate(objects: &Objects, config: &Config) -> Translation {
+    let config = &mesh_config::with_aliases(objects, config);
     let mut translation = Translation {
         services: services::services(objects, config),
         ..Translation::default()
@@ -86,4 +88,4 @@ type Pods<'a> = Vec<(&'a Pod, Workload)>;
 
 #[cfg(test)]
 #[path = "translate/translate_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -127,8 +127,10 @@ fn client(address: String) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let never = client.run();
-    runtime.unwrap().block_on(async { drop(never.await) });
+    let ended = runtime
+        .unwrap()
+        .block_on(async { tokio::spawn(client.run()).await });
+    panic!("{:?}", ended.err());
 }
 
 /// How long it takes until a response is acknowledged.

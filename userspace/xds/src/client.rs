@@ -204,7 +204,7 @@ fn refusal(rejected: &[(String, String)]) -> Option<RpcStatus> {
     let message = reasons.join("; ");
     tracing::warn!(
         refused = message,
-        "resources refused; their last good state stays"
+        "resources refused; what was in force in their place stays"
     );
     Some(RpcStatus {
         message,

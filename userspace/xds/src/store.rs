@@ -8,7 +8,10 @@ use std::{
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
 use prost::Message as _;
-use sluice_model::{Interner, Mesh, Name, Uid, Update, authz::Policy};
+use sluice_model::{
+    Interner, Mesh, Name, Uid, Update,
+    authz::{Policy, Scope},
+};
 use sluice_proto::{
     convert::names,
     discovery::{DeltaDiscoveryResponse, Resource},
@@ -63,7 +66,8 @@ struct Received {
 pub(crate) struct Applied {
     /// The mesh is another one now.
     pub(crate) changed: bool,
-    /// Resources that were not understood: name and reason. Their last good state stays.
+    /// Resources that were not understood: name and reason. Their last good state stays; in place
+    /// of a policy that has none, because this process has just begun, another stands in.
     pub(crate) rejected: Vec<(String, String)>,
 }
 
@@ -95,7 +99,7 @@ impl Store {
             Kind::Address => &mut self.addresses,
             Kind::Authorization => &mut self.policies,
         };
-        received.answered = true;
+        let first = !std::mem::replace(&mut received.answered, true);
         let mut applied = Applied::default();
         if response.resources.is_empty() && response.removed_resources.is_empty() {
             return applied;
@@ -131,7 +135,17 @@ impl Store {
                         applied.changed = true;
                     }
                 }
-                Err(reason) => applied.rejected.push((resource.name, reason)),
+                Err(mut reason) => {
+                    if let Some(policy) = stand_in(kind, &resource).filter(|_| first) {
+                        reason.push_str(", and until it is mended nothing is allowed");
+                        // It is no version, but a name of which the removal must be told.
+                        let name = resource.name.as_str().into();
+                        received.versions.insert(name, CompactString::default());
+                        edit.apply(Update::Policy(policy));
+                        applied.changed = true;
+                    }
+                    applied.rejected.push((resource.name, reason));
+                }
             }
         }
         if applied.changed {
@@ -181,6 +195,27 @@ fn name(update: &Update, name: String) -> Name {
         Update::Workload(workload) => workload.uid.0.clone(),
         _ => name.into(),
     }
+}
+
+/// What is in force in place of a policy that was not understood, as [`Policy::stand_in`] explains.
+/// `None` when it is one that never decides.
+fn stand_in(kind: Kind, resource: &Resource) -> Option<Policy> {
+    if kind != Kind::Authorization {
+        return None;
+    }
+    let key = names::parse_policy(&resource.name)?;
+    let content = resource.resource.as_ref();
+    let message = content.and_then(|any| security::Authorization::decode(&*any.value).ok());
+    if message.as_ref().is_some_and(|message| message.dry_run) {
+        return None;
+    }
+    let scope = message.map(|message| security::Scope::try_from(message.scope));
+    let scope = match scope {
+        Some(Ok(security::Scope::Global)) => Scope::Global,
+        Some(Ok(security::Scope::WorkloadSelector)) => Scope::Workload,
+        Some(Ok(security::Scope::Namespace) | Err(_)) | None => Scope::Namespace,
+    };
+    Some(Policy::stand_in(key, scope))
 }
 
 fn name_of(update: &Update) -> String {

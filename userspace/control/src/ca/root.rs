@@ -1,9 +1,7 @@
 //! The root key and certificate, kept in the state directory.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -14,7 +12,7 @@ use rcgen::{
 };
 use sluice_model::TrustDomain;
 
-use crate::Error;
+use crate::{Error, state};
 
 const KEY: &str = "ca-key.pem";
 const CERTIFICATE: &str = "root-cert.pem";
@@ -118,33 +116,9 @@ fn check(key: &KeyPair, pem: &str) -> Result<u64, String> {
 }
 
 fn read(path: &Path) -> Result<Option<String>, Error> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::file("read", path)(error)),
-    }
+    state::read(path).map_err(Error::file("read", path))
 }
 
-/// Writes a file so that it is there as a whole or not at all.
 fn write(directory: &Path, name: &str, mode: u32, text: &str) -> Result<(), Error> {
-    let path = directory.join(name);
-    let temporary = directory.join(format!(".{name}.new"));
-    let written = || -> io::Result<()> {
-        // Left over from a crash, maybe with other permissions.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(directory)?.sync_all()
-    };
-    written().map_err(Error::file("write", path.clone()))
+    state::write(directory, name, mode, text).map_err(Error::file("write", directory.join(name)))
 }

@@ -14,10 +14,26 @@ pub(super) fn of<'a>(objects: &'a Objects, config: &Config) -> Option<&'a Locate
         .map(|settings| &**settings)
 }
 
+/// The configuration with the aliases that the settings add, each once.
+pub(super) fn with_aliases(objects: &Objects, config: &Config) -> Config {
+    let settings = of(objects, config);
+    let more = settings.map_or(&[][..], |settings| &settings.trust_domain_aliases);
+    let mut all: Vec<TrustDomain> = Vec::new();
+    for alias in config.trust_domain_aliases.iter().chain(more) {
+        if *alias != config.trust_domain && !all.contains(alias) {
+            all.push(alias.clone());
+        }
+    }
+    Config {
+        trust_domain_aliases: all,
+        ..config.clone()
+    }
+}
+
 /// Makes trust domains one, and reports settings that do not count.
 pub(super) fn apply(objects: &Objects, config: &Config, translation: &mut Translation) {
     let settings = of(objects, config);
-    let domains = equivalent_domains(settings, config);
+    let domains = equivalent_domains(config);
     for workload in &mut translation.workloads {
         workload.profile_mut().equivalent_domains = domains.clone();
     }
@@ -39,21 +55,13 @@ pub(super) fn apply(objects: &Objects, config: &Config, translation: &mut Transl
 }
 
 /// The mesh's own trust domain and its aliases; nothing where there are none.
-fn equivalent_domains(
-    settings: Option<&Located<MeshConfig>>,
-    config: &Config,
-) -> Arc<[TrustDomain]> {
-    let more = settings.map_or(&[][..], |settings| &settings.trust_domain_aliases);
-    let mut domains = vec![config.trust_domain.clone()];
-    for alias in config.trust_domain_aliases.iter().chain(more) {
-        if !domains.contains(alias) {
-            domains.push(alias.clone());
-        }
-    }
-    if domains.len() == 1 {
+fn equivalent_domains(config: &Config) -> Arc<[TrustDomain]> {
+    if config.trust_domain_aliases.is_empty() {
         return Arc::default();
     }
-    domains.into()
+    let own = [config.trust_domain.clone()];
+    let aliases = config.trust_domain_aliases.iter().cloned();
+    own.into_iter().chain(aliases).collect()
 }
 
 fn report_contradictions(
