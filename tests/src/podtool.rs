@@ -54,12 +54,52 @@ pub fn answer_datagrams(place: &Place, name: &str, address: &str) -> Result<Proc
     start_server(place, name, &["answer", address])
 }
 
-/// Sends a datagram and returns `local=… peer=… answer=…`, or `failed …`.
+/// Sends a datagram and returns `local=… peer=… from=… answer=…`, or `failed …`.
 pub fn ask_by_datagram(place: &Place, address: &str, text: &str) -> Result<String> {
     let mut command = place.command(place.run.binaries().podtool()?);
     command.args(["ask", address, "--text", text]);
     let finished = crate::process::finish_within(&place.run, command, PATIENCE)?;
     Ok(finished.success()?.trim().to_owned())
+}
+
+/// A datagram that came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Whom the socket is connected to, by getpeername; or else where the answer came from.
+    pub peer: String,
+    /// Where it came from.
+    pub from: String,
+    pub bytes: Vec<u8>,
+}
+
+/// Sends bytes by a socket that is `connected` or `unconnected`, and returns what comes back.
+pub fn exchange_datagrams(
+    place: &Place,
+    address: &str,
+    bytes: &[u8],
+    socket: &str,
+) -> Result<Answer> {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut command = place.command(place.run.binaries().podtool()?);
+    command.args(["ask", address, "--hex", &hex, "--socket", socket]);
+    let finished = crate::process::finish_within(&place.run, command, PATIENCE)?;
+    let line = finished.success()?;
+    let field = |name: &str| {
+        let fields = line.split_whitespace();
+        fields
+            .filter_map(|field| field.split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.to_owned())
+            .with_context(|| format!("from {address}, by a socket that is {socket}: {line}"))
+    };
+    let hex = field("answer")?;
+    let bytes = (0..hex.len()).step_by(2);
+    let bytes = bytes.map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
+    Ok(Answer {
+        peer: field("peer")?,
+        from: field("from")?,
+        bytes: bytes.collect::<Result<_, _>>()?,
+    })
 }
 
 fn start_server(place: &Place, name: &str, arguments: &[&str]) -> Result<Process> {

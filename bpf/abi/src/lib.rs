@@ -14,9 +14,9 @@ pub use addr::{Addr, Ip};
 
 /// The version of the maps' layout. Maps are pinned below a directory of this name, so programs of
 /// another version never read them. Raise it whenever a key, value or event changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// Ports of the ztunnel inside every enrolled pod's network namespace.
+/// Ports of the ztunnel inside every enrolled pod's network namespace, and those it looks out for.
 pub mod ports {
     /// Captured outbound connections arrive here, on loopback.
     pub const OUTBOUND: u16 = 15001;
@@ -24,4 +24,8 @@ pub mod ports {
     pub const INBOUND_PLAINTEXT: u16 = 15006;
     /// HBONE tunnels from peers arrive here, unredirected.
     pub const HBONE: u16 = 15008;
+    /// Captured DNS queries arrive here, on loopback.
+    pub const DNS: u16 = 15053;
+    /// Where applications send DNS queries.
+    pub const DOMAIN: u16 = 53;
 }

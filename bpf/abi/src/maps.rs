@@ -10,6 +10,8 @@ pub const MAX_POD_ADDRESSES: u32 = 4 * MAX_PODS;
 pub const MAX_PENDING: u32 = 65_536;
 /// How many addresses `REGISTRY` holds. Where the mesh knows more, the worker enforces alone.
 pub const MAX_REGISTRY: u32 = 262_144;
+/// How many sockets can have DNS queries under way at one time on a node.
+pub const MAX_ASKING: u32 = 16_384;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -19,12 +21,14 @@ pub const EVENTS_BYTES: u32 = 1 << 20;
 pub struct Pod {
     /// Its listener's index in `LISTENERS`.
     pub slot: u32,
-    /// [`REGISTRY_ONLY`] or 0.
+    /// [`REGISTRY_ONLY`], [`DNS`].
     pub flags: u32,
 }
 
 /// A flag of [`Pod`]: it may connect only to addresses in `REGISTRY`.
 pub const REGISTRY_ONLY: u32 = 1;
+/// A flag of [`Pod`]: its DNS queries are captured.
+pub const DNS: u32 = 2;
 
 /// `POD_IPS`: [`Ip`] → the enrolled pod that owns the address.
 #[repr(C)]
@@ -38,6 +42,7 @@ pub struct PodIp {
 }
 
 /// `ORIG_PENDING`, `CLIENT_PENDING`: the connecting end of a connection, from SYN to accept.
+/// `ASKED`: the socket that sent a DNS query.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tuple {
@@ -54,7 +59,7 @@ pub struct Tuple {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OrigDst {
     pub dst: Addr,
-    /// [`CAPTURED`] or [`ACCEPTED`].
+    /// [`CAPTURED`], [`ACCEPTED`] or [`ASKING`].
     pub end: u32,
 }
 
@@ -62,6 +67,9 @@ pub struct OrigDst {
 pub const CAPTURED: u32 = 1;
 /// The socket is the ztunnel's, accepted from the application's.
 pub const ACCEPTED: u32 = 2;
+/// The socket is the application's and asks this DNS server: datagrams of the ztunnel's are shown
+/// as the server's. It keeps one server, the last.
+pub const ASKING: u32 = 3;
 
 /// `CONFIG` index: whether events are written to the ring (0 or 1).
 pub const CONFIG_EVENTS: u32 = 0;

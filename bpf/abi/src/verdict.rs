@@ -7,6 +7,8 @@ use crate::{Addr, Ip, maps, ports};
 
 /// TCP's protocol number.
 pub const TCP: u32 = 6;
+/// UDP's.
+pub const UDP: u32 = 17;
 
 /// Why a verdict came out as it did; also the index into the `COUNTERS` map.
 #[repr(u32)]
@@ -49,10 +51,16 @@ pub enum Reason {
     // connect: refused
     /// The pod may go only to what the mesh knows, and this is something else.
     NotInRegistry = 17,
+    // connect, sendmsg: ours
+    /// A DNS query, or a socket for some.
+    Query = 18,
+    // recvmsg
+    /// The application's socket behind a DNS query is gone, or it was not captured.
+    OrphanQuery = 19,
 }
 
 /// How many counters there are; 0 is unused.
-pub const REASONS: u32 = 18;
+pub const REASONS: u32 = 20;
 
 impl Reason {
     /// Every reason, in order.
@@ -74,6 +82,8 @@ impl Reason {
         Self::OrphanAccept,
         Self::EventLost,
         Self::NotInRegistry,
+        Self::Query,
+        Self::OrphanQuery,
     ];
 
     /// The reason with this number, if there is one.
@@ -104,11 +114,13 @@ impl Reason {
             Self::OrphanAccept => "orphan_accept",
             Self::EventLost => "event_lost",
             Self::NotInRegistry => "not_in_registry",
+            Self::Query => "query",
+            Self::OrphanQuery => "orphan_query",
         }
     }
 }
 
-/// What is known when an application calls `connect`.
+/// What is known when an application calls `connect`, or `sendmsg` with an address.
 #[derive(Clone, Copy, Debug)]
 pub struct Connect {
     /// The socket's network namespace cookie.
@@ -117,13 +129,15 @@ pub struct Connect {
     pub enrolled: bool,
     /// The socket was created by the broker.
     pub proxy: bool,
-    pub destination: Ip,
+    pub destination: Addr,
     /// The enrolled pod that owns the destination; `netns` 0 for none.
     pub owner: maps::PodIp,
     /// The pod may go only to what the mesh knows.
     pub registry_only: bool,
     /// The mesh knows the destination. Looked up for such a pod alone.
     pub known: bool,
+    /// The pod's DNS queries are captured.
+    pub dns: bool,
 }
 
 /// What to do with a `connect`.
@@ -142,33 +156,60 @@ pub fn connect(c: &Connect) -> ConnectVerdict {
     if !c.enrolled {
         return not_ours(Reason::NotEnrolled);
     }
-    if c.protocol != TCP {
+    let query = c.is_query();
+    if c.protocol != TCP && !query {
         return not_ours(Reason::NotTcp);
     }
     if c.proxy {
         return not_ours(Reason::Proxy);
     }
-    let own = c.owner.netns != 0 && c.owner.netns == c.netns;
-    if own || c.destination.is_loopback() || c.destination.is_unspecified() {
+    // A DNS server of the pod's own is among these: what it asks of others is captured.
+    let (own, to) = (
+        c.owner.netns != 0 && c.owner.netns == c.netns,
+        c.destination.ip,
+    );
+    if own || to.is_loopback() || to.is_unspecified() {
         return not_ours(Reason::Local);
     }
     // Before link-local ones are let go: a neighbour on the link is outside the mesh as well.
-    if c.registry_only && !c.known {
+    if c.registry_only && !c.known && !query {
         return ConnectVerdict::Refuse(Reason::NotInRegistry);
     }
-    if c.destination.is_link_local6() {
+    if to.is_link_local6() {
         return not_ours(Reason::LinkLocal);
     }
     // An IPv6 socket with an IPv4-mapped destination speaks IPv4, so its loopback is IPv4's.
-    let ip = if c.destination.is_v4() {
+    let ip = if to.is_v4() {
         Ip::LOOPBACK4
     } else {
         Ip::LOOPBACK6
     };
+    let port = if query { ports::DNS } else { ports::OUTBOUND };
     ConnectVerdict::Redirect(Addr {
         ip,
-        port: ports::OUTBOUND as u32,
+        port: port as u32,
     })
+}
+
+impl Connect {
+    /// Whether it is a DNS query that is captured if it leaves the pod.
+    #[inline(always)]
+    pub fn is_query(&self) -> bool {
+        self.dns && is_query(self.protocol, &self.destination)
+    }
+}
+
+/// Whether a datagram to `destination` is a DNS query.
+#[inline(always)]
+pub fn is_query(protocol: u32, destination: &Addr) -> bool {
+    protocol == UDP && destination.port == ports::DOMAIN as u32
+}
+
+/// Whether a datagram from `source`, as an application's socket receives it, is the ztunnel's
+/// answer to a DNS query.
+#[inline(always)]
+pub fn is_answer(source: &Addr) -> bool {
+    source.port == ports::DNS as u32 && source.ip.is_loopback()
 }
 
 /// What is known when a SYN arrives in an enrolled pod's network namespace.

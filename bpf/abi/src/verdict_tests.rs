@@ -18,10 +18,14 @@ fn dial(destination: &str) -> Connect {
         protocol: TCP,
         enrolled: true,
         proxy: false,
-        destination: ip(destination),
+        destination: Addr {
+            ip: ip(destination),
+            port: 8080,
+        },
         owner: maps::PodIp::default(),
         registry_only: false,
         known: false,
+        dns: false,
     }
 }
 
@@ -32,6 +36,83 @@ fn connect_is_redirected_to_the_loopback_of_its_family() {
     assert_eq!(connect(&dial("10.1.2.3")), v4);
     assert_eq!(connect(&dial("::ffff:10.1.2.3")), v4);
     assert_eq!(connect(&dial("fd00::3")), v6);
+}
+
+/// A DNS query of a pod whose queries are captured.
+fn query(server: &str) -> Connect {
+    let mut query = Connect {
+        protocol: UDP,
+        dns: true,
+        ..dial(server)
+    };
+    query.destination.port = 53;
+    query
+}
+
+#[test]
+fn queries_are_redirected_to_the_loopback_of_their_family() {
+    let v4 = ConnectVerdict::Redirect(addr("127.0.0.1:15053"));
+    let v6 = ConnectVerdict::Redirect(addr("[::1]:15053"));
+    assert_eq!(connect(&query("10.96.0.10")), v4);
+    assert_eq!(connect(&query("::ffff:10.96.0.10")), v4);
+    assert_eq!(connect(&query("fd96::10")), v6);
+    // What may be asked is no question of where connections may go.
+    let restricted = Connect {
+        registry_only: true,
+        ..query("10.96.0.10")
+    };
+    assert_eq!(connect(&restricted), v4);
+}
+
+#[test]
+fn queries_that_are_not_ours_are_left_alone() {
+    let left = |reason, c: Connect| assert_eq!(connect(&c), ConnectVerdict::NotOurs(reason));
+    let captured = query("10.96.0.10");
+    left(
+        Reason::NotTcp,
+        Connect {
+            dns: false,
+            ..captured
+        },
+    );
+    left(
+        Reason::Proxy,
+        Connect {
+            proxy: true,
+            ..captured
+        },
+    );
+    left(
+        Reason::NotEnrolled,
+        Connect {
+            enrolled: false,
+            ..captured
+        },
+    );
+    left(Reason::Local, query("127.0.0.53"));
+    left(Reason::Local, query("::1"));
+    left(Reason::LinkLocal, query("fe80::1"));
+    let mut other = captured;
+    other.destination.port = 5353;
+    left(Reason::NotTcp, other);
+    // DNS over TCP is a connection like any other.
+    let tcp = Connect {
+        protocol: TCP,
+        ..captured
+    };
+    assert_eq!(
+        connect(&tcp),
+        ConnectVerdict::Redirect(addr("127.0.0.1:15001"))
+    );
+}
+
+#[test]
+fn answers_are_told_from_other_datagrams() {
+    assert!(is_answer(&addr("127.0.0.1:15053")) && is_answer(&addr("[::1]:15053")));
+    assert!(is_answer(&addr("[::ffff:127.0.0.1]:15053")));
+    for other in ["127.0.0.1:53", "10.0.0.1:15053", "[fd00::1]:15053"] {
+        assert!(!is_answer(&addr(other)), "{other}");
+    }
 }
 
 #[test]

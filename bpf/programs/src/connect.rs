@@ -1,4 +1,5 @@
-//! `connect4`, `connect6`: captures outbound connections of enrolled pods.
+//! `connect4`, `connect6`: captures outbound connections of enrolled pods, and the sockets by which
+//! they ask DNS servers. `sendmsg4`, `sendmsg6`: the same for sockets that do not connect.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -11,8 +12,8 @@ use aya_log_ebpf::debug;
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{CAPTURED, OrigDst, REGISTRY_ONLY},
-    verdict::{self, Connect, ConnectVerdict, Reason},
+    maps::{ASKING, CAPTURED, DNS, OrigDst, REGISTRY_ONLY},
+    verdict::{self, Connect, ConnectVerdict, Reason, UDP},
 };
 
 use crate::{
@@ -33,6 +34,25 @@ pub fn sluice_connect4(context: SockAddrContext) -> i32 {
         ctx::user_addr4(context.sock_addr),
         ctx::set_user_addr4,
     )
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sluice_sendmsg4(context: SockAddrContext) -> i32 {
+    let dst = ctx::user_addr4(context.sock_addr);
+    // Datagrams are many, and few of them are queries: the others pay for nothing but this.
+    if !verdict::is_query(UDP, &dst) {
+        return PROCEED;
+    }
+    capture(&context, dst, ctx::set_user_addr4)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sluice_sendmsg6(context: SockAddrContext) -> i32 {
+    let dst = ctx::user_addr6(context.sock_addr);
+    if !verdict::is_query(UDP, &dst) {
+        return PROCEED;
+    }
+    capture(&context, dst, ctx::set_user_addr6)
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -67,20 +87,26 @@ fn capture(
         protocol: read!((*sa).protocol),
         enrolled: true,
         proxy: storage_get(&PROXY, sk).is_some(),
-        destination: dst.ip,
+        destination: dst,
         // SAFETY: as for PODS.
         owner: unsafe { POD_IPS.get(&dst.ip) }.copied().unwrap_or_default(),
         registry_only,
         // SAFETY: only whether there is an entry is asked.
         known: registry_only && unsafe { REGISTRY.get(&dst.ip) }.is_some(),
+        dns: flags & DNS != 0,
+    };
+    let (end, ours) = if input.is_query() {
+        (ASKING, Reason::Query)
+    } else {
+        (CAPTURED, Reason::Captured)
     };
     let (outcome, reason) = match verdict::connect(&input) {
         ConnectVerdict::NotOurs(reason) => (PROCEED, reason),
         ConnectVerdict::Refuse(reason) => (REFUSE, reason),
         ConnectVerdict::Redirect(to) => {
-            if storage_set(&ORIG_DST, sk, &OrigDst { dst, end: CAPTURED }) {
+            if storage_set(&ORIG_DST, sk, &OrigDst { dst, end }) {
                 rewrite(sa, &to);
-                (PROCEED, Reason::Captured)
+                (PROCEED, ours)
             } else {
                 (REFUSE, Reason::NoStorage)
             }

@@ -5,6 +5,7 @@
 
 mod connect;
 mod ctx;
+mod dns;
 mod events;
 mod maps;
 mod peername;

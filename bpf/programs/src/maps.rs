@@ -10,7 +10,7 @@ use aya_ebpf::{
 use sluice_abi::{
     Addr, Ip,
     maps::{
-        CONFIG_LEN, EVENTS_BYTES, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS, MAX_REGISTRY, OrigDst,
+        CONFIG_LEN, EVENTS_BYTES, MAX_ASKING, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS, MAX_REGISTRY, OrigDst,
         Pod, PodIp, Tuple,
     },
     verdict::{REASONS, Reason},
@@ -42,6 +42,11 @@ pub static ORIG_PENDING: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entries(
 /// established.
 #[map]
 pub static CLIENT_PENDING: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entries(MAX_PENDING, 0);
+
+/// The socket behind a DNS query, as the ztunnel sees it → the server that was asked. LRU: an entry
+/// is written again with every query.
+#[map]
+pub static ASKED: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entries(MAX_ASKING, 0);
 
 /// Per socket: the original destination. Only programs write it.
 #[btf_map]

@@ -7,7 +7,8 @@ use aya_ebpf::{
 };
 use sluice_abi::{
     Addr,
-    maps::{CAPTURED, Tuple},
+    maps::{ASKING, CAPTURED, Tuple},
+    verdict,
 };
 
 use crate::{
@@ -42,7 +43,7 @@ fn real_peer(context: &SockAddrContext, shown: &Addr) -> Option<Addr> {
     // SAFETY: the context's own socket.
     let sk = unsafe { (*context.sock_addr).__bindgen_anon_1.sk };
     if let Some(orig) = storage_get(&ORIG_DST, sk)
-        && orig.end == CAPTURED
+        && (orig.end == CAPTURED || (orig.end == ASKING && verdict::is_answer(shown)))
     {
         return Some(orig.dst);
     }

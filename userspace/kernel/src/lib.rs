@@ -18,7 +18,7 @@ pub use error::Error;
 pub use events::{EventReader, Events};
 pub use load::{Config, Kernel};
 pub use pins::cleanup;
-pub use pods::{EnrolledPod, PodSpec};
+pub use pods::{Dns, EnrolledPod, PodSpec};
 pub use registry::Outbound;
 pub use sluice_abi::{maps::MAX_REGISTRY, ports, verdict::Reason};
 pub use sockets::{SocketMapFds, SocketMaps};

@@ -73,7 +73,7 @@ static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/sluice.bpf.o")));
 
 /// The maps that outlive a broker: the next one finds connections that were under way.
-const PINNED: [&str; 10] = [
+const PINNED: [&str; 11] = [
     "PODS",
     "POD_IPS",
     "LISTENERS",
@@ -81,17 +81,24 @@ const PINNED: [&str; 10] = [
     COUNTERS,
     "ORIG_PENDING",
     "CLIENT_PENDING",
+    "ASKED",
     "ORIG_DST",
     "CLIENT",
     "PROXY",
 ];
 
-const CAPTURE: [&str; 4] = [
+const CAPTURE: [&str; 8] = [
     "sluice_connect4",
     "sluice_connect6",
+    "sluice_sendmsg4",
+    "sluice_sendmsg6",
+    "sluice_recvmsg4",
+    "sluice_recvmsg6",
     "sluice_peername4",
     "sluice_peername6",
 ];
+/// On the broker's cgroup: what the worker must know of the queries it receives.
+const ASKED: [&str; 2] = ["sluice_asked4", "sluice_asked6"];
 const CREATE: &str = "sluice_create";
 const SOCKOPS: &str = "sluice_sockops";
 pub(crate) const LOOKUP: &str = "sluice_lookup";
@@ -239,6 +246,10 @@ fn attach_all(ebpf: &mut Ebpf, config: &Config, pins: &Pins) -> Result<(), Error
     // A program runs for each cgroup on the way to the root; once is enough.
     if !broker.path.starts_with(&pods.path) {
         attach::<SockOps>(ebpf, pins, SOCKOPS, &broker)?;
+    }
+    // Before queries are captured.
+    for name in ASKED {
+        attach::<CgroupSockAddr>(ebpf, pins, name, &broker)?;
     }
     for name in CAPTURE {
         attach::<CgroupSockAddr>(ebpf, pins, name, &pods)?;

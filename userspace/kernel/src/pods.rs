@@ -28,6 +28,26 @@ pub struct PodSpec<'a> {
     pub listener: BorrowedFd<'a>,
     /// Where it may go; a pod that an earlier broker held to the registry stays so.
     pub outbound: Outbound,
+    pub dns: Dns,
+}
+
+/// What becomes of a pod's DNS queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dns {
+    /// They go to the servers that the pod asks.
+    #[default]
+    Direct,
+    /// They are captured: the ztunnel answers or forwards them.
+    Captured,
+}
+
+impl Dns {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Direct => 0,
+            Self::Captured => maps::DNS,
+        }
+    }
 }
 
 /// A pod that was enrolled; give it back to [`Kernel::withdraw`].
@@ -120,9 +140,37 @@ impl Kernel {
         let id = program.attach(pod.netns.as_fd()).map_err(attach_error)?;
         let attached: FdLink = program.take_link(id).map_err(attach_error)?.into();
         load::pin_link(attached, link)?;
-        let flags = outbound.flags();
+        let flags = outbound.flags() | pod.dns.flags();
         self.pods
             .insert(cookie, maps::Pod { slot, flags }, 0)
+            .map_err(Error::map("PODS"))
+    }
+
+    /// Says what becomes of a pod's DNS queries, from now on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_dns(&mut self, pod: &EnrolledPod, dns: Dns) -> Result<(), Error> {
+        self.set_flags(pod, maps::DNS, dns.flags())
+    }
+
+    /// Sets those flags of a pod that are in `mask`.
+    pub(crate) fn set_flags(
+        &mut self,
+        pod: &EnrolledPod,
+        mask: u32,
+        flags: u32,
+    ) -> Result<(), Error> {
+        let now = self.pods.get(&pod.cookie, 0).map_err(Error::map("PODS"))?;
+        let value = maps::Pod {
+            flags: now.flags & !mask | flags,
+            ..now
+        };
+        if now == value {
+            return Ok(());
+        }
+        self.pods
+            .insert(pod.cookie, value, 0)
             .map_err(Error::map("PODS"))
     }
 

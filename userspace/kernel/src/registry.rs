@@ -102,15 +102,6 @@ impl Kernel {
     /// # Errors
     /// The kernel's.
     pub fn set_outbound(&mut self, pod: &EnrolledPod, outbound: Outbound) -> Result<(), Error> {
-        let value = maps::Pod {
-            slot: pod.slot,
-            flags: outbound.flags(),
-        };
-        if self.pods.get(&pod.cookie, 0).is_ok_and(|now| now == value) {
-            return Ok(());
-        }
-        self.pods
-            .insert(pod.cookie, value, 0)
-            .map_err(Error::map("PODS"))
+        self.set_flags(pod, maps::REGISTRY_ONLY, outbound.flags())
     }
 }

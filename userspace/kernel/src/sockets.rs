@@ -15,14 +15,15 @@ use crate::{Error, sys};
 const ORIG_DST: &str = "ORIG_DST";
 const ORIG_PENDING: &str = "ORIG_PENDING";
 const CLIENT: &str = "CLIENT";
+const ASKED: &str = "ASKED";
 
 /// Descriptors of the maps behind [`SocketMaps`], for handing over.
 #[derive(Debug)]
-pub struct SocketMapFds([OwnedFd; 3]);
+pub struct SocketMapFds([OwnedFd; 4]);
 
 impl SocketMapFds {
     /// How many descriptors there are.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 
     pub(crate) fn open(maps: &Path) -> Result<Self, Error> {
         let open = |name: &str, read_only| {
@@ -35,6 +36,7 @@ impl SocketMapFds {
             open(ORIG_DST, true)?,
             open(ORIG_PENDING, true)?,
             open(CLIENT, false)?,
+            open(ASKED, true)?,
         ]))
     }
 
@@ -50,6 +52,7 @@ pub struct SocketMaps {
     orig_dst: SkStorage<MapData, maps::OrigDst>,
     orig_pending: HashMap<MapData, maps::Tuple, Addr>,
     client: SkStorage<MapData, Addr>,
+    asked: HashMap<MapData, maps::Tuple, Addr>,
 }
 
 impl SocketMaps {
@@ -58,7 +61,7 @@ impl SocketMaps {
     /// # Errors
     /// When they are not those maps.
     pub fn from_fds(fds: [OwnedFd; SocketMapFds::COUNT]) -> Result<Self, Error> {
-        let [orig_dst, orig_pending, client] = fds;
+        let [orig_dst, orig_pending, client, asked] = fds;
         Ok(Self {
             orig_dst: SkStorage::try_from(Map::SkStorage(map(ORIG_DST, orig_dst)?))
                 .map_err(Error::map(ORIG_DST))?,
@@ -66,6 +69,8 @@ impl SocketMaps {
                 .map_err(Error::map(ORIG_PENDING))?,
             client: SkStorage::try_from(Map::SkStorage(map(CLIENT, client)?))
                 .map_err(Error::map(CLIENT))?,
+            asked: HashMap::try_from(Map::LruHashMap(map(ASKED, asked)?))
+                .map_err(Error::map(ASKED))?,
         })
     }
 
@@ -82,12 +87,7 @@ impl SocketMaps {
         peer: SocketAddr,
         netns: u64,
     ) -> Result<Option<SocketAddr>, Error> {
-        let key = maps::Tuple {
-            netns,
-            ip: peer.ip().into(),
-            port: peer.port().into(),
-            pad: 0,
-        };
+        let key = tuple(peer, netns);
         let stored = || found(ORIG_DST, self.orig_dst.get(socket, 0)).map(|o| o.map(|o| o.dst));
         let pending = || found(ORIG_PENDING, self.orig_pending.get(&key, 0));
         // accept(2) may return before the kernel half has moved the entry to the socket; and it may
@@ -104,6 +104,20 @@ impl SocketMaps {
         Ok(None)
     }
 
+    /// Which server a DNS query was sent to before capture rewrote it; `None` when the application's
+    /// socket is gone, or was not captured. Asked right after the query was received.
+    ///
+    /// # Errors
+    /// The kernel's, other than "no such entry".
+    pub fn server_asked(
+        &self,
+        client: SocketAddr,
+        netns: u64,
+    ) -> Result<Option<SocketAddr>, Error> {
+        let server = found(ASKED, self.asked.get(&tuple(client, netns), 0))?;
+        Ok(server.map(SocketAddr::from))
+    }
+
     /// Before a dialling socket connects: the application that accepts will see `client` as its
     /// peer.
     ///
@@ -113,6 +127,15 @@ impl SocketMaps {
         self.client
             .insert(socket, Addr::from(client), 0)
             .map_err(Error::map(CLIENT))
+    }
+}
+
+fn tuple(end: SocketAddr, netns: u64) -> maps::Tuple {
+    maps::Tuple {
+        netns,
+        ip: end.ip().into(),
+        port: end.port().into(),
+        pad: 0,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod authz;
 pub mod balance;
 pub mod identity;
 pub mod mesh;
+pub mod names;
 mod policies;
 pub mod service;
 pub mod workload;

@@ -16,6 +16,8 @@ use crate::{
 pub struct Mesh {
     workloads: Workloads,
     services: HashMap<ServiceKey, Arc<Service>>,
+    /// The namespaces in which a host name is defined, in ascending order.
+    by_host: HashMap<Name, Arc<[Name]>>,
     by_vip: HashMap<NetworkAddress, Arc<Service>>,
     /// In ascending order.
     endpoints: HashMap<ServiceKey, Arc<Vec<Slot>>>,
@@ -128,6 +130,28 @@ impl Mesh {
         self.services.get(key)
     }
 
+    /// The services of a host name, one for each namespace that defines it, in a stable order.
+    pub fn services_of_host<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a Arc<Service>> {
+        let found = self.by_host.get_key_value(host);
+        found.into_iter().flat_map(|(host, namespaces)| {
+            namespaces.iter().filter_map(|namespace| {
+                self.services.get(&ServiceKey {
+                    namespace: namespace.clone(),
+                    hostname: host.clone(),
+                })
+            })
+        })
+    }
+
+    /// The workloads that are endpoints of a service, whatever their ports, in a stable order.
+    pub fn backends(&self, service: &Service) -> impl Iterator<Item = &Arc<Workload>> {
+        let slots = self.endpoints.get(&service.key());
+        slots
+            .into_iter()
+            .flat_map(|slots| slots.iter())
+            .filter_map(|slot| Some(&self.workloads.at(*slot)?.workload))
+    }
+
     pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
         self.policies.get(key)
     }
@@ -216,13 +240,29 @@ impl Mesh {
         for vip in &service.vips {
             self.by_vip.insert(vip.clone(), service.clone());
         }
+        self.define(&key, |namespaces| {
+            let place = namespaces.partition_point(|other| *other < key.namespace);
+            namespaces.insert(place, key.namespace.clone());
+        });
         self.services.insert(key, service);
+    }
+
+    fn define(&mut self, key: &ServiceKey, change: impl FnOnce(&mut Vec<Name>)) {
+        let namespaces = self.by_host.remove(&key.hostname).unwrap_or_default();
+        let mut namespaces = namespaces.to_vec();
+        change(&mut namespaces);
+        if !namespaces.is_empty() {
+            self.by_host.insert(key.hostname.clone(), namespaces.into());
+        }
     }
 
     fn remove_service(&mut self, key: &ServiceKey) {
         let Some(service) = self.services.remove(key) else {
             return;
         };
+        self.define(key, |namespaces| {
+            namespaces.retain(|namespace| *namespace != key.namespace);
+        });
         for vip in &service.vips {
             if self.by_vip.get(vip).is_some_and(|at| at.key() == *key) {
                 self.by_vip.remove(vip);

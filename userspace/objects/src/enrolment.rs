@@ -17,6 +17,8 @@ pub struct Enrolment {
     pub service_account: Name,
     /// The path of the pod's network namespace.
     pub netns: PathBuf,
+    /// Whether its DNS queries are captured, if the pod says so.
+    pub dns_capture: Option<bool>,
 }
 
 /// Whether a pod is part of the mesh: its own label `istio.io/dataplane-mode` counts, or else its
@@ -62,6 +64,7 @@ pub fn pods_to_enrol(objects: &Objects, node: &str) -> (Vec<Enrolment>, Vec<Diag
                     name: pod.name.clone(),
                     service_account: pod.service_account.clone(),
                     netns: netns.clone(),
+                    dns_capture: pod.dns_capture,
                 });
                 continue;
             }

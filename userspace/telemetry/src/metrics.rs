@@ -1,5 +1,6 @@
 //! Metrics, with Istio's names and labels where it has them.
 
+mod dns;
 mod foreign;
 mod labels;
 mod policy;
@@ -7,6 +8,7 @@ mod tcp;
 
 use std::sync::{Mutex, PoisonError};
 
+pub use dns::{DnsLabels, DnsMetrics};
 use foreign::ForeignCounter;
 pub use labels::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels};
 pub use policy::{Denial, Phase, PolicyMetrics};
@@ -25,6 +27,7 @@ pub struct Metrics {
     registry: Mutex<prometheus_client::registry::Registry>,
     tcp: TcpMetrics,
     policy: PolicyMetrics,
+    dns: DnsMetrics,
 }
 
 impl Metrics {
@@ -35,6 +38,8 @@ impl Metrics {
         registry.register_collector(Box::new(tcp.clone()));
         let policy = PolicyMetrics::default();
         policy.register(&mut registry);
+        let dns = DnsMetrics::default();
+        dns.register(&mut registry);
         let build: Family<[(&str, &str); 2], Gauge> = Family::default();
         build
             .get_or_create(&[("component", component), ("tag", version)])
@@ -44,6 +49,7 @@ impl Metrics {
             registry: Mutex::new(registry),
             tcp,
             policy,
+            dns,
         }
     }
 
@@ -55,6 +61,11 @@ impl Metrics {
     /// The metrics of policies.
     pub fn policy(&self) -> &PolicyMetrics {
         &self.policy
+    }
+
+    /// The metrics of DNS.
+    pub fn dns(&self) -> &DnsMetrics {
+        &self.dns
     }
 
     /// Adds a metric; a clone of it stays with whoever counts. The encoding adds `_total` to the

@@ -75,6 +75,13 @@ struct BrokerArgs {
     run_dir: PathBuf,
     #[arg(long, default_value = "cluster.local", value_parser = trust_domain)]
     trust_domain: TrustDomain,
+    /// The DNS domain of the cluster's services.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Answer the pods' DNS queries for names of the mesh, and forward the others as they are; a pod
+    /// opts out by the annotation ambient.istio.io/dns-capture: "false".
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    dns_capture: bool,
     /// The name of this cluster.
     #[arg(long, default_value = "Kubernetes")]
     cluster_id: String,
@@ -159,6 +166,7 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         token_file: args.token_file,
         control_root: args.control_root,
         threads,
+        dns_capture: args.dns_capture,
         events: if args.flow_events {
             Events::On
         } else {
@@ -175,6 +183,7 @@ fn settings(args: &BrokerArgs) -> Settings {
         cluster: args.cluster_id.clone(),
         network: args.network.clone(),
         trust_domain: args.trust_domain.to_string(),
+        cluster_domain: args.cluster_domain.to_lowercase().as_str().into(),
         control: args.control.clone(),
         log: args.log.clone(),
         log_json: args.log_json,

@@ -19,9 +19,24 @@ pub(crate) fn serve(arguments: &Arguments) -> io::Result<()> {
     }
 }
 
-/// Sends one datagram by a connected socket and prints what comes back.
+/// Sends one datagram and prints what comes back.
 pub(crate) fn ask(arguments: &Arguments) -> io::Result<()> {
-    let text: String = arguments.option("text")?.unwrap_or_default();
+    let connects = match arguments.option::<String>("socket")?.as_deref() {
+        None | Some("connected") => true,
+        Some("unconnected") => false,
+        Some(other) => {
+            let error = format!("--socket: not {other}, but connected or unconnected");
+            return Err(io::Error::other(error));
+        }
+    };
+    let hex: Option<String> = arguments.option("hex")?;
+    let datagram = match &hex {
+        Some(hex) => from_hex(hex)?,
+        None => arguments
+            .option::<String>("text")?
+            .unwrap_or_default()
+            .into_bytes(),
+    };
     let any = if arguments.address.is_ipv4() {
         "0.0.0.0:0"
     } else {
@@ -29,17 +44,41 @@ pub(crate) fn ask(arguments: &Arguments) -> io::Result<()> {
     };
     let socket = UdpSocket::bind(any)?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    socket.connect(arguments.address)?;
-    socket.send(text.as_bytes())?;
+    if connects {
+        socket.connect(arguments.address)?;
+        socket.send(&datagram)?;
+    } else {
+        socket.send_to(&datagram, arguments.address)?;
+    }
     let mut answer = vec![0; 64 * 1024];
-    match socket.recv(&mut answer) {
-        Ok(size) => tell(&format!(
-            "local={} peer={} answer={}",
-            socket.local_addr()?,
-            socket.peer_addr()?,
-            String::from_utf8_lossy(&answer[..size])
-        )),
+    match socket.recv_from(&mut answer) {
+        Ok((size, from)) => {
+            let answer = &answer[..size];
+            let shown = match hex {
+                Some(_) => answer.iter().map(|byte| format!("{byte:02x}")).collect(),
+                None => String::from_utf8_lossy(answer).into_owned(),
+            };
+            let peer = if connects { socket.peer_addr()? } else { from };
+            let local = socket.local_addr()?;
+            tell(&format!(
+                "local={local} peer={peer} from={from} answer={shown}"
+            ));
+        }
         Err(error) => tell(&format!("failed {} {error}", reason(&error))),
     }
     Ok(())
+}
+
+fn from_hex(text: &str) -> io::Result<Vec<u8>> {
+    let byte = |at| {
+        text.get(at..at + 2)
+            .map(|pair| u8::from_str_radix(pair, 16))
+    };
+    (0..text.len())
+        .step_by(2)
+        .map(|at| match byte(at) {
+            Some(Ok(byte)) => Ok(byte),
+            _ => Err(io::Error::other(format!("--hex: not bytes: {text}"))),
+        })
+        .collect()
 }

@@ -13,6 +13,8 @@ use crate::{Code, report::Report};
 pub(crate) const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// The annotation that names a pod's network namespace, in place of a container runtime.
 pub(crate) const NETNS: &str = "sluice.io/netns";
+/// The annotation by which a pod keeps its DNS queries to itself, or has them captured.
+const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Pod {
     pub dataplane_mode: Option<DataplaneMode>,
     /// From its own annotation `sluice.io/outbound-traffic-policy`.
     pub outbound: Option<OutboundPolicy>,
+    /// From its own annotation `ambient.istio.io/dns-capture`.
+    pub dns_capture: Option<bool>,
 }
 
 /// Where a pod is in its life.
@@ -112,6 +116,7 @@ pub(super) fn pod(raw: raw::Pod, report: &mut Report<'_>) -> Pod {
         ports: ports(&spec, report),
         owner: owner(&metadata),
         netns: netns(&metadata, report),
+        dns_capture: dns_capture(&metadata, report),
         outbound: outbound::annotated(metadata.annotations.as_ref(), report),
     }
 }
@@ -227,4 +232,19 @@ fn netns(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<PathBuf> {
         );
     }
     Some(path)
+}
+
+fn dns_capture(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<bool> {
+    match metadata.annotations.as_ref()?.get(DNS_CAPTURE)?.as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        other => {
+            report.error(
+                Code::InvalidValue,
+                format!("metadata.annotations[\"{DNS_CAPTURE}\"]"),
+                format!("{other:?} is neither \"true\" nor \"false\""),
+            );
+            None
+        }
+    }
 }

@@ -46,6 +46,8 @@ pub struct Config {
     pub control_root: PathBuf,
     /// How many threads carry traffic.
     pub threads: usize,
+    /// Whether DNS queries are captured, of pods that do not opt out.
+    pub dns_capture: bool,
     pub kernel: sluice_kernel::Config,
     /// Whether flow events are read and logged.
     pub events: Events,
@@ -92,7 +94,12 @@ pub fn run(config: Config) -> Result<()> {
     let _logs = read_events(reader)?;
     let _directory = watch_pods(&config, events.clone())?;
     let mut broker = Broker {
-        pods: Pods::new(kernel, config.threads, config.run_dir.join("pods")),
+        pods: Pods::new(
+            kernel,
+            config.threads,
+            config.dns_capture,
+            config.run_dir.join("pods"),
+        ),
         worker: Worker::new(&config, events)?,
     };
     tracing::info!(node = config.node, "broker started");

@@ -14,7 +14,7 @@ use rustix::thread::LinkNameSpaceType;
 use sluice_kernel::ports;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::link::{Family, message::Listener};
+use crate::link::{Family, Transport, message::Listener};
 
 /// How many connections may wait for a worker; the namespace's `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
@@ -56,10 +56,15 @@ impl Netns {
         })
     }
 
-    /// Opens one set of listeners per thread; all threads' listeners share their ports.
-    pub(super) fn listeners(&self, threads: usize) -> Result<Vec<Vec<(Listener, OwnedFd)>>> {
+    /// Opens one set of listeners per thread; all threads' listeners share their ports. Those for
+    /// DNS only if asked for.
+    pub(super) fn listeners(
+        &self,
+        threads: usize,
+        dns: bool,
+    ) -> Result<Vec<Vec<(Listener, OwnedFd)>>> {
         within(&self.file, || {
-            (0..threads).map(|_| listener_set()).collect()
+            (0..threads).map(|_| listener_set(dns)).collect()
         })
     }
 
@@ -92,7 +97,7 @@ fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Res
     result.unwrap_or_else(|_| bail!("work inside a network namespace panicked"))
 }
 
-fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
+fn listener_set(dns: bool) -> Result<Vec<(Listener, OwnedFd)>> {
     let mut set = vec![
         (Listener::Plaintext, dual_stack(ports::INBOUND_PLAINTEXT)?),
         (Listener::Hbone, dual_stack(ports::HBONE)?),
@@ -106,7 +111,30 @@ fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
         Err(error) if lacks_ipv6(&error) => {}
         Err(error) => return Err(error),
     }
+    if dns {
+        set.push((Listener::Dns, receive(Ipv4Addr::LOCALHOST.into())?));
+        match receive(Ipv6Addr::LOCALHOST.into()) {
+            Ok(v6) => set.push((Listener::Dns, v6)),
+            Err(error) if lacks_ipv6(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
     Ok(set)
+}
+
+/// A socket for the DNS queries of a pod.
+fn receive(ip: IpAddr) -> Result<OwnedFd> {
+    let address = SocketAddr::new(ip, ports::DNS);
+    let open = || {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok::<_, io::Error>(OwnedFd::from(socket))
+    };
+    let hint = "does something in the pod use this port? Without --dns-capture it is free";
+    open().with_context(|| format!("receive DNS queries on {address} ({hint})"))
 }
 
 /// Listens for both families, or for IPv4 alone where IPv6 is switched off.
@@ -152,13 +180,23 @@ fn listen(ip: IpAddr, port: u16) -> Result<OwnedFd> {
 }
 
 /// An unconnected socket in the calling thread's namespace.
-pub(super) fn dialling_socket(family: Family) -> io::Result<OwnedFd> {
+pub(super) fn dialling_socket(transport: Transport, family: Family) -> io::Result<OwnedFd> {
     let domain = match family {
         Family::V4 => Domain::IPV4,
         Family::V6 => Domain::IPV6,
     };
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    tune(&socket)?;
+    let socket = match transport {
+        Transport::Tcp => {
+            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+            tune(&socket)?;
+            socket
+        }
+        Transport::Udp => {
+            let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+            socket.set_nonblocking(true)?;
+            socket
+        }
+    };
     Ok(socket.into())
 }
 

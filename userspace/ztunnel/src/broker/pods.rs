@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use sluice_kernel::{EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds};
+use sluice_kernel::{Dns, EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds};
 use sluice_model::Name;
 use sluice_objects::enrolment::Enrolment;
 
@@ -31,6 +31,8 @@ type Key = (Name, Name);
 pub(super) struct Pods {
     kernel: Kernel,
     threads: usize,
+    /// Whether DNS queries are captured, of pods that do not say otherwise.
+    dns_capture: bool,
     namespaces: Namespaces,
     pods: BTreeMap<Key, PodRecord>,
     wanted: Vec<Enrolment>,
@@ -60,10 +62,11 @@ enum Membership {
 }
 
 impl Pods {
-    pub(super) fn new(kernel: Kernel, threads: usize, report: PathBuf) -> Self {
+    pub(super) fn new(kernel: Kernel, threads: usize, dns_capture: bool, report: PathBuf) -> Self {
         Self {
             kernel,
             threads,
+            dns_capture,
             namespaces: Namespaces::default(),
             pods: BTreeMap::new(),
             wanted: Vec::new(),
@@ -187,12 +190,13 @@ impl Pods {
     fn want(&mut self, pod: &Enrolment, worker: &Worker) -> Result<()> {
         let key = key(pod);
         let netns = Netns::open(&pod.netns)?;
+        let dns = self.dns(pod);
         if let Some(record) = self.pods.get_mut(&key) {
             if record.netns.cookie == netns.cookie
                 && record.info.service_account == pod.service_account
             {
                 let outbound = self.egress.enforceable(record.outbound);
-                return record.refresh(&mut self.kernel, outbound);
+                return record.refresh(&mut self.kernel, outbound, dns);
             }
             // The same name, but another pod: nothing of the old one may serve the new one.
             self.forget(&key, worker);
@@ -202,9 +206,18 @@ impl Pods {
         Ok(())
     }
 
+    /// Without --dns-capture nothing listens for queries, so a pod can only opt out.
+    fn dns(&self, pod: &Enrolment) -> Dns {
+        if self.dns_capture && pod.dns_capture != Some(false) {
+            Dns::Captured
+        } else {
+            Dns::Direct
+        }
+    }
+
     fn admit(&mut self, pod: &Enrolment, netns: Netns, worker: &Worker) -> Result<PodRecord> {
         let ips = netns.addresses()?;
-        let listeners = netns.listeners(self.threads)?;
+        let listeners = netns.listeners(self.threads, self.dns_capture)?;
         let info = PodInfo {
             id: PodId(self.next_id),
             namespace: pod.namespace.clone(),
@@ -216,8 +229,8 @@ impl Pods {
         let netns = Arc::new(netns);
         // The worker says where it may go when it has heard of it. Until then it stays as it was
         // under an earlier broker.
-        let anywhere = Outbound::Anywhere;
-        let enrolled = enrol(&mut self.kernel, &netns, &ips, &listeners, anywhere)?;
+        let rules = (Outbound::Anywhere, self.dns(pod));
+        let enrolled = enrol(&mut self.kernel, &netns, &ips, &listeners, rules)?;
         self.next_id += 1;
         self.namespaces.insert(info.id, netns.clone());
         tracing::info!(
@@ -248,12 +261,15 @@ impl Pods {
 
 impl PodRecord {
     /// Enrols a leaving pod again, or brings an enrolled one's addresses up to date.
-    fn refresh(&mut self, kernel: &mut Kernel, outbound: Outbound) -> Result<()> {
+    fn refresh(&mut self, kernel: &mut Kernel, outbound: Outbound, dns: Dns) -> Result<()> {
         let ips = self.netns.addresses()?;
         match &mut self.membership {
-            Membership::Enrolled(enrolled) => Ok(kernel.set_ips(enrolled, &ips)?),
+            Membership::Enrolled(enrolled) => {
+                kernel.set_dns(enrolled, dns)?;
+                Ok(kernel.set_ips(enrolled, &ips)?)
+            }
             Membership::Leaving(_) => {
-                let enrolled = enrol(kernel, &self.netns, &ips, &self.listeners, outbound)?;
+                let enrolled = enrol(kernel, &self.netns, &ips, &self.listeners, (outbound, dns))?;
                 self.membership = Membership::Enrolled(enrolled);
                 tracing::info!(pod = self.name(), "pod enrolled again");
                 Ok(())
@@ -303,7 +319,7 @@ fn enrol(
     netns: &Netns,
     ips: &[IpAddr],
     listeners: &[Vec<(Listener, OwnedFd)>],
-    outbound: Outbound,
+    (outbound, dns): (Outbound, Dns),
 ) -> Result<EnrolledPod> {
     let plaintext = |(kind, fd): &(Listener, OwnedFd)| {
         (*kind == Listener::Plaintext).then(|| fd.as_fd().try_clone_to_owned())
@@ -319,6 +335,7 @@ fn enrol(
         ips,
         listener: listener.as_fd(),
         outbound,
+        dns,
     };
     Ok(kernel.enrol(&spec)?)
 }

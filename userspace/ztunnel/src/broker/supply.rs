@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::netns::{self, Netns};
-use crate::link::{Family, Link, MAX_FDS, PodId, ToBroker, ToWorker};
+use crate::link::{Family, Link, MAX_FDS, PodId, ToBroker, ToWorker, Transport};
 
 /// The namespaces of the pods that are in the mesh. Workers name pods by id only, so they can get a
 /// socket in these namespaces and in no other.
@@ -45,14 +45,20 @@ pub(super) fn serve(link: Arc<Link>, namespaces: &Namespaces) {
                 return;
             }
         };
-        let ToBroker::NeedSockets { pod, family, count } = request else {
+        let ToBroker::NeedSockets {
+            pod,
+            transport,
+            family,
+            count,
+        } = request
+        else {
             continue;
         };
         // A pod that has just left: the worker learns it from its own message.
         let Some(netns) = namespaces.get(pod) else {
             continue;
         };
-        if let Err(error) = supply(&link, pod, &netns, family, count) {
+        if let Err(error) = supply(&link, pod, &netns, (transport, family), count) {
             tracing::warn!(%error, ?pod, "cannot supply sockets");
             if error.kind() == std::io::ErrorKind::BrokenPipe {
                 return;
@@ -65,14 +71,19 @@ fn supply(
     link: &Link,
     pod: PodId,
     netns: &Netns,
-    family: Family,
+    (transport, family): (Transport, Family),
     count: u8,
 ) -> std::io::Result<()> {
     netns.enter()?;
     let count = usize::from(count).min(MAX_FDS);
     let sockets: Vec<OwnedFd> = (0..count)
-        .map(|_| netns::dialling_socket(family))
+        .map(|_| netns::dialling_socket(transport, family))
         .collect::<Result<_, _>>()?;
     let fds: Vec<_> = sockets.iter().map(OwnedFd::as_fd).collect();
-    link.send(&ToWorker::Sockets { pod, family }, &fds)
+    let message = ToWorker::Sockets {
+        pod,
+        transport,
+        family,
+    };
+    link.send(&message, &fds)
 }

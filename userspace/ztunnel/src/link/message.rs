@@ -22,6 +22,13 @@ impl Family {
     }
 }
 
+/// What a socket speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
 /// What the broker knows of a pod, from its own sources. The worker takes the pod's identity from
 /// here and never from a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +49,8 @@ pub enum Listener {
     Outbound,
     Plaintext,
     Hbone,
+    /// A UDP socket.
+    Dns,
 }
 
 /// What a worker needs to know at its start.
@@ -51,6 +60,8 @@ pub struct Settings {
     pub cluster: String,
     pub network: String,
     pub trust_domain: String,
+    /// The DNS domain of the cluster's services.
+    pub cluster_domain: Name,
     /// The control plane's URL.
     pub control: String,
     pub log: String,
@@ -87,6 +98,7 @@ pub enum ToWorker {
     /// With unconnected sockets in the pod's network namespace.
     Sockets {
         pod: PodId,
+        transport: Transport,
         family: Family,
     },
 }
@@ -99,6 +111,7 @@ pub enum ToBroker {
     /// Wants unconnected sockets.
     NeedSockets {
         pod: PodId,
+        transport: Transport,
         family: Family,
         count: u8,
     },

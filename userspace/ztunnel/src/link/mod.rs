@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-pub use message::{Egress, Family, PodId, PodInfo, Settings, ToBroker, ToWorker};
+pub use message::{Egress, Family, PodId, PodInfo, Settings, ToBroker, ToWorker, Transport};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,

@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod control;
+mod dns;
 mod egress;
 mod flows;
 mod inbound;

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
-    net::{IpAddr, SocketAddr, TcpStream as StdStream},
+    net::{IpAddr, SocketAddr, TcpStream as StdStream, UdpSocket as StdUdpSocket},
     os::fd::OwnedFd,
     rc::Rc,
     time::Duration,
@@ -12,12 +12,12 @@ use std::{
 
 use sluice_model::{SpiffeId, TrustDomain, Uid, identity::ParseSpiffeIdError};
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    net::{TcpSocket, TcpStream, UdpSocket},
     sync::{Notify, watch},
 };
 
 use super::{flows::Flows, review::Reviewed};
-use crate::link::{AsyncLink, Family, PodInfo, ToBroker};
+use crate::link::{AsyncLink, Family, PodInfo, ToBroker, Transport};
 
 /// How long a dial may take (wire contract §2).
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,7 +32,10 @@ pub(super) struct Pod {
     /// Its connections, to be judged again; they outlive its membership.
     pub(super) flows: Rc<Flows>,
     pub(super) reviewed: Reviewed,
-    sockets: [Sockets; 2],
+    /// By transport and family.
+    sockets: [[Sockets; 2]; 2],
+    /// How many DNS queries of the pod are with their servers.
+    pub(super) queries: Cell<usize>,
     /// True once the pod has left the mesh.
     gone: watch::Sender<bool>,
 }
@@ -53,6 +56,7 @@ impl Pod {
             flows: Rc::default(),
             reviewed: Reviewed::default(),
             sockets: Default::default(),
+            queries: Cell::new(0),
             gone: watch::Sender::new(false),
         })
     }
@@ -75,8 +79,19 @@ impl Pod {
         self.gone.subscribe()
     }
 
-    pub(super) fn stock(&self, family: Family) -> &Sockets {
-        &self.sockets[family as usize]
+    pub(super) fn stock(&self, transport: Transport, family: Family) -> &Sockets {
+        &self.sockets[transport as usize][family as usize]
+    }
+
+    /// A UDP socket in the pod's network namespace; waits until there is one.
+    pub(super) async fn datagram_socket(
+        &self,
+        link: &AsyncLink,
+        family: Family,
+    ) -> io::Result<UdpSocket> {
+        let stock = self.stock(Transport::Udp, family);
+        let socket = stock.take(link, &self.info, Transport::Udp, family).await;
+        UdpSocket::from_std(StdUdpSocket::from(socket))
     }
 
     /// Connects from inside the pod's network namespace. `prepare` sees the socket before.
@@ -90,9 +105,9 @@ impl Pod {
         prepare: impl FnOnce(&TcpSocket) -> io::Result<()>,
     ) -> io::Result<TcpStream> {
         let family = Family::of(destination.ip());
-        let stock = self.stock(family);
+        let stock = self.stock(Transport::Tcp, family);
         let connected = async {
-            let socket = stock.take(link, &self.info, family).await;
+            let socket = stock.take(link, &self.info, Transport::Tcp, family).await;
             let socket = TcpSocket::from_std_stream(StdStream::from(socket));
             prepare(&socket)?;
             socket.connect(destination).await
@@ -139,12 +154,26 @@ impl Sockets {
         self.arrived.notify_waiters();
     }
 
-    async fn take(&self, link: &AsyncLink, pod: &PodInfo, family: Family) -> OwnedFd {
+    async fn take(
+        &self,
+        link: &AsyncLink,
+        pod: &PodInfo,
+        transport: Transport,
+        family: Family,
+    ) -> OwnedFd {
         loop {
             // Registered before the look, so that an arrival in between is not missed.
             let arrived = self.arrived.notified();
             let taken = self.ready.borrow_mut().pop_front();
-            self.order(link, pod, family, taken.is_none());
+            if let Some(count) = self.due(taken.is_none()) {
+                let order = ToBroker::NeedSockets {
+                    pod: pod.id,
+                    transport,
+                    family,
+                    count,
+                };
+                self.order(link, &order, count);
+            }
             match taken {
                 Some(socket) => return socket,
                 None => arrived.await,
@@ -152,23 +181,22 @@ impl Sockets {
         }
     }
 
-    /// Orders more when fewer than half a batch are left.
-    fn order(&self, link: &AsyncLink, pod: &PodInfo, family: Family, ran_out: bool) {
+    /// How many more to order, when fewer than half a batch are left.
+    fn due(&self, ran_out: bool) -> Option<u8> {
         let batch = self.batch.get();
         let stock = self.ready.borrow().len() + self.ordered.get();
         if stock > usize::from(batch / 2) {
-            return;
+            return None;
         }
         if ran_out {
             self.batch.set(batch.saturating_mul(2).min(Self::MAX_BATCH));
         }
-        let order = ToBroker::NeedSockets {
-            pod: pod.id,
-            family,
-            count: batch,
-        };
-        match link.send(&order, &[]) {
-            Ok(()) => self.ordered.set(self.ordered.get() + usize::from(batch)),
+        Some(batch)
+    }
+
+    fn order(&self, link: &AsyncLink, order: &ToBroker, count: u8) {
+        match link.send(order, &[]) {
+            Ok(()) => self.ordered.set(self.ordered.get() + usize::from(count)),
             // Asked again with the next connection; this one waits until its own time is out.
             Err(error) => tracing::warn!(%error, "cannot ask the broker for sockets"),
         }

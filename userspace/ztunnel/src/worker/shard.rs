@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, dns,
     flows::Cut,
     inbound, outbound, plaintext,
     pods::{Pod, Table},
@@ -90,10 +90,14 @@ impl Shard {
         match message {
             ToWorker::AddPod { pod, listeners } => self.add_pod(pod, &listeners, fds),
             ToWorker::RemovePod(id) => self.remove_pod(id),
-            ToWorker::Sockets { pod, family } => {
+            ToWorker::Sockets {
+                pod,
+                transport,
+                family,
+            } => {
                 // Without the pod the sockets are closed: it has just left.
                 if let Some(pod) = self.pods.borrow().get(&pod) {
-                    pod.stock(family).add(fds);
+                    pod.stock(transport, family).add(fds);
                 }
             }
             ToWorker::Start(_) | ToWorker::Maps | ToWorker::Credentials { .. } => {}
@@ -115,6 +119,10 @@ impl Shard {
         self.end_other_identities(&pod);
         self.pods.borrow_mut().insert(pod.info.id, pod.clone());
         for (kind, fd) in listeners.iter().zip(fds) {
+            if *kind == Listener::Dns {
+                dns::start(self, &pod, fd);
+                continue;
+            }
             match TcpListener::from_std(StdListener::from(fd)) {
                 Ok(listener) => {
                     spawn_local(self.clone().accept(pod.clone(), *kind, listener));
@@ -175,6 +183,7 @@ impl Shard {
             Listener::Outbound => spawn_local(outbound::serve(self, pod, tcp, peer)),
             Listener::Plaintext => spawn_local(plaintext::serve(self, pod, tcp, peer)),
             Listener::Hbone => spawn_local(inbound::serve(self, pod, tcp, peer)),
+            Listener::Dns => return,
         };
     }
 }

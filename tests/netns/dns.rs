@@ -1,0 +1,257 @@
+//! DNS queries of pods.
+
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+use sluice_tests::place::Place;
+use sluice_tests::podtool::{self, Answer};
+use sluice_tests::process::Process;
+use sluice_tests::scenario::{Scenario, scenario};
+use sluice_tests::topology::{WIRE_V4, WIRE_V6};
+use sluice_tests::{Pod, eventually, objects};
+
+const SOCKETS: [&str; 2] = ["connected", "unconnected"];
+const VIPS: [&str; 2] = ["10.96.0.1", "fd96::1"];
+const CATALOG: &str = "catalog.shop.svc.cluster.local.";
+
+/// A client on node `a`, a service, and a DNS server outside that sends everything back.
+struct Stage<'a> {
+    s: &'a mut Scenario,
+    client: Pod,
+    server: Process,
+}
+
+impl<'a> Stage<'a> {
+    fn build(s: &'a mut Scenario) -> Result<Self> {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "web")?;
+        let text = objects::service_selecting(
+            "shop",
+            "catalog",
+            &VIPS,
+            ("app", "catalog"),
+            &[(80, "8080")],
+        );
+        s.mesh.config().apply("service", &text)?;
+        let server = podtool::answer_datagrams(s.topology.wire(), "dns", "[::]:53")?;
+        s.mesh.settle()?;
+        Ok(Self { s, client, server })
+    }
+
+    /// How many datagrams came to the server from a pod.
+    fn forwarded(&self, from: &Pod) -> Result<usize> {
+        let log = self.server.log()?;
+        let of = |ip: IpAddr| log.matches(&format!("{ip}]:")).count();
+        // An IPv4 client is shown in its IPv4-mapped form.
+        Ok(of(from.v4().into()) + of(from.v6().into()))
+    }
+
+    /// Writes the client's pod with this value of the annotation.
+    fn annotate(&self, value: &str) -> Result<()> {
+        let text = objects::pod(&self.client, &[]);
+        let text = objects::with_annotation(&text, "ambient.istio.io/dns-capture", value);
+        self.s.mesh.config().apply("pod-shop-web", &text)
+    }
+}
+
+/// The server's addresses, as an application may write them.
+fn servers() -> [String; 3] {
+    [
+        SocketAddr::from((WIRE_V4, 53)).to_string(),
+        SocketAddr::from((WIRE_V6, 53)).to_string(),
+        format!("[::ffff:{WIRE_V4}]:53"),
+    ]
+}
+
+fn query(name: &str, kind: RecordType) -> Result<Message> {
+    let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_str(name)?, kind));
+    Ok(message)
+}
+
+fn ask(place: &Place, server: &str, bytes: &[u8], socket: &str) -> Result<Answer> {
+    let answer = podtool::exchange_datagrams(place, server, bytes, socket)?;
+    // Resolvers refuse what does not come from the server that they asked.
+    ensure!(
+        answer.from == server && answer.peer == server,
+        "asked {server}, and see {answer:?}"
+    );
+    Ok(answer)
+}
+
+fn addresses(answer: &Message) -> Vec<IpAddr> {
+    let data = answer.answers.iter().map(|record| &record.data);
+    data.filter_map(|data| match data {
+        RData::A(a) => Some(IpAddr::V4(a.0)),
+        RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+        _ => None,
+    })
+    .collect()
+}
+
+/// Whether a query comes back as it is: the server sends back what it gets.
+fn comes_back(place: &Place, server: &str, bytes: &[u8], socket: &str) -> Result<()> {
+    let answer = ask(place, server, bytes, socket)?;
+    ensure!(
+        answer.bytes == bytes,
+        "sent {bytes:x?}, got {:x?}",
+        answer.bytes
+    );
+    Ok(())
+}
+
+fn resolves(place: &Place, server: &str, socket: &str) -> Result<()> {
+    for (kind, vip) in [(RecordType::A, VIPS[0]), (RecordType::AAAA, VIPS[1])] {
+        let bytes = query(CATALOG, kind)?.to_vec()?;
+        let answer = Message::from_vec(&ask(place, server, &bytes, socket)?.bytes)?;
+        ensure!(
+            answer.metadata.message_type == MessageType::Response
+                && answer.metadata.authoritative
+                && answer.metadata.id == 4711
+                && answer.metadata.response_code == ResponseCode::NoError,
+            "{answer}"
+        );
+        let expected: IpAddr = vip.parse()?;
+        ensure!(addresses(&answer) == [expected], "{answer}");
+        ensure!(
+            answer.answers.iter().all(|record| record.ttl == 30),
+            "{answer}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn names_of_the_mesh_are_answered_to_every_kind_of_socket() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        for server in servers() {
+            for socket in SOCKETS {
+                resolves(&stage.client, &server, socket)
+                    .with_context(|| format!("{server}, {socket}"))?;
+            }
+        }
+        ensure!(stage.forwarded(&stage.client)? == 0, "the server was asked");
+        let asked = |kind| {
+            let labels = [
+                ("request_query_type", kind),
+                ("source_canonical_service", "web"),
+            ];
+            stage
+                .s
+                .mesh
+                .ztunnel("a")
+                .metric("istio_dns_requests_total", &labels)
+        };
+        ensure!(asked("A")? == 6.0 && asked("AAAA")? == 6.0);
+        Ok(())
+    });
+}
+
+#[test]
+fn everything_else_is_forwarded_byte_for_byte() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let unknown = query("example.com.", RecordType::A)?;
+        let mut with_options = unknown.clone();
+        with_options.set_edns({
+            let mut edns = Edns::new();
+            edns.set_max_payload(1400).set_dnssec_ok(true);
+            edns
+        });
+        let mut update = query("shop.svc.cluster.local.", RecordType::SOA)?;
+        update.metadata.op_code = OpCode::Update;
+        let messages = [
+            unknown.to_vec()?,
+            with_options.to_vec()?,
+            update.to_vec()?,
+            query(&format!("_http._tcp.{CATALOG}"), RecordType::SRV)?.to_vec()?,
+            query(CATALOG, RecordType::TXT)?.to_vec()?,
+            b"no message at all".to_vec(),
+            b"x".to_vec(),
+        ];
+        let mut sent = 0;
+        for server in servers() {
+            for socket in SOCKETS {
+                for bytes in &messages {
+                    comes_back(&stage.client, &server, bytes, socket)
+                        .with_context(|| format!("{server}, {socket}"))?;
+                    sent += 1;
+                }
+            }
+        }
+        // Not more: no query was captured again on its way out.
+        ensure!(stage.forwarded(&stage.client)? == sent);
+        let ztunnel = stage.s.mesh.ztunnel("a");
+        let forwarded = ztunnel.metric("istio_dns_upstream_requests_total", &[])?;
+        let took = ztunnel.metric("istio_dns_upstream_request_duration_seconds_count", &[])?;
+        let failed = ztunnel.metric("istio_dns_upstream_failures_total", &[])?;
+        ensure!((forwarded, took, failed) == (sent as f64, sent as f64, 0.0));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_server_that_does_not_answer_fails_the_query_in_time() {
+    scenario(|s| {
+        let Stage { s, client, server } = Stage::build(s)?;
+        drop(server);
+        let server = &servers()[0];
+        let bytes = query("example.com.", RecordType::A)?.to_vec()?;
+        let started = Instant::now();
+        let answer = Message::from_vec(&ask(&client, server, &bytes, "connected")?.bytes)?;
+        ensure!(
+            answer.metadata.response_code == ResponseCode::ServFail,
+            "{answer}"
+        );
+        ensure!(started.elapsed() < Duration::from_secs(5));
+        let ztunnel = s.mesh.ztunnel("a");
+        ensure!(ztunnel.metric("istio_dns_upstream_failures_total", &[])? == 1.0);
+        resolves(&client, server, "connected")
+    });
+}
+
+#[test]
+fn pods_that_opt_out_and_others_ask_for_themselves() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let outside = stage.s.pod("a", "elsewhere", "other")?;
+        let bytes = query(CATALOG, RecordType::A)?.to_vec()?;
+        for server in servers() {
+            for socket in SOCKETS {
+                comes_back(&outside, &server, &bytes, socket)?;
+            }
+        }
+        stage.annotate("\"false\"")?;
+        eventually(|| comes_back(&stage.client, &servers()[0], &bytes, "connected"))?;
+        for server in servers() {
+            for socket in SOCKETS {
+                comes_back(&stage.client, &server, &bytes, socket)?;
+            }
+        }
+        stage.annotate("\"true\"")?;
+        eventually(|| resolves(&stage.client, &servers()[0], "connected"))
+    });
+}
+
+#[test]
+fn queries_survive_the_death_of_the_worker() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let ztunnel = stage.s.mesh.ztunnel("a");
+        let unknown = query("example.com.", RecordType::A)?.to_vec()?;
+        for _ in 0..3 {
+            let killed = ztunnel.kill_worker()?;
+            // At once: they wait in the broker's sockets for the next worker.
+            resolves(&stage.client, &servers()[0], "connected")?;
+            comes_back(&stage.client, &servers()[1], &unknown, "unconnected")?;
+            ensure!(ztunnel.worker()? != killed);
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,208 @@
+//! DNS queries of pods: names of the mesh are answered here, and everything else is forwarded, as the
+//! bytes that it is, to the server that the pod asked.
+
+mod answer;
+
+use std::{
+    cell::Cell,
+    io,
+    net::{SocketAddr, UdpSocket as StdUdpSocket},
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use sluice_model::names::Asker;
+use sluice_telemetry::metrics::DnsLabels;
+use tokio::{net::UdpSocket, task::spawn_local};
+
+use super::{pods::Pod, shard::Shard};
+use crate::link::Family;
+use answer::Question;
+
+/// How long a server may take. Less than the five seconds after which resolvers try the next one, so
+/// that they learn of the failure and need not guess.
+const SERVER_PATIENCE: Duration = Duration::from_secs(4);
+/// How long a name waits for the first snapshot. After that others are asked, as outside a mesh.
+const MESH_PATIENCE: Duration = Duration::from_secs(2);
+/// How many queries of a pod one thread has under way; each forwarded one is a socket.
+const MAX_QUERIES: usize = 256;
+/// The largest datagram there is.
+const MAX_DATAGRAM: usize = 65_535;
+/// After a failed receive, how long until the next.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Serves the queries that come to a socket, until its pod leaves.
+pub(super) fn start(shard: &Rc<Shard>, pod: &Rc<Pod>, socket: OwnedFd) {
+    match UdpSocket::from_std(StdUdpSocket::from(socket)) {
+        Ok(socket) => {
+            spawn_local(receive(shard.clone(), pod.clone(), Rc::new(socket)));
+        }
+        Err(error) => tracing::error!(%error, "a socket for DNS queries is lost"),
+    }
+}
+
+async fn receive(shard: Rc<Shard>, pod: Rc<Pod>, socket: Rc<UdpSocket>) {
+    let mut left = pod.left();
+    let mut datagram = vec![0; MAX_DATAGRAM];
+    loop {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut datagram) => received,
+            _ = left.wait_for(|left| *left) => return,
+        };
+        match received {
+            Ok((size, client)) => take(&shard, &pod, &socket, &datagram[..size], client),
+            Err(error) => {
+                tracing::warn!(%error, "cannot receive DNS queries");
+                tokio::time::sleep(RECEIVE_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn take(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    socket: &Rc<UdpSocket>,
+    datagram: &[u8],
+    client: SocketAddr,
+) {
+    // Now, before another socket has the port.
+    let server = shard.maps.borrow().server_asked(client, pod.info.netns);
+    let server = server.unwrap_or_else(|error| {
+        tracing::error!(%error, %client, "the server that was asked cannot be read");
+        None
+    });
+    let question = Question::read(datagram);
+    let query = Query {
+        labels: labels(shard, pod, question.as_ref()),
+        question,
+        bytes: datagram.to_vec(),
+        server,
+    };
+    shard.shared.metrics.dns().asked(&query.labels);
+    let Some(turn) = Turn::take(pod) else {
+        tracing::debug!(pod = %pod.uid, "more than {MAX_QUERIES} DNS queries at one time");
+        return;
+    };
+    let (shard, pod, socket) = (shard.clone(), pod.clone(), socket.clone());
+    spawn_local(async move {
+        let answer = serve(&shard, &pod, &query).await;
+        drop(turn);
+        // A client that has gone away needs no answer.
+        if let Some(answer) = answer
+            && let Err(error) = socket.send_to(&answer, client).await
+        {
+            tracing::debug!(%error, %client, "an answer to a DNS query was not sent");
+        }
+    });
+}
+
+/// A datagram that a pod sent to a DNS server.
+struct Query {
+    bytes: Vec<u8>,
+    /// What it asks, if that is something that the mesh can know.
+    question: Option<Question>,
+    server: Option<SocketAddr>,
+    labels: DnsLabels,
+}
+
+/// One of the queries that a pod may have under way.
+struct Turn(Rc<Pod>);
+
+impl Turn {
+    fn take(pod: &Rc<Pod>) -> Option<Self> {
+        let queries: &Cell<usize> = &pod.queries;
+        (queries.get() < MAX_QUERIES).then(|| {
+            queries.set(queries.get() + 1);
+            Self(pod.clone())
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.queries.set(self.0.queries.get() - 1);
+    }
+}
+
+async fn serve(shard: &Shard, pod: &Pod, query: &Query) -> Option<Vec<u8>> {
+    if let Some(question) = &query.question
+        && let Some(answer) = from_mesh(shard, pod, question).await
+    {
+        return Some(answer);
+    }
+    let started = Instant::now();
+    let forwarded = match query.server {
+        Some(server) => forward(shard, pod, &query.bytes, server).await,
+        // Somebody in the pod asked our port itself: there is nobody else to ask.
+        None => Err(io::ErrorKind::NotConnected.into()),
+    };
+    let took = forwarded.is_ok().then(|| started.elapsed());
+    if query.server.is_some() {
+        shard.shared.metrics.dns().forwarded(&query.labels, took);
+    }
+    match forwarded {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            let server = query.server;
+            tracing::debug!(%error, ?server, pod = %pod.uid, "a DNS query was not answered");
+            answer::failure(&query.bytes)
+        }
+    }
+}
+
+/// The answer to a question about a name of the mesh.
+async fn from_mesh(shard: &Shard, pod: &Pod, question: &Question) -> Option<Vec<u8>> {
+    let shared = &shard.shared;
+    // Without the mesh, what it alone knows would be denied by others, and that remembered.
+    if !shared.mesh.is_synced() {
+        let _ = tokio::time::timeout(MESH_PATIENCE, shared.mesh.synced()).await;
+    }
+    let asker = Asker {
+        namespace: &pod.info.namespace,
+        network: &shared.network,
+        cluster_domain: &shared.settings.cluster_domain,
+    };
+    let host = shared.mesh.load().resolve(&question.name, &asker)?;
+    question.answer(host)
+}
+
+/// Sends a query on and returns what comes back.
+async fn forward(
+    shard: &Shard,
+    pod: &Pod,
+    query: &[u8],
+    server: SocketAddr,
+) -> io::Result<Vec<u8>> {
+    let exchange = async {
+        let family = Family::of(server.ip());
+        // A port of its own for every query: who would forge an answer has to guess it.
+        let socket = pod.datagram_socket(&shard.link, family).await?;
+        socket.connect(server).await?;
+        socket.send(query).await?;
+        loop {
+            let mut answer = Vec::with_capacity(MAX_DATAGRAM);
+            socket.recv_buf(&mut answer).await?;
+            // A message begins with its id.
+            if answer.get(..2) == query.get(..2) {
+                answer.shrink_to_fit();
+                return Ok(answer);
+            }
+        }
+    };
+    tokio::time::timeout(SERVER_PATIENCE, exchange)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+fn labels(shard: &Shard, pod: &Pod, question: Option<&Question>) -> DnsLabels {
+    let mesh = shard.shared.mesh.load();
+    let workload = mesh.workload(&pod.uid);
+    DnsLabels {
+        query_type: question.map_or("other", Question::kind),
+        canonical_service: workload.map_or_else(Default::default, |w| w.canonical_name.clone()),
+        canonical_revision: workload
+            .map_or_else(Default::default, |w| w.canonical_revision.clone()),
+    }
+}
