@@ -66,6 +66,7 @@ fn an_enrolment_says_what_the_node_needs() {
         name: "web".into(),
         service_account: "sa".into(),
         netns: "/run/netns/web".into(),
+        dns_capture: None,
     };
     assert_eq!(pods_to_enrol(&snapshot.objects, "n1").0, [expected]);
     assert_eq!(
@@ -112,4 +113,31 @@ fn a_missing_network_namespace_is_named() {
     let text = diagnostics[0].to_string();
     let place = "f.yaml:9: Pod shop/web: metadata.annotations[\"sluice.io/netns\"]: ";
     assert!(text.starts_with(place), "{text}");
+}
+
+#[test]
+fn a_pod_says_whether_its_dns_queries_are_captured() {
+    let text = |value: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: shop}}}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n  \
+             labels: {{{AMBIENT}}}\n  annotations:\n    sluice.io/netns: /run/netns/web\n    \
+             ambient.istio.io/dns-capture: {value}\n{RUNNING}"
+        )
+    };
+    for (value, expected) in [("\"true\"", Some(true)), ("\"false\"", Some(false))] {
+        let snapshot = read(text(value));
+        let (enrolments, _) = pods_to_enrol(&snapshot.objects, "n1");
+        assert_eq!(enrolments[0].dns_capture, expected);
+    }
+    let mut store = Store::default();
+    store.reload([(Path::new("f.yaml").into(), FileText::Text(text("\"no\"")))].into());
+    let snapshot = store.snapshot();
+    let [finding] = &snapshot.diagnostics[..] else {
+        panic!("{:?}", snapshot.diagnostics);
+    };
+    assert_eq!((finding.severity, finding.line), (Severity::Error, 11));
+    let field = "metadata.annotations[\"ambient.istio.io/dns-capture\"]";
+    assert_eq!(finding.field, field);
+    assert_eq!(finding.message, "\"no\" is neither \"true\" nor \"false\"");
 }
