@@ -303,7 +303,7 @@ fn datagrams_pass_untouched() {
         let client = s.enrolled_pod("a", "shop", "client")?;
         let server = s.enrolled_pod("b", "shop", "server")?;
         // The port of the mesh's own TCP listener is just a number for UDP.
-        for port in [53, 15008] {
+        for port in [5353, 15008] {
             let name = format!("answer-{port}");
             let log = podtool::answer_datagrams(&server, &name, &format!("[::]:{port}"))?;
             for (ip, own) in server.ips().into_iter().zip(client.ips()) {
@@ -311,7 +311,9 @@ fn datagrams_pass_untouched() {
                 let answer = podtool::ask_by_datagram(&client, &at.to_string(), "question")?;
                 let local = answer
                     .strip_prefix("local=")
-                    .and_then(|rest| rest.strip_suffix(&format!(" peer={at} answer=question")))
+                    .and_then(|rest| {
+                        rest.strip_suffix(&format!(" peer={at} from={at} answer=question"))
+                    })
                     .with_context(|| format!("{at} answered {answer}"))?;
                 let local = plain(local)?;
                 ensure!(local.ip() == own, "{answer}");

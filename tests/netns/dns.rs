@@ -8,13 +8,16 @@ use anyhow::{Context, Result, ensure};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use sluice_tests::place::Place;
-use sluice_tests::podtool::{self, Answer};
+use sluice_tests::podtool::{self, Answer, Connection, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::{WIRE_V4, WIRE_V6};
 use sluice_tests::{Pod, eventually, objects};
 
-const SOCKETS: [&str; 2] = ["connected", "unconnected"];
+/// Options by which a client asks.
+const SOCKETS: [&[&str]; 2] = [CONNECTED, UNCONNECTED];
+const CONNECTED: &[&str] = &["--socket", "connected"];
+const UNCONNECTED: &[&str] = &["--socket", "unconnected"];
 const VIPS: [&str; 2] = ["10.96.0.1", "fd96::1"];
 const CATALOG: &str = "catalog.shop.svc.cluster.local.";
 
@@ -74,7 +77,7 @@ fn query(name: &str, kind: RecordType) -> Result<Message> {
     Ok(message)
 }
 
-fn ask(place: &Place, server: &str, bytes: &[u8], socket: &str) -> Result<Answer> {
+fn ask(place: &Place, server: &str, bytes: &[u8], socket: &[&str]) -> Result<Answer> {
     let answer = podtool::exchange_datagrams(place, server, bytes, socket)?;
     // Resolvers refuse what does not come from the server that they asked.
     ensure!(
@@ -95,7 +98,7 @@ fn addresses(answer: &Message) -> Vec<IpAddr> {
 }
 
 /// Whether a query comes back as it is: the server sends back what it gets.
-fn comes_back(place: &Place, server: &str, bytes: &[u8], socket: &str) -> Result<()> {
+fn comes_back(place: &Place, server: &str, bytes: &[u8], socket: &[&str]) -> Result<()> {
     let answer = ask(place, server, bytes, socket)?;
     ensure!(
         answer.bytes == bytes,
@@ -105,7 +108,7 @@ fn comes_back(place: &Place, server: &str, bytes: &[u8], socket: &str) -> Result
     Ok(())
 }
 
-fn resolves(place: &Place, server: &str, socket: &str) -> Result<()> {
+fn resolves(place: &Place, server: &str, socket: &[&str]) -> Result<()> {
     for (kind, vip) in [(RecordType::A, VIPS[0]), (RecordType::AAAA, VIPS[1])] {
         let bytes = query(CATALOG, kind)?.to_vec()?;
         let answer = Message::from_vec(&ask(place, server, &bytes, socket)?.bytes)?;
@@ -133,7 +136,7 @@ fn names_of_the_mesh_are_answered_to_every_kind_of_socket() {
         for server in servers() {
             for socket in SOCKETS {
                 resolves(&stage.client, &server, socket)
-                    .with_context(|| format!("{server}, {socket}"))?;
+                    .with_context(|| format!("{server}, {socket:?}"))?;
             }
         }
         ensure!(stage.forwarded(&stage.client)? == 0, "the server was asked");
@@ -149,6 +152,25 @@ fn names_of_the_mesh_are_answered_to_every_kind_of_socket() {
                 .metric("istio_dns_requests_total", &labels)
         };
         ensure!(asked("A")? == 6.0 && asked("AAAA")? == 6.0);
+        Ok(())
+    });
+}
+
+#[test]
+fn sockets_that_are_bound_are_captured_alike() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let [v4, v6, mapped] = servers();
+        let own4 = format!("{}:40004", stage.client.v4());
+        let own6 = format!("[{}]:40006", stage.client.v6());
+        let both = "[::]:40008".to_owned();
+        for (server, own) in [(&v4, &own4), (&v6, &own6), (&mapped, &both), (&v6, &both)] {
+            for socket in SOCKETS {
+                let options = [socket, &["--bind", own]].concat();
+                resolves(&stage.client, server, &options)
+                    .with_context(|| format!("{server}, {options:?}"))?;
+            }
+        }
         Ok(())
     });
 }
@@ -180,7 +202,7 @@ fn everything_else_is_forwarded_byte_for_byte() {
             for socket in SOCKETS {
                 for bytes in &messages {
                     comes_back(&stage.client, &server, bytes, socket)
-                        .with_context(|| format!("{server}, {socket}"))?;
+                        .with_context(|| format!("{server}, {socket:?}"))?;
                     sent += 1;
                 }
             }
@@ -197,6 +219,51 @@ fn everything_else_is_forwarded_byte_for_byte() {
 }
 
 #[test]
+fn a_socket_that_asks_two_servers_hears_from_both() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let second = stage.s.pod("b", "elsewhere", "dns")?;
+        let log = podtool::answer_datagrams(&second, "second", "[::]:53")?;
+        let bytes = query("example.com.", RecordType::A)?.to_vec()?;
+        let [first4, first6, first_mapped] = servers();
+        let second4 = SocketAddr::from((second.v4(), 53)).to_string();
+        let second6 = SocketAddr::from((second.v6(), 53)).to_string();
+        let pairs = [
+            [first4.as_str(), &second4],
+            [&first6, &second6],
+            [&first_mapped, &second6],
+        ];
+        for pair in pairs {
+            let answers = podtool::exchange_with_both(&stage.client, pair, &bytes)?;
+            let mut from: Vec<_> = answers.iter().map(|answer| answer.from.as_str()).collect();
+            from.sort_unstable();
+            let mut expected = pair;
+            expected.sort_unstable();
+            ensure!(from == expected, "asked {pair:?}, heard from {from:?}");
+        }
+        let both = (
+            stage.forwarded(&stage.client)?,
+            log.log()?.matches("datagram").count(),
+        );
+        ensure!(both == (pairs.len(), pairs.len()), "asked {both:?} times");
+        Ok(())
+    });
+}
+
+#[test]
+fn queries_by_tcp_go_through() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let _server = podtool::serve(stage.s.topology.wire(), "tcp", Serve::Echo, "[::]:53")?;
+        for server in servers() {
+            let mut connection = Connection::open(&stage.client, &server)?;
+            ensure!(connection.peer == server && connection.exchange("query")? == "query");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_server_that_does_not_answer_fails_the_query_in_time() {
     scenario(|s| {
         let Stage { s, client, server } = Stage::build(s)?;
@@ -204,7 +271,7 @@ fn a_server_that_does_not_answer_fails_the_query_in_time() {
         let server = &servers()[0];
         let bytes = query("example.com.", RecordType::A)?.to_vec()?;
         let started = Instant::now();
-        let answer = Message::from_vec(&ask(&client, server, &bytes, "connected")?.bytes)?;
+        let answer = Message::from_vec(&ask(&client, server, &bytes, CONNECTED)?.bytes)?;
         ensure!(
             answer.metadata.response_code == ResponseCode::ServFail,
             "{answer}"
@@ -212,7 +279,7 @@ fn a_server_that_does_not_answer_fails_the_query_in_time() {
         ensure!(started.elapsed() < Duration::from_secs(5));
         let ztunnel = s.mesh.ztunnel("a");
         ensure!(ztunnel.metric("istio_dns_upstream_failures_total", &[])? == 1.0);
-        resolves(&client, server, "connected")
+        resolves(&client, server, CONNECTED)
     });
 }
 
@@ -228,14 +295,14 @@ fn pods_that_opt_out_and_others_ask_for_themselves() {
             }
         }
         stage.annotate("\"false\"")?;
-        eventually(|| comes_back(&stage.client, &servers()[0], &bytes, "connected"))?;
+        eventually(|| comes_back(&stage.client, &servers()[0], &bytes, CONNECTED))?;
         for server in servers() {
             for socket in SOCKETS {
                 comes_back(&stage.client, &server, &bytes, socket)?;
             }
         }
         stage.annotate("\"true\"")?;
-        eventually(|| resolves(&stage.client, &servers()[0], "connected"))
+        eventually(|| resolves(&stage.client, &servers()[0], CONNECTED))
     });
 }
 
@@ -248,8 +315,8 @@ fn queries_survive_the_death_of_the_worker() {
         for _ in 0..3 {
             let killed = ztunnel.kill_worker()?;
             // At once: they wait in the broker's sockets for the next worker.
-            resolves(&stage.client, &servers()[0], "connected")?;
-            comes_back(&stage.client, &servers()[1], &unknown, "unconnected")?;
+            resolves(&stage.client, &servers()[0], CONNECTED)?;
+            comes_back(&stage.client, &servers()[1], &unknown, UNCONNECTED)?;
             ensure!(ztunnel.worker()? != killed);
         }
         Ok(())

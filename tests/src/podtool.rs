@@ -72,34 +72,58 @@ pub struct Answer {
     pub bytes: Vec<u8>,
 }
 
-/// Sends bytes by a socket that is `connected` or `unconnected`, and returns what comes back.
+/// Sends bytes with options of `podtool ask`, and returns what comes back.
 pub fn exchange_datagrams(
     place: &Place,
     address: &str,
     bytes: &[u8],
-    socket: &str,
+    options: &[&str],
 ) -> Result<Answer> {
+    let mut answers = ask_with(place, address, bytes, options)?;
+    ensure!(answers.len() == 1, "{answers:?}");
+    answers.pop().context("one answer")
+}
+
+/// Sends the same bytes to two addresses by one socket; returns what comes back, in any order.
+pub fn exchange_with_both(
+    place: &Place,
+    addresses: [&str; 2],
+    bytes: &[u8],
+) -> Result<Vec<Answer>> {
+    let [address, also] = addresses;
+    let options = ["--socket", "unconnected", "--also", also];
+    ask_with(place, address, bytes, &options)
+}
+
+fn ask_with(place: &Place, address: &str, bytes: &[u8], options: &[&str]) -> Result<Vec<Answer>> {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut command = place.command(place.run.binaries().podtool()?);
-    command.args(["ask", address, "--hex", &hex, "--socket", socket]);
+    command.args(["ask", address, "--hex", &hex]).args(options);
     let finished = crate::process::finish_within(&place.run, command, PATIENCE)?;
-    let line = finished.success()?;
-    let field = |name: &str| {
-        let fields = line.split_whitespace();
-        fields
-            .filter_map(|field| field.split_once('='))
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| value.to_owned())
-            .with_context(|| format!("from {address}, by a socket that is {socket}: {line}"))
-    };
-    let hex = field("answer")?;
-    let bytes = (0..hex.len()).step_by(2);
-    let bytes = bytes.map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
-    Ok(Answer {
-        peer: field("peer")?,
-        from: field("from")?,
-        bytes: bytes.collect::<Result<_, _>>()?,
-    })
+    let told = finished.success()?;
+    let answers = told.lines().map(Answer::parse);
+    answers
+        .collect::<Option<_>>()
+        .with_context(|| format!("from {address}, {options:?}: {told}"))
+}
+
+impl Answer {
+    /// Parses `local=… peer=… from=… answer=…`.
+    fn parse(line: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let mut fields = line.split_whitespace().filter_map(|f| f.split_once('='));
+            fields
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.to_owned())
+        };
+        let hex = field("answer")?;
+        let byte = |at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+        Some(Self {
+            peer: field("peer")?,
+            from: field("from")?,
+            bytes: (0..hex.len()).step_by(2).map(byte).collect::<Option<_>>()?,
+        })
+    }
 }
 
 fn start_server(place: &Place, name: &str, arguments: &[&str]) -> Result<Process> {

@@ -68,6 +68,14 @@ pub struct Addr {
     pub port: u32,
 }
 
+impl Addr {
+    /// Equality without `memcmp`, as for [`Ip`].
+    #[inline(always)]
+    pub const fn equals(&self, other: &Self) -> bool {
+        self.ip.equals(&other.ip) && self.port == other.port
+    }
+}
+
 const _: () = assert!(size_of::<Addr>() == 20);
 
 #[cfg(feature = "user")]

@@ -144,7 +144,7 @@ pub struct Connect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectVerdict {
     NotOurs(Reason),
-    /// Rewrite the destination to this address.
+    /// Rewrite the destination to this address; a query's, to the port for its server.
     Redirect(Addr),
     Refuse(Reason),
 }
@@ -205,11 +205,22 @@ pub fn is_query(protocol: u32, destination: &Addr) -> bool {
     protocol == UDP && destination.port == ports::DOMAIN as u32
 }
 
-/// Whether a datagram from `source`, as an application's socket receives it, is the ztunnel's
-/// answer to a DNS query.
+/// Which of the ztunnel's ports for DNS queries this is, counted from 0.
 #[inline(always)]
-pub fn is_answer(source: &Addr) -> bool {
-    source.port == ports::DNS as u32 && source.ip.is_loopback()
+pub fn dns_port(port: u32) -> Option<u32> {
+    let number = port.wrapping_sub(ports::DNS as u32);
+    (number < ports::DNS_PORTS as u32).then_some(number)
+}
+
+/// The number of the server that a datagram from `source`, as an application's socket receives it,
+/// answers for; `None` when it is not the ztunnel's.
+#[inline(always)]
+pub fn answered(source: &Addr) -> Option<u32> {
+    if source.ip.is_loopback() {
+        dns_port(source.port)
+    } else {
+        None
+    }
 }
 
 /// What is known when a SYN arrives in an enrolled pod's network namespace.

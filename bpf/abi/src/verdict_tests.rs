@@ -108,11 +108,38 @@ fn queries_that_are_not_ours_are_left_alone() {
 
 #[test]
 fn answers_are_told_from_other_datagrams() {
-    assert!(is_answer(&addr("127.0.0.1:15053")) && is_answer(&addr("[::1]:15053")));
-    assert!(is_answer(&addr("[::ffff:127.0.0.1]:15053")));
-    for other in ["127.0.0.1:53", "10.0.0.1:15053", "[fd00::1]:15053"] {
-        assert!(!is_answer(&addr(other)), "{other}");
+    assert_eq!(answered(&addr("127.0.0.1:15053")), Some(0));
+    assert_eq!(answered(&addr("[::1]:15055")), Some(2));
+    assert_eq!(answered(&addr("[::ffff:127.0.0.1]:15054")), Some(1));
+    for other in [
+        "127.0.0.1:15052",
+        "127.0.0.1:15056",
+        "10.0.0.1:15053",
+        "[fd00::1]:15053",
+    ] {
+        assert_eq!(answered(&addr(other)), None, "{other}");
     }
+}
+
+#[test]
+fn a_socket_keeps_its_last_servers_apart() {
+    let server = |n: u8| addr(&format!("10.0.0.{n}:53"));
+    let mut servers = maps::Servers::default();
+    assert_eq!(servers.get(0), None);
+    for (n, number) in [
+        (1, 0),
+        (2, 1),
+        (1, 0),
+        (3, 2),
+        (2, 1),
+        (4, 0),
+        (3, 2),
+        (1, 1),
+    ] {
+        assert_eq!(servers.number(&server(n)), number, "{n}");
+        assert_eq!(servers.get(number), Some(server(n)));
+    }
+    assert_eq!(servers.get(3), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock_addr,
+    bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -12,14 +12,14 @@ use aya_log_ebpf::debug;
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{ASKING, CAPTURED, DNS, OrigDst, REGISTRY_ONLY},
+    maps::{CAPTURED, DNS, OrigDst, REGISTRY_ONLY},
     verdict::{self, Connect, ConnectVerdict, Reason, UDP},
 };
 
 use crate::{
     ctx::{self, read},
     events,
-    maps::{ORIG_DST, POD_IPS, PODS, PROXY, REGISTRY, count, storage_get, storage_set},
+    maps::{ORIG_DST, POD_IPS, PODS, PROXY, REGISTRY, SERVERS, count, storage_get, storage_set},
 };
 
 /// Lets the system call go on.
@@ -95,20 +95,22 @@ fn capture(
         known: registry_only && unsafe { REGISTRY.get(&dst.ip) }.is_some(),
         dns: flags & DNS != 0,
     };
-    let (end, ours) = if input.is_query() {
-        (ASKING, Reason::Query)
-    } else {
-        (CAPTURED, Reason::Captured)
-    };
     let (outcome, reason) = match verdict::connect(&input) {
         ConnectVerdict::NotOurs(reason) => (PROCEED, reason),
         ConnectVerdict::Refuse(reason) => (REFUSE, reason),
         ConnectVerdict::Redirect(to) => {
-            if storage_set(&ORIG_DST, sk, &OrigDst { dst, end }) {
-                rewrite(sa, &to);
-                (PROCEED, ours)
+            let (stored, ours) = if input.is_query() {
+                (ask(sk, to, &dst), Reason::Query)
             } else {
-                (REFUSE, Reason::NoStorage)
+                let stored = storage_set(&ORIG_DST, sk, &OrigDst { dst, end: CAPTURED });
+                (stored.then_some(to), Reason::Captured)
+            };
+            match stored {
+                Some(to) => {
+                    rewrite(sa, &to);
+                    (PROCEED, ours)
+                }
+                None => (REFUSE, Reason::NoStorage),
             }
         }
     };
@@ -129,4 +131,12 @@ fn capture(
         });
     }
     outcome
+}
+
+/// Stores a DNS server with the socket; returns where its queries go.
+#[inline(always)]
+fn ask(sk: *mut bpf_sock, to: Addr, server: &Addr) -> Option<Addr> {
+    let mut servers = storage_get(&SERVERS, sk).unwrap_or_default();
+    let port = to.port + servers.number(server);
+    storage_set(&SERVERS, sk, &servers).then_some(Addr { port, ..to })
 }

@@ -17,14 +17,13 @@ use aya_ebpf::{
 };
 use sluice_abi::{
     Addr, Ip,
-    maps::{ASKING, OrigDst, Tuple},
-    ports,
+    maps::{Query, Servers},
     verdict::{self, Reason},
 };
 
 use crate::{
     ctx::{self, read},
-    maps::{ASKED, ORIG_DST, count, storage_get},
+    maps::{ASKED, SERVERS, count, storage_get},
 };
 
 /// The only outcome that the kernel allows here.
@@ -33,7 +32,7 @@ const PROCEED: i32 = 1;
 #[cgroup_sock_addr(recvmsg4)]
 pub fn sluice_recvmsg4(context: SockAddrContext) -> i32 {
     let from = ctx::user_addr4(context.sock_addr);
-    match server_asked(&context, &from) {
+    match server(&context, &from) {
         Some(server) if server.ip.is_v4() => ctx::set_user_addr4(context.sock_addr, &server),
         _ => {}
     }
@@ -43,36 +42,34 @@ pub fn sluice_recvmsg4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(recvmsg6)]
 pub fn sluice_recvmsg6(context: SockAddrContext) -> i32 {
     let from = ctx::user_addr6(context.sock_addr);
-    if let Some(server) = server_asked(&context, &from) {
+    if let Some(server) = server(&context, &from) {
         ctx::set_user_addr6(context.sock_addr, &server);
     }
     PROCEED
 }
 
+/// The server that the socket takes `from` for, when that is one of the ztunnel's ports.
 #[inline(always)]
-fn server_asked(context: &SockAddrContext, from: &Addr) -> Option<Addr> {
-    if !verdict::is_answer(from) {
-        return None;
-    }
+pub fn server(context: &SockAddrContext, from: &Addr) -> Option<Addr> {
+    let number = verdict::answered(from)?;
     // SAFETY: the context's own socket.
     let sk = unsafe { (*context.sock_addr).__bindgen_anon_1.sk };
-    storage_get(&ORIG_DST, sk)
-        .filter(|orig| orig.end == ASKING)
-        .map(|orig| orig.dst)
+    storage_get(&SERVERS, sk)?.get(number)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn sluice_asked4(context: SockAddrContext) -> i32 {
     let from = ctx::user_addr4(context.sock_addr);
-    if is_query(&context) {
+    if let Some((port, number)) = port(&context) {
         let ipv4 = Tuple4 {
             saddr: Ip::LOOPBACK4.0[3],
             daddr: from.ip.0[3],
-            sport: ports::DNS.to_be(),
+            sport: (port as u16).to_be(),
             dport: (from.port as u16).to_be(),
         };
-        let size = size_of::<Tuple4>();
-        note(&context, &from, bpf_sock_tuple__bindgen_ty_1 { ipv4 }, size);
+        let tuple = bpf_sock_tuple__bindgen_ty_1 { ipv4 };
+        let servers = asking(&context, tuple, size_of::<Tuple4>());
+        note(&context, &from, port, servers.and_then(|s| s.get(number)));
     }
     PROCEED
 }
@@ -80,45 +77,45 @@ pub fn sluice_asked4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(recvmsg6)]
 pub fn sluice_asked6(context: SockAddrContext) -> i32 {
     let from = ctx::user_addr6(context.sock_addr);
-    if is_query(&context) {
+    if let Some((port, number)) = port(&context) {
         let ipv6 = Tuple6 {
             saddr: Ip::LOOPBACK6.0,
             daddr: from.ip.0,
-            sport: ports::DNS.to_be(),
+            sport: (port as u16).to_be(),
             dport: (from.port as u16).to_be(),
         };
-        let size = size_of::<Tuple6>();
-        note(&context, &from, bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size);
+        let tuple = bpf_sock_tuple__bindgen_ty_1 { ipv6 };
+        let servers = asking(&context, tuple, size_of::<Tuple6>());
+        note(&context, &from, port, servers.and_then(|s| s.get(number)));
     }
     PROCEED
 }
 
-/// Whether the receiving socket is the one that queries come to.
+/// The receiving socket's port, if it is one that queries come to, and which of them.
 #[inline(always)]
-fn is_query(context: &SockAddrContext) -> bool {
+fn port(context: &SockAddrContext) -> Option<(u32, u32)> {
     // SAFETY: the context's own socket.
     let sk = unsafe { (*context.sock_addr).__bindgen_anon_1.sk };
-    !sk.is_null() && read!((*sk).src_port) == ports::DNS as u32
+    if sk.is_null() {
+        return None;
+    }
+    let port = read!((*sk).src_port);
+    verdict::dns_port(port).map(|number| (port, number))
 }
 
-/// Notes which server the socket at `from` asked.
+/// Notes which server the socket at `from` asked by this port.
 #[inline(always)]
-fn note(
-    context: &SockAddrContext,
-    from: &Addr,
-    tuple: bpf_sock_tuple__bindgen_ty_1,
-    size: usize,
-) {
-    let key = Tuple {
+fn note(context: &SockAddrContext, from: &Addr, port: u32, server: Option<Addr>) {
+    let key = Query {
         // SAFETY: the helper takes the context itself.
         netns: unsafe { bpf_get_netns_cookie(context.as_ptr()) },
         ip: from.ip,
         port: from.port,
-        pad: 0,
+        to: port,
     };
-    let noted = match asking(context, tuple, size) {
-        Some(OrigDst { dst, end: ASKING }) => ASKED.insert(&key, &dst, 0).is_ok(),
-        _ => false,
+    let noted = match server {
+        Some(server) => ASKED.insert(&key, &server, 0).is_ok(),
+        None => false,
     };
     if !noted {
         // What another socket of this port asked is not what this one did.
@@ -133,7 +130,7 @@ fn asking(
     context: &SockAddrContext,
     tuple: bpf_sock_tuple__bindgen_ty_1,
     size: usize,
-) -> Option<OrigDst> {
+) -> Option<Servers> {
     let mut tuple = bpf_sock_tuple {
         __bindgen_anon_1: tuple,
     };
@@ -144,8 +141,8 @@ fn asking(
         if sk.is_null() {
             return None;
         }
-        let orig = storage_get(&ORIG_DST, sk);
+        let servers = storage_get(&SERVERS, sk);
         bpf_sk_release(sk.cast());
-        orig
+        servers
     }
 }

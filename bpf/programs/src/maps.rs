@@ -11,7 +11,7 @@ use sluice_abi::{
     Addr, Ip,
     maps::{
         CONFIG_LEN, EVENTS_BYTES, MAX_ASKING, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS, MAX_REGISTRY, OrigDst,
-        Pod, PodIp, Tuple,
+        Pod, PodIp, Query, Servers, Tuple,
     },
     verdict::{REASONS, Reason},
 };
@@ -46,11 +46,15 @@ pub static CLIENT_PENDING: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entrie
 /// The socket behind a DNS query, as the ztunnel sees it → the server that was asked. LRU: an entry
 /// is written again with every query.
 #[map]
-pub static ASKED: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entries(MAX_ASKING, 0);
+pub static ASKED: LruHashMap<Query, Addr> = LruHashMap::with_max_entries(MAX_ASKING, 0);
 
 /// Per socket: the original destination. Only programs write it.
 #[btf_map]
 pub static ORIG_DST: SkStorage<OrigDst> = SkStorage::new();
+
+/// Per socket: the DNS servers that it asks. Only programs write it.
+#[btf_map]
+pub static SERVERS: SkStorage<Servers> = SkStorage::new();
 
 /// Per socket: the client that the ztunnel stands in for. The worker writes it on its dialling
 /// sockets; it is shown to applications and nothing is decided by it.

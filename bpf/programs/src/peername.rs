@@ -7,12 +7,11 @@ use aya_ebpf::{
 };
 use sluice_abi::{
     Addr,
-    maps::{ASKING, CAPTURED, Tuple},
-    verdict,
+    maps::{CAPTURED, Tuple},
 };
 
 use crate::{
-    ctx,
+    ctx, dns,
     maps::{CLIENT, CLIENT_PENDING, ORIG_DST, storage_get},
 };
 
@@ -43,9 +42,12 @@ fn real_peer(context: &SockAddrContext, shown: &Addr) -> Option<Addr> {
     // SAFETY: the context's own socket.
     let sk = unsafe { (*context.sock_addr).__bindgen_anon_1.sk };
     if let Some(orig) = storage_get(&ORIG_DST, sk)
-        && (orig.end == CAPTURED || (orig.end == ASKING && verdict::is_answer(shown)))
+        && orig.end == CAPTURED
     {
         return Some(orig.dst);
+    }
+    if let Some(server) = dns::server(context, shown) {
+        return Some(server);
     }
     if let Some(client) = storage_get(&CLIENT, sk) {
         return Some(client);

@@ -73,7 +73,7 @@ static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/sluice.bpf.o")));
 
 /// The maps that outlive a broker: the next one finds connections that were under way.
-const PINNED: [&str; 11] = [
+const PINNED: [&str; 12] = [
     "PODS",
     "POD_IPS",
     "LISTENERS",
@@ -82,6 +82,7 @@ const PINNED: [&str; 11] = [
     "ORIG_PENDING",
     "CLIENT_PENDING",
     "ASKED",
+    "SERVERS",
     "ORIG_DST",
     "CLIENT",
     "PROXY",

@@ -52,7 +52,7 @@ pub struct SocketMaps {
     orig_dst: SkStorage<MapData, maps::OrigDst>,
     orig_pending: HashMap<MapData, maps::Tuple, Addr>,
     client: SkStorage<MapData, Addr>,
-    asked: HashMap<MapData, maps::Tuple, Addr>,
+    asked: HashMap<MapData, maps::Query, Addr>,
 }
 
 impl SocketMaps {
@@ -87,7 +87,12 @@ impl SocketMaps {
         peer: SocketAddr,
         netns: u64,
     ) -> Result<Option<SocketAddr>, Error> {
-        let key = tuple(peer, netns);
+        let key = maps::Tuple {
+            netns,
+            ip: peer.ip().into(),
+            port: peer.port().into(),
+            pad: 0,
+        };
         let stored = || found(ORIG_DST, self.orig_dst.get(socket, 0)).map(|o| o.map(|o| o.dst));
         let pending = || found(ORIG_PENDING, self.orig_pending.get(&key, 0));
         // accept(2) may return before the kernel half has moved the entry to the socket; and it may
@@ -107,14 +112,23 @@ impl SocketMaps {
     /// Which server a DNS query was sent to before capture rewrote it; `None` when the application's
     /// socket is gone, or was not captured. Asked right after the query was received.
     ///
+    /// `port` is the one it was received on, and `netns` the cookie of the namespace they are in.
+    ///
     /// # Errors
     /// The kernel's, other than "no such entry".
     pub fn server_asked(
         &self,
         client: SocketAddr,
+        port: u16,
         netns: u64,
     ) -> Result<Option<SocketAddr>, Error> {
-        let server = found(ASKED, self.asked.get(&tuple(client, netns), 0))?;
+        let key = maps::Query {
+            netns,
+            ip: client.ip().into(),
+            port: client.port().into(),
+            to: port.into(),
+        };
+        let server = found(ASKED, self.asked.get(&key, 0))?;
         Ok(server.map(SocketAddr::from))
     }
 
@@ -127,15 +141,6 @@ impl SocketMaps {
         self.client
             .insert(socket, Addr::from(client), 0)
             .map_err(Error::map(CLIENT))
-    }
-}
-
-fn tuple(end: SocketAddr, netns: u64) -> maps::Tuple {
-    maps::Tuple {
-        netns,
-        ip: end.ip().into(),
-        port: end.port().into(),
-        pad: 0,
     }
 }
 

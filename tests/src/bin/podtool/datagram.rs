@@ -1,7 +1,7 @@
 //! UDP.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::arguments::Arguments;
@@ -19,7 +19,7 @@ pub(crate) fn serve(arguments: &Arguments) -> io::Result<()> {
     }
 }
 
-/// Sends one datagram and prints what comes back.
+/// Sends a datagram, to one address or two, and prints what comes back.
 pub(crate) fn ask(arguments: &Arguments) -> io::Result<()> {
     let connects = match arguments.option::<String>("socket")?.as_deref() {
         None | Some("connected") => true,
@@ -42,29 +42,38 @@ pub(crate) fn ask(arguments: &Arguments) -> io::Result<()> {
     } else {
         "[::]:0"
     };
-    let socket = UdpSocket::bind(any)?;
+    let own: Option<String> = arguments.option("bind")?;
+    let socket = UdpSocket::bind(own.as_deref().unwrap_or(any))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let also: Option<SocketAddr> = arguments.option("also")?;
     if connects {
         socket.connect(arguments.address)?;
         socket.send(&datagram)?;
     } else {
         socket.send_to(&datagram, arguments.address)?;
     }
+    if let Some(also) = also {
+        socket.send_to(&datagram, also)?;
+    }
     let mut answer = vec![0; 64 * 1024];
-    match socket.recv_from(&mut answer) {
-        Ok((size, from)) => {
-            let answer = &answer[..size];
-            let shown = match hex {
-                Some(_) => answer.iter().map(|byte| format!("{byte:02x}")).collect(),
-                None => String::from_utf8_lossy(answer).into_owned(),
-            };
-            let peer = if connects { socket.peer_addr()? } else { from };
-            let local = socket.local_addr()?;
-            tell(&format!(
-                "local={local} peer={peer} from={from} answer={shown}"
-            ));
-        }
-        Err(error) => tell(&format!("failed {} {error}", reason(&error))),
+    for _ in [Some(arguments.address), also].iter().flatten() {
+        let (size, from) = match socket.recv_from(&mut answer) {
+            Ok(received) => received,
+            Err(error) => {
+                tell(&format!("failed {} {error}", reason(&error)));
+                continue;
+            }
+        };
+        let answer = &answer[..size];
+        let shown = match hex {
+            Some(_) => answer.iter().map(|byte| format!("{byte:02x}")).collect(),
+            None => String::from_utf8_lossy(answer).into_owned(),
+        };
+        let peer = if connects { socket.peer_addr()? } else { from };
+        let local = socket.local_addr()?;
+        tell(&format!(
+            "local={local} peer={peer} from={from} answer={shown}"
+        ));
     }
     Ok(())
 }

@@ -36,7 +36,9 @@ usage: podtool VERB ADDRESS [--option VALUE]...
                              --mode hangup   ends its sending side at once, reads to the end
                              --mode reset    reads a line, then resets
   ask ADDRESS                sends the datagram --text TEXT or --hex BYTES, prints the answer alike.
-                             --socket connected (default) or unconnected
+                             --socket connected (default) or unconnected; the latter may send
+                             to a second address, --also ADDRESS
+                             --bind IP:PORT     sends from there
   answer ADDRESS             sends datagrams back
 An ADDRESS is IP:PORT; [::ffff:10.0.0.1]:80 connects by an IPv6 socket to an IPv4 address.";
 

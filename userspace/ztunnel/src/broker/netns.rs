@@ -56,15 +56,22 @@ impl Netns {
         })
     }
 
-    /// Opens one set of listeners per thread; all threads' listeners share their ports. Those for
-    /// DNS only if asked for.
+    /// Opens one set of listeners per thread; all threads' listeners share their ports. DNS queries
+    /// are few, so that one thread gets all of them, if they are captured.
     pub(super) fn listeners(
         &self,
         threads: usize,
-        dns: bool,
+        dns: Option<usize>,
     ) -> Result<Vec<Vec<(Listener, OwnedFd)>>> {
         within(&self.file, || {
-            (0..threads).map(|_| listener_set(dns)).collect()
+            let set = |thread| {
+                let mut set = listener_set()?;
+                if dns == Some(thread) {
+                    set.append(&mut dns_sockets()?);
+                }
+                Ok(set)
+            };
+            (0..threads).map(set).collect()
         })
     }
 
@@ -97,7 +104,7 @@ fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Res
     result.unwrap_or_else(|_| bail!("work inside a network namespace panicked"))
 }
 
-fn listener_set(dns: bool) -> Result<Vec<(Listener, OwnedFd)>> {
+fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
     let mut set = vec![
         (Listener::Plaintext, dual_stack(ports::INBOUND_PLAINTEXT)?),
         (Listener::Hbone, dual_stack(ports::HBONE)?),
@@ -111,9 +118,14 @@ fn listener_set(dns: bool) -> Result<Vec<(Listener, OwnedFd)>> {
         Err(error) if lacks_ipv6(&error) => {}
         Err(error) => return Err(error),
     }
-    if dns {
-        set.push((Listener::Dns, receive(Ipv4Addr::LOCALHOST.into())?));
-        match receive(Ipv6Addr::LOCALHOST.into()) {
+    Ok(set)
+}
+
+fn dns_sockets() -> Result<Vec<(Listener, OwnedFd)>> {
+    let mut set = Vec::new();
+    for port in ports::DNS..ports::DNS + ports::DNS_PORTS {
+        set.push((Listener::Dns, receive(Ipv4Addr::LOCALHOST.into(), port)?));
+        match receive(Ipv6Addr::LOCALHOST.into(), port) {
             Ok(v6) => set.push((Listener::Dns, v6)),
             Err(error) if lacks_ipv6(&error) => {}
             Err(error) => return Err(error),
@@ -123,8 +135,8 @@ fn listener_set(dns: bool) -> Result<Vec<(Listener, OwnedFd)>> {
 }
 
 /// A socket for the DNS queries of a pod.
-fn receive(ip: IpAddr) -> Result<OwnedFd> {
-    let address = SocketAddr::new(ip, ports::DNS);
+fn receive(ip: IpAddr, port: u16) -> Result<OwnedFd> {
+    let address = SocketAddr::new(ip, port);
     let open = || {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
@@ -133,7 +145,7 @@ fn receive(ip: IpAddr) -> Result<OwnedFd> {
         socket.bind(&address.into())?;
         Ok::<_, io::Error>(OwnedFd::from(socket))
     };
-    let hint = "does something in the pod use this port? Without --dns-capture it is free";
+    let hint = "does something in the pod use this port? With --dns-capture false it is free";
     open().with_context(|| format!("receive DNS queries on {address} ({hint})"))
 }
 

@@ -217,7 +217,9 @@ impl Pods {
 
     fn admit(&mut self, pod: &Enrolment, netns: Netns, worker: &Worker) -> Result<PodRecord> {
         let ips = netns.addresses()?;
-        let listeners = netns.listeners(self.threads, self.dns_capture)?;
+        let dns_thread = self.next_id as usize % self.threads;
+        let dns_thread = self.dns_capture.then_some(dns_thread);
+        let listeners = netns.listeners(self.threads, dns_thread)?;
         let info = PodInfo {
             id: PodId(self.next_id),
             namespace: pod.namespace.clone(),

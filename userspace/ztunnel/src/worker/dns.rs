@@ -25,7 +25,8 @@ use answer::Question;
 const SERVER_PATIENCE: Duration = Duration::from_secs(4);
 /// How long a name waits for the first snapshot. After that others are asked, as outside a mesh.
 const MESH_PATIENCE: Duration = Duration::from_secs(2);
-/// How many queries of a pod one thread has under way; each forwarded one is a socket.
+/// How many queries of a pod are under way at one time; each forwarded one is a socket. More are
+/// dropped, and asked again by who still waits.
 const MAX_QUERIES: usize = 256;
 /// The largest datagram there is.
 const MAX_DATAGRAM: usize = 65_535;
@@ -34,68 +35,88 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Serves the queries that come to a socket, until its pod leaves.
 pub(super) fn start(shard: &Rc<Shard>, pod: &Rc<Pod>, socket: OwnedFd) {
-    match UdpSocket::from_std(StdUdpSocket::from(socket)) {
-        Ok(socket) => {
-            spawn_local(receive(shard.clone(), pod.clone(), Rc::new(socket)));
+    let socket = StdUdpSocket::from(socket);
+    let open = || {
+        let port = socket.local_addr()?.port();
+        Ok::<_, io::Error>((UdpSocket::from_std(socket)?, port))
+    };
+    match open() {
+        Ok((socket, port)) => {
+            let inbox = Inbox {
+                shard: shard.clone(),
+                pod: pod.clone(),
+                socket: Rc::new(socket),
+                port,
+            };
+            spawn_local(inbox.receive());
         }
         Err(error) => tracing::error!(%error, "a socket for DNS queries is lost"),
     }
 }
 
-async fn receive(shard: Rc<Shard>, pod: Rc<Pod>, socket: Rc<UdpSocket>) {
-    let mut left = pod.left();
-    let mut datagram = vec![0; MAX_DATAGRAM];
-    loop {
-        let received = tokio::select! {
-            received = socket.recv_from(&mut datagram) => received,
-            _ = left.wait_for(|left| *left) => return,
-        };
-        match received {
-            Ok((size, client)) => take(&shard, &pod, &socket, &datagram[..size], client),
-            Err(error) => {
-                tracing::warn!(%error, "cannot receive DNS queries");
-                tokio::time::sleep(RECEIVE_PAUSE).await;
+/// Where the queries of a pod come in.
+struct Inbox {
+    shard: Rc<Shard>,
+    pod: Rc<Pod>,
+    socket: Rc<UdpSocket>,
+    port: u16,
+}
+
+impl Inbox {
+    async fn receive(self) {
+        let mut left = self.pod.left();
+        let mut datagram = vec![0; MAX_DATAGRAM];
+        loop {
+            let received = tokio::select! {
+                received = self.socket.recv_from(&mut datagram) => received,
+                _ = left.wait_for(|left| *left) => return,
+            };
+            match received {
+                Ok((size, client)) => self.take(&datagram[..size], client),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot receive DNS queries");
+                    tokio::time::sleep(RECEIVE_PAUSE).await;
+                }
             }
         }
     }
-}
 
-fn take(
-    shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
-    socket: &Rc<UdpSocket>,
-    datagram: &[u8],
-    client: SocketAddr,
-) {
-    // Now, before another socket has the port.
-    let server = shard.maps.borrow().server_asked(client, pod.info.netns);
-    let server = server.unwrap_or_else(|error| {
-        tracing::error!(%error, %client, "the server that was asked cannot be read");
-        None
-    });
-    let question = Question::read(datagram);
-    let query = Query {
-        labels: labels(shard, pod, question.as_ref()),
-        question,
-        bytes: datagram.to_vec(),
-        server,
-    };
-    shard.shared.metrics.dns().asked(&query.labels);
-    let Some(turn) = Turn::take(pod) else {
-        tracing::debug!(pod = %pod.uid, "more than {MAX_QUERIES} DNS queries at one time");
-        return;
-    };
-    let (shard, pod, socket) = (shard.clone(), pod.clone(), socket.clone());
-    spawn_local(async move {
-        let answer = serve(&shard, &pod, &query).await;
-        drop(turn);
-        // A client that has gone away needs no answer.
-        if let Some(answer) = answer
-            && let Err(error) = socket.send_to(&answer, client).await
-        {
-            tracing::debug!(%error, %client, "an answer to a DNS query was not sent");
-        }
-    });
+    fn take(&self, datagram: &[u8], client: SocketAddr) {
+        let (shard, pod) = (&self.shard, &self.pod);
+        let question = Question::read(datagram);
+        let query = Query {
+            labels: labels(shard, pod, question.as_ref()),
+            question,
+            bytes: datagram.to_vec(),
+            server: self.server_asked(client),
+        };
+        shard.shared.metrics.dns().asked(&query.labels);
+        let Some(turn) = Turn::take(pod) else {
+            tracing::debug!(pod = %pod.uid, "more than {MAX_QUERIES} DNS queries at one time");
+            return;
+        };
+        let (shard, pod, socket) = (shard.clone(), pod.clone(), self.socket.clone());
+        spawn_local(async move {
+            let answer = serve(&shard, &pod, &query).await;
+            drop(turn);
+            // A client that has gone away needs no answer.
+            if let Some(answer) = answer
+                && let Err(error) = socket.send_to(&answer, client).await
+            {
+                tracing::debug!(%error, %client, "an answer to a DNS query was not sent");
+            }
+        });
+    }
+
+    /// Before anything else is received: another socket may have the client's port by then.
+    fn server_asked(&self, client: SocketAddr) -> Option<SocketAddr> {
+        let maps = self.shard.maps.borrow();
+        let asked = maps.server_asked(client, self.port, self.pod.info.netns);
+        asked.unwrap_or_else(|error| {
+            tracing::error!(%error, %client, "the server that was asked cannot be read");
+            None
+        })
+    }
 }
 
 /// A datagram that a pod sent to a DNS server.
