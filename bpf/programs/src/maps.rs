@@ -10,8 +10,8 @@ use aya_ebpf::{
 use sluice_abi::{
     Addr, Ip,
     maps::{
-        CONFIG_LEN, EVENTS_BYTES, MAX_ASKING, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS, MAX_REGISTRY, OrigDst,
-        Pod, PodIp, Query, Servers, Tuple,
+        CONFIG_LEN, EVENTS_BYTES, MAX_ASKING, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS,
+        MAX_REGISTRY, OrigDst, Pod, PodIp, Query, Servers, Tuple,
     },
     verdict::{REASONS, Reason},
 };
