@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::place::Place;
 use sluice_tests::podtool::{self, Answer, Connection, Serve};
-use sluice_tests::process::Process;
+use sluice_tests::process::{self, Process};
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::{WIRE_V4, WIRE_V6};
 use sluice_tests::{Pod, eventually, objects};
@@ -152,6 +153,44 @@ fn names_of_the_mesh_are_answered_to_every_kind_of_socket() {
                 .metric("istio_dns_requests_total", &labels)
         };
         ensure!(asked("A")? == 6.0 && asked("AAAA")? == 6.0);
+        Ok(())
+    });
+}
+
+/// What glibc's resolver finds in a pod that is configured as Kubernetes does it.
+fn getent(client: &Pod, server: IpAddr, name: &str) -> Result<Vec<String>> {
+    let file = client.run.dir().join("resolv.conf");
+    let search = "search shop.svc.cluster.local svc.cluster.local cluster.local";
+    let text = format!("nameserver {server}\n{search}\noptions ndots:5\n");
+    std::fs::write(&file, text)?;
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
+    let mut command = client.command("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(&file);
+    command.arg(name);
+    let finished = process::finish_within(&client.run, command, PATIENCE)?;
+    let mut found: Vec<String> = finished
+        .success()?
+        .lines()
+        .filter(|line| line.contains("STREAM"))
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+#[test]
+fn a_resolver_finds_services_by_every_form_of_their_names() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        for server in [IpAddr::from(WIRE_V4), IpAddr::from(WIRE_V6)] {
+            for name in ["catalog", "catalog.shop", "catalog.shop.svc", CATALOG] {
+                let found = getent(&stage.client, server, name)
+                    .with_context(|| format!("{name} by {server}"))?;
+                ensure!(found == VIPS, "{name} by {server}: {found:?}");
+            }
+        }
+        // None of them had to be tried with another search domain.
+        ensure!(stage.forwarded(&stage.client)? == 0);
         Ok(())
     });
 }
