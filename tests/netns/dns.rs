@@ -109,6 +109,9 @@ fn comes_back(place: &Place, server: &str, bytes: &[u8], socket: &[&str]) -> Res
     Ok(())
 }
 
+/// Options by which glibc's resolver asks by TCP alone.
+const BY_TCP: &str = "use-vc";
+
 fn resolves(place: &Place, server: &str, socket: &[&str]) -> Result<()> {
     for (kind, vip) in [(RecordType::A, VIPS[0]), (RecordType::AAAA, VIPS[1])] {
         let bytes = query(CATALOG, kind)?.to_vec()?;
@@ -158,10 +161,10 @@ fn names_of_the_mesh_are_answered_to_every_kind_of_socket() {
 }
 
 /// What glibc's resolver finds in a pod that is configured as Kubernetes does it.
-fn getent(client: &Pod, server: IpAddr, name: &str) -> Result<Vec<String>> {
+fn getent(client: &Pod, server: IpAddr, options: &str, name: &str) -> Result<Vec<String>> {
     let file = client.run.dir().join("resolv.conf");
     let search = "search shop.svc.cluster.local svc.cluster.local cluster.local";
-    let text = format!("nameserver {server}\n{search}\noptions ndots:5\n");
+    let text = format!("nameserver {server}\n{search}\noptions ndots:5 {options}\n");
     std::fs::write(&file, text)?;
     let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
     let mut command = client.command("unshare");
@@ -184,11 +187,17 @@ fn a_resolver_finds_services_by_every_form_of_their_names() {
         let stage = Stage::build(s)?;
         for server in [IpAddr::from(WIRE_V4), IpAddr::from(WIRE_V6)] {
             for name in ["catalog", "catalog.shop", "catalog.shop.svc", CATALOG] {
-                let found = getent(&stage.client, server, name)
-                    .with_context(|| format!("{name} by {server}"))?;
-                ensure!(found == VIPS, "{name} by {server}: {found:?}");
+                for options in ["", BY_TCP] {
+                    let what = format!("{name} by {server} {options}");
+                    let found = getent(&stage.client, server, options, name);
+                    let found = found.with_context(|| what.clone())?;
+                    ensure!(found == VIPS, "{what}: {found:?}");
+                }
             }
         }
+        let by_tcp = [("request_protocol", "tcp")];
+        let ztunnel = stage.s.mesh.ztunnel("a");
+        ensure!(ztunnel.metric("istio_dns_requests_total", &by_tcp)? == 16.0);
         // None of them had to be tried with another search domain.
         ensure!(stage.forwarded(&stage.client)? == 0);
         Ok(())
@@ -290,7 +299,7 @@ fn a_socket_that_asks_two_servers_hears_from_both() {
 }
 
 #[test]
-fn queries_by_tcp_go_through() {
+fn other_queries_by_tcp_go_through() {
     scenario(|s| {
         let stage = Stage::build(s)?;
         let _server = podtool::serve(stage.s.topology.wire(), "tcp", Serve::Echo, "[::]:53")?;

@@ -24,8 +24,8 @@ pub mod ports {
     pub const INBOUND_PLAINTEXT: u16 = 15006;
     /// HBONE tunnels from peers arrive here, unredirected.
     pub const HBONE: u16 = 15008;
-    /// Captured DNS queries arrive here and on the ports after it, on loopback: each server that a
-    /// socket asks has a port of its own.
+    /// Captured DNS queries arrive here, on loopback: by TCP on this port, by UDP also on the ports
+    /// after it, since each server that a socket asks has a port of its own.
     pub const DNS: u16 = 15053;
     /// How many such ports there are: as many servers as resolvers use.
     pub const DNS_PORTS: u16 = 3;

@@ -184,7 +184,11 @@ pub fn connect(c: &Connect) -> ConnectVerdict {
     } else {
         Ip::LOOPBACK6
     };
-    let port = if query { ports::DNS } else { ports::OUTBOUND };
+    let port = if c.is_dns() {
+        ports::DNS
+    } else {
+        ports::OUTBOUND
+    };
     ConnectVerdict::Redirect(Addr {
         ip,
         port: port as u32,
@@ -192,7 +196,13 @@ pub fn connect(c: &Connect) -> ConnectVerdict {
 }
 
 impl Connect {
-    /// Whether it is a DNS query that is captured if it leaves the pod.
+    /// Whether it is DNS, by any protocol, of a pod whose queries are captured.
+    #[inline(always)]
+    fn is_dns(&self) -> bool {
+        self.dns && self.destination.port == ports::DOMAIN as u32
+    }
+
+    /// Whether it is a DNS query by UDP that is captured if it leaves the pod.
     #[inline(always)]
     pub fn is_query(&self) -> bool {
         self.dns && is_query(self.protocol, &self.destination)

@@ -95,15 +95,27 @@ fn queries_that_are_not_ours_are_left_alone() {
     let mut other = captured;
     other.destination.port = 5353;
     left(Reason::NotTcp, other);
-    // DNS over TCP is a connection like any other.
+}
+
+#[test]
+fn dns_by_tcp_is_a_connection_to_a_listener_of_its_own() {
     let tcp = Connect {
         protocol: TCP,
-        ..captured
+        ..query("10.96.0.10")
     };
-    assert_eq!(
-        connect(&tcp),
-        ConnectVerdict::Redirect(addr("127.0.0.1:15001"))
-    );
+    let to = |c: Connect, port| {
+        let expected = ConnectVerdict::Redirect(addr(&format!("127.0.0.1:{port}")));
+        assert_eq!(connect(&c), expected);
+    };
+    to(tcp, 15053);
+    to(Connect { dns: false, ..tcp }, 15001);
+    // And so it is restricted like one.
+    let restricted = Connect {
+        registry_only: true,
+        ..tcp
+    };
+    let refused = ConnectVerdict::Refuse(Reason::NotInRegistry);
+    assert_eq!(connect(&restricted), refused);
 }
 
 #[test]

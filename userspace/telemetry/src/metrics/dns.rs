@@ -18,6 +18,8 @@ use sluice_model::Name;
 pub struct DnsLabels {
     /// The type of record that was asked for; the rare ones are all `other`.
     pub query_type: &'static str,
+    /// `udp` or `tcp`.
+    pub protocol: &'static str,
     pub canonical_service: Name,
     pub canonical_revision: Name,
 }
@@ -29,7 +31,7 @@ impl EncodeLabelSet for DnsLabels {
             (name, value).encode(encoder.encode_label())
         };
         label("request_query_type", self.query_type)?;
-        label("request_protocol", "udp")?;
+        label("request_protocol", self.protocol)?;
         label("source_canonical_service", &self.canonical_service)?;
         label("source_canonical_revision", &self.canonical_revision)
     }

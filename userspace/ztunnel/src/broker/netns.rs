@@ -122,14 +122,19 @@ fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {
 }
 
 fn dns_sockets() -> Result<Vec<(Listener, OwnedFd)>> {
-    let mut set = Vec::new();
+    let mut set = dns_sockets_of(Ipv4Addr::LOCALHOST.into())?;
+    match dns_sockets_of(Ipv6Addr::LOCALHOST.into()) {
+        Ok(mut v6) => set.append(&mut v6),
+        Err(error) if lacks_ipv6(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(set)
+}
+
+fn dns_sockets_of(ip: IpAddr) -> Result<Vec<(Listener, OwnedFd)>> {
+    let mut set = vec![(Listener::DnsByTcp, listen(ip, ports::DNS)?)];
     for port in ports::DNS..ports::DNS + ports::DNS_PORTS {
-        set.push((Listener::Dns, receive(Ipv4Addr::LOCALHOST.into(), port)?));
-        match receive(Ipv6Addr::LOCALHOST.into(), port) {
-            Ok(v6) => set.push((Listener::Dns, v6)),
-            Err(error) if lacks_ipv6(&error) => {}
-            Err(error) => return Err(error),
-        }
+        set.push((Listener::Dns, receive(ip, port)?));
     }
     Ok(set)
 }
@@ -187,7 +192,8 @@ fn listen(ip: IpAddr, port: u16) -> Result<OwnedFd> {
         socket.listen(BACKLOG)?;
         Ok::<_, io::Error>(OwnedFd::from(socket))
     };
-    let hint = "does something in the pod use this port? The mesh needs 15001, 15006 and 15008";
+    let hint = "does something in the pod use this port? The mesh needs 15001, 15006, \
+                15008, and 15053 for DNS";
     open().with_context(|| format!("listen on {address} ({hint})"))
 }
 

@@ -51,6 +51,7 @@ pub enum Listener {
     Hbone,
     /// A UDP socket.
     Dns,
+    DnsByTcp,
 }
 
 /// What a worker needs to know at its start.

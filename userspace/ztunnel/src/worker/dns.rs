@@ -2,6 +2,7 @@
 //! bytes that it is, to the server that the pod asked.
 
 mod answer;
+mod tcp;
 
 use std::{
     cell::Cell,
@@ -19,6 +20,7 @@ use tokio::{net::UdpSocket, task::spawn_local};
 use super::{pods::Pod, shard::Shard};
 use crate::link::Family;
 use answer::Question;
+pub(super) use tcp::serve as serve_tcp;
 
 /// How long a server may take. Less than the five seconds after which resolvers try the next one, so
 /// that they learn of the failure and need not guess.
@@ -85,7 +87,7 @@ impl Inbox {
         let (shard, pod) = (&self.shard, &self.pod);
         let question = Question::read(datagram);
         let query = Query {
-            labels: labels(shard, pod, question.as_ref()),
+            labels: labels(shard, pod, question.as_ref(), "udp"),
             question,
             bytes: datagram.to_vec(),
             server: self.server_asked(client),
@@ -149,7 +151,7 @@ impl Drop for Turn {
 
 async fn serve(shard: &Shard, pod: &Pod, query: &Query) -> Option<Vec<u8>> {
     if let Some(question) = &query.question
-        && let Some(answer) = from_mesh(shard, pod, question).await
+        && let Some(answer) = from_mesh(shard, pod, question, question.payload()).await
     {
         return Some(answer);
     }
@@ -173,8 +175,8 @@ async fn serve(shard: &Shard, pod: &Pod, query: &Query) -> Option<Vec<u8>> {
     }
 }
 
-/// The answer to a question about a name of the mesh.
-async fn from_mesh(shard: &Shard, pod: &Pod, question: &Question) -> Option<Vec<u8>> {
+/// The answer, of at most `limit` bytes, to a question about a name of the mesh.
+async fn from_mesh(shard: &Shard, pod: &Pod, question: &Question, limit: u16) -> Option<Vec<u8>> {
     let shared = &shard.shared;
     // Without the mesh, what it alone knows would be denied by others, and that remembered.
     if !shared.mesh.is_synced() {
@@ -186,7 +188,7 @@ async fn from_mesh(shard: &Shard, pod: &Pod, question: &Question) -> Option<Vec<
         cluster_domain: &shared.settings.cluster_domain,
     };
     let host = shared.mesh.load().resolve(&question.name, &asker)?;
-    question.answer(host)
+    question.answer(host, limit)
 }
 
 /// Sends a query on and returns what comes back.
@@ -217,11 +219,17 @@ async fn forward(
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-fn labels(shard: &Shard, pod: &Pod, question: Option<&Question>) -> DnsLabels {
+fn labels(
+    shard: &Shard,
+    pod: &Pod,
+    question: Option<&Question>,
+    protocol: &'static str,
+) -> DnsLabels {
     let mesh = shard.shared.mesh.load();
     let workload = mesh.workload(&pod.uid);
     DnsLabels {
         query_type: question.map_or("other", Question::kind),
+        protocol,
         canonical_service: workload.map_or_else(Default::default, |w| w.canonical_name.clone()),
         canonical_revision: workload
             .map_or_else(Default::default, |w| w.canonical_revision.clone()),

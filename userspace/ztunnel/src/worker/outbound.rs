@@ -52,19 +52,41 @@ pub(super) enum Error {
 
 /// Serves one captured connection from its accept to its end.
 pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
-    let looked_up = shard.maps.borrow().orig_dst(&tcp, peer, pod.info.netns);
-    let orig = match looked_up {
-        Ok(Some(orig)) => OrigDst(orig),
+    if let Some(orig) = original(&shard, &pod, &tcp, peer) {
+        carry(shard, pod, tcp, peer, orig).await;
+    }
+}
+
+/// Where a captured connection wanted to go.
+pub(super) fn original(
+    shard: &Shard,
+    pod: &Pod,
+    tcp: &TcpStream,
+    peer: SocketAddr,
+) -> Option<OrigDst> {
+    let looked_up = shard.maps.borrow().orig_dst(tcp, peer, pod.info.netns);
+    match looked_up {
+        Ok(Some(orig)) => Some(OrigDst(orig)),
         // Not captured: somebody in the pod dialled our port. There is nowhere to go.
         Ok(None) => {
             tracing::warn!(%peer, "a connection to the outbound port was not captured; closed");
-            return;
+            None
         }
         Err(error) => {
             tracing::error!(%error, %peer, "the original destination cannot be read; closed");
-            return;
+            None
         }
-    };
+    }
+}
+
+/// Carries a connection of which nothing has been read to where it wanted to go.
+pub(super) async fn carry(
+    shard: Rc<Shard>,
+    pod: Rc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    orig: OrigDst,
+) {
     // The captured socket's own address is loopback's; to everybody else it is the pod's.
     let ip = pod.ip(Family::of(orig.0.ip())).unwrap_or_else(|| peer.ip());
     let client = SocketAddr::new(ip, peer.port());

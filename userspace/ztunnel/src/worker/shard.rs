@@ -183,6 +183,8 @@ impl Shard {
             Listener::Outbound => spawn_local(outbound::serve(self, pod, tcp, peer)),
             Listener::Plaintext => spawn_local(plaintext::serve(self, pod, tcp, peer)),
             Listener::Hbone => spawn_local(inbound::serve(self, pod, tcp, peer)),
+            Listener::DnsByTcp => spawn_local(dns::serve_tcp(self, pod, tcp, peer)),
+            // Not accepted, but received.
             Listener::Dns => return,
         };
     }

@@ -64,7 +64,7 @@ impl Question {
 
     /// The addresses of the family that was asked for, in random order: none when the host has only
     /// others, which is no error.
-    pub(super) fn answer(&self, mut host: Host) -> Option<Vec<u8>> {
+    pub(super) fn answer(&self, mut host: Host, limit: u16) -> Option<Vec<u8>> {
         let mut owner = self.query.queries.first()?.name().clone();
         let mut message = response(&self.query, ResponseCode::NoError);
         message.metadata.authoritative = true;
@@ -86,7 +86,12 @@ impl Question {
         for data in data {
             message.add_answer(Record::from_rdata(owner.clone(), TTL, data));
         }
-        encode(&message, self.query.max_payload().max(MIN_PAYLOAD))
+        encode(&message, limit)
+    }
+
+    /// The largest answer that the client takes by UDP.
+    pub(super) fn payload(&self) -> u16 {
+        self.query.max_payload().max(MIN_PAYLOAD)
     }
 }
 

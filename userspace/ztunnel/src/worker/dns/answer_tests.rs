@@ -38,7 +38,8 @@ fn question(message: &Message) -> Option<Question> {
 }
 
 fn answer(query: &Message, host: Host) -> Message {
-    let bytes = question(query).unwrap().answer(host).unwrap();
+    let question = question(query).unwrap();
+    let bytes = question.answer(host, question.payload()).unwrap();
     Message::from_vec(&bytes).unwrap()
 }
 
@@ -106,14 +107,17 @@ fn what_does_not_fit_is_left_out_and_said() {
     let ips = || (0..200).map(|i| IpAddr::from([10, 0, 1, i]));
     let mut query = query("db.shop.", RecordType::A);
     let size = |query: &Message| {
-        question(query)
-            .unwrap()
-            .answer(host(None, ips()))
-            .unwrap()
-            .len()
+        let question = question(query).unwrap();
+        let bytes = question.answer(host(None, ips()), question.payload());
+        bytes.unwrap().len()
     };
     let message = answer(&query, host(None, ips()));
     assert!(message.metadata.truncation && size(&query) <= 512);
+    let by_tcp = question(&query)
+        .unwrap()
+        .answer(host(None, ips()), u16::MAX);
+    let by_tcp = Message::from_vec(&by_tcp.unwrap()).unwrap();
+    assert!(!by_tcp.metadata.truncation && by_tcp.answers.len() == 200);
     let mut edns = Edns::new();
     edns.set_max_payload(4096);
     query.set_edns(edns);
@@ -177,8 +181,8 @@ fn no_bytes_harm() {
             let mut bytes = whole.clone();
             bytes[at] = value;
             if let Some(question) = Question::read(&bytes) {
-                question.answer(host(Some("a..b"), both()));
-                question.answer(host(None, both()));
+                question.answer(host(Some("a..b"), both()), 512);
+                question.answer(host(None, both()), 512);
             }
             failure(&bytes);
         }
