@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use sluice_control::{
     auth::JoinTokens,
-    ca::{Authority, Certificates, ServerName},
+    ca::{self, Authority, Certificates, Rotation, ServerName},
     feed,
     metrics::ControlMetrics,
     server::{self, Server},
@@ -30,9 +30,15 @@ struct Args {
     /// Where ztunnels connect.
     #[arg(long, default_value = "127.0.0.1:15012")]
     listen: SocketAddr,
-    /// Where the root key and certificate are kept; made on the first start.
-    #[arg(long)]
-    state_dir: PathBuf,
+    /// Where the CA's own root key and certificate are kept; made on the first start.
+    #[arg(long, required_unless_present = "cacerts")]
+    state_dir: Option<PathBuf>,
+    /// A CA to use instead of an own root, watched: a directory with ca-key.pem, ca-cert.pem,
+    /// cert-chain.pem and root-cert.pem. Without ca-cert.pem, the root itself signs.
+    #[arg(long, value_name = "DIR", conflicts_with = "state_dir")]
+    cacerts: Option<PathBuf>,
+    #[command(flatten)]
+    rotation: Rotation,
     /// The file with the token of each node, as lines `NODE TOKEN`.
     #[arg(long)]
     join_tokens: PathBuf,
@@ -53,6 +59,17 @@ struct Args {
 }
 
 impl Args {
+    fn ca(&self) -> anyhow::Result<ca::Source> {
+        Ok(match (&self.cacerts, &self.state_dir) {
+            (Some(directory), _) => ca::Source::Supplied(directory.clone()),
+            (None, Some(directory)) => ca::Source::Own {
+                directory: directory.clone(),
+                rotation: self.rotation,
+            },
+            (None, None) => anyhow::bail!("--state-dir or --cacerts is needed"),
+        })
+    }
+
     fn server(&self) -> server::Config {
         server::Config {
             listen: self.listen,
@@ -76,10 +93,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let clients = Clients::new(counters.clients.clone());
 
     let tokens = Arc::new(JoinTokens::open(&args.join_tokens)?);
-    let authority = Arc::new(Authority::open(
-        &args.state_dir,
-        args.translation.trust_domain.clone(),
-    )?);
+    let trust_domain = args.translation.trust_domain.clone();
+    let authority = Arc::new(Authority::open(args.ca()?, trust_domain)?);
     let source = directory::Config::new(&args.dir);
     let (_directory, published) = feed::directory(source, args.translation.clone())?;
 
@@ -98,7 +113,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         clients.clone(),
         counters.clone(),
     );
-    let certificates = Certificates::new(authority, tokens, published.clone(), counters);
+    let certificates = Certificates::new(authority.clone(), tokens, published.clone(), counters);
     let pages = status::router(published, clients, readiness, metrics);
     first_snapshot.done();
 
@@ -106,6 +121,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tokio::select! {
         served = server.serve(discovery, certificates) => served?,
         never = serve::serve(status, pages) => match never {},
+        () = authority.follow() => {}
         _ = terminate.recv() => {}
         interrupt = tokio::signal::ctrl_c() => interrupt?,
     }
