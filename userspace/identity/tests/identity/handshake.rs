@@ -210,7 +210,7 @@ async fn a_client_of_an_older_tls_is_refused() {
     let db = svid(&root, DB);
     let mut roots = RootCertStore::empty();
     roots
-        .add(root.trust().current().certificates()[0].clone())
+        .add(root.trust().roots().unwrap().certificates()[0].clone())
         .unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let old = ClientConfig::builder_with_provider(provider)

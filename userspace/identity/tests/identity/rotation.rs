@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sluice_identity::{CertificateState, Error, Manager};
+use sluice_identity::{CertificateState, Config, Error, Manager};
 use tokio::{
     runtime::Handle,
     time::{Instant, sleep, timeout},
@@ -16,6 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 fn web() -> sluice_model::SpiffeId {
     id("spiffe://cluster.local/ns/shop/sa/web")
+}
+
+/// A manager that renews for no other reason than age.
+fn manager(ca: &TestCa) -> Manager {
+    let config = Config {
+        ask_at_least: 1000 * DAY,
+        ..Config::default()
+    };
+    Manager::new(ca.clone(), config, Handle::current())
 }
 
 /// Looks, every `step`, for something that another task does.
@@ -34,7 +43,7 @@ async fn eventually(step: Duration, what: &str, mut condition: impl FnMut() -> b
 #[tokio::test(start_paused = true)]
 async fn askers_share_one_request() {
     let ca = TestCa::signing(DAY);
-    let manager = Manager::new(ca.clone(), Handle::current());
+    let manager = manager(&ca);
     assert!(manager.cached(&web()).is_none());
     let identity = web();
     let (a, b) = tokio::join!(
@@ -56,7 +65,7 @@ async fn askers_share_one_request() {
 #[tokio::test(start_paused = true)]
 async fn renewal_comes_at_half_life() {
     let ca = TestCa::signing(DAY);
-    let manager = Manager::new(ca.clone(), Handle::current());
+    let manager = manager(&ca);
     let first = manager.certificate(&web(), PATIENCE).await.unwrap();
     let start = Instant::now();
     eventually(MINUTE, "renewal", || ca.requests() == 2).await;
@@ -76,7 +85,7 @@ async fn renewal_comes_at_half_life() {
 #[tokio::test(start_paused = true)]
 async fn while_the_ca_fails_the_old_certificate_stays() {
     let ca = TestCa::signing(DAY);
-    let manager = Manager::new(ca.clone(), Handle::current());
+    let manager = manager(&ca);
     let first = manager.certificate(&web(), PATIENCE).await.unwrap();
     ca.fail();
     eventually(MINUTE, "attempts to renew", || ca.requests() >= 12).await;
@@ -106,7 +115,7 @@ async fn while_the_ca_fails_the_old_certificate_stays() {
 #[tokio::test]
 async fn an_expired_certificate_is_not_handed_out() {
     let ca = TestCa::signing(Duration::from_secs(2));
-    let manager = Manager::new(ca.clone(), Handle::current());
+    let manager = manager(&ca);
     manager.certificate(&web(), PATIENCE).await.unwrap();
     ca.fail();
     eventually(Duration::from_millis(20), "expiry", || {
@@ -125,7 +134,7 @@ async fn an_expired_certificate_is_not_handed_out() {
 async fn who_waits_in_vain_is_told_why() {
     let ca = TestCa::signing(DAY);
     ca.fail();
-    let manager = Manager::new(ca.clone(), Handle::current());
+    let manager = manager(&ca);
     let start = Instant::now();
     let error = manager.certificate(&web(), PATIENCE).await.unwrap_err();
     assert_eq!(start.elapsed(), PATIENCE);
@@ -144,7 +153,7 @@ async fn who_waits_in_vain_is_told_why() {
 async fn a_ca_that_recovers_serves_who_still_waits() {
     let ca = TestCa::signing(DAY);
     ca.fail();
-    let manager = Manager::new(ca.clone(), Handle::current());
+    let manager = manager(&ca);
     let recovery = async {
         sleep(Duration::from_millis(120)).await;
         ca.answer(|root, request| Ok(root.sign(request, DAY)));
@@ -163,7 +172,7 @@ async fn a_ca_that_recovers_serves_who_still_waits() {
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_identity_is_not_renewed() {
     let ca = TestCa::signing(DAY);
-    let manager = Manager::new(ca.clone(), Handle::current());
+    let manager = manager(&ca);
     manager.certificate(&web(), PATIENCE).await.unwrap();
     manager.forget(&web());
     assert!(manager.cached(&web()).is_none());
@@ -188,7 +197,7 @@ async fn refusal(
 ) -> String {
     let ca = TestCa::signing(DAY);
     ca.answer(answer);
-    let manager = Manager::new(ca, Handle::current());
+    let manager = manager(&ca);
     let outcome = manager.certificate(&web(), Duration::from_secs(1)).await;
     outcome.unwrap_err().to_string()
 }

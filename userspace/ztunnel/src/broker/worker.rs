@@ -18,6 +18,7 @@ use sluice_kernel::SocketMapFds;
 
 use super::{
     Config, Event,
+    crl::RevocationFile,
     pods::{PodRecord, Pods},
     supply::{self, Namespaces},
 };
@@ -38,6 +39,7 @@ pub(super) struct Worker {
     config: Config,
     events: Sender<Event>,
     credentials: Credentials,
+    crl: Option<RevocationFile>,
     running: Option<Running>,
     pause: Duration,
     restart_at: Option<Instant>,
@@ -60,6 +62,7 @@ impl Worker {
             config: config.clone(),
             events,
             credentials,
+            crl: config.crl.clone().map(RevocationFile::open).transpose()?,
             running: None,
             pause: FIRST_PAUSE,
             restart_at: None,
@@ -97,7 +100,7 @@ impl Worker {
     }
 
     fn equip(
-        &self,
+        &mut self,
         pid: u32,
         link: Link,
         maps: SocketMapFds,
@@ -109,6 +112,9 @@ impl Worker {
         let ends: Vec<_> = pairs.iter().map(|(_, worker)| worker.as_fd()).collect();
         link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
         link.send(&self.credentials.message(), &[])?;
+        if let Some(crl) = &mut self.crl {
+            crl.send(&link)?;
+        }
         let mut threads = Vec::new();
         for (index, (thread, _)) in pairs.into_iter().enumerate() {
             thread.send(&ToWorker::Maps, &maps.as_fds())?;
@@ -185,7 +191,7 @@ impl Worker {
         }
     }
 
-    /// Passes changed credentials on.
+    /// Passes changed credentials and revocation lists on.
     pub(super) fn refresh_credentials(&mut self) {
         match self.credentials.refresh() {
             Ok(true) => {
@@ -195,6 +201,12 @@ impl Worker {
             }
             Ok(false) => {}
             Err(error) => tracing::warn!(error = one_line(&error), "credentials not refreshed"),
+        }
+        if let Some(crl) = &mut self.crl {
+            crl.refresh();
+            if let Some(running) = &self.running {
+                crl.pass_on(&running.link);
+            }
         }
     }
 

@@ -62,7 +62,7 @@ async fn reach(
     report: &mut Report,
 ) -> Result<(TcpStream, Flow), Refusal> {
     let visitor = Visitor {
-        identity: None,
+        peer: None,
         address: peer,
         shown: peer,
     };

@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 use sluice_hbone::{Baggage, Incoming, Meter, OpenError};
+use sluice_identity::Distrust;
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
@@ -105,9 +106,20 @@ impl Failure {
             Cut::Denied(reason) => Denial::Policy(reason.clone()),
             Cut::Untrusted(_) => Denial::TrustDomain,
             Cut::OwnIdentity(_) | Cut::PeerIdentity(_) => Denial::IdentityChanged,
+            Cut::Distrusted(Distrust::Revoked(..)) => {
+                return Self::revoked(cut, Phase::Established);
+            }
+            Cut::Distrusted(Distrust::Unvouched(_)) => Denial::TrustAnchors,
             Cut::NotInRegistry(_) => Denial::NotInRegistry,
         };
         Self::denied(cut, denial, Phase::Established)
+    }
+
+    fn revoked(error: &impl fmt::Display, phase: Phase) -> Self {
+        Self {
+            flags: ResponseFlags::CertificateRevoked,
+            ..Self::denied(error, Denial::Revoked, phase)
+        }
     }
 
     fn refusal(refusal: &Refusal) -> Self {
@@ -162,7 +174,7 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, local);
         report.security = Security::MutualTls;
-        report.source.labels.principal = Some(incoming.peer.clone());
+        report.source.labels.principal = Some(incoming.peer.identity().clone());
         report.destination.labels.principal = Some(pod.identity.clone());
         report.destination.pod = pod.info.name.clone();
         report.hbone = incoming.authority().map(ToString::to_string);
@@ -252,10 +264,10 @@ impl Report {
     }
 
     /// Mutual TLS with the destination stands.
-    pub(super) fn peer(&mut self, source: &SpiffeId, destination: Option<&SpiffeId>) {
+    pub(super) fn peer(&mut self, source: &SpiffeId, destination: &SpiffeId) {
         self.security = Security::MutualTls;
         self.source.labels.principal = Some(source.clone());
-        self.destination.labels.principal = destination.cloned();
+        self.destination.labels.principal = Some(destination.clone());
     }
 
     /// Policies have decided, those in dry run and those that only take note among them.
@@ -355,9 +367,12 @@ impl Report {
 impl From<outbound::Error> for Failure {
     fn from(error: outbound::Error) -> Self {
         let flags = match &error {
+            outbound::Error::Open(_, open) if open.is_revoked() => {
+                return Self::revoked(&error, Phase::New);
+            }
             outbound::Error::Open(_, open) => match open {
                 OpenError::ConnectTimeout(_) => ResponseFlags::NetworkPolicy,
-                OpenError::Tls(_) => ResponseFlags::TlsFailure,
+                OpenError::Tls(_) | OpenError::Peer(_) => ResponseFlags::TlsFailure,
                 OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
                     ResponseFlags::H2HandshakeFailure
                 }
