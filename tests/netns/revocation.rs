@@ -139,7 +139,7 @@ fn a_revoked_certificate_is_refused_and_a_broken_list_changes_nothing() {
             })
         };
         greet(&bad)?;
-        let number = bad.serial()?;
+        let number = bad.serial();
         s.mesh.write_crl(&authority.revoke(&[&number])?)?;
         let refused = || {
             let Err(error) = greet(&bad) else {
@@ -216,7 +216,10 @@ fn a_root_is_replaced_under_traffic_without_a_failed_connection() {
             &["--seconds", "32", "--rate", "40", "--concurrency", "8"],
         )?;
         let mut command = client.command(s.topology.run().binaries().sluicectl()?);
-        command.arg("rotate-root").arg("--state-dir").arg(s.mesh.state());
+        command
+            .arg("rotate-root")
+            .arg("--state-dir")
+            .arg(s.mesh.state());
         process::finish_within(s.topology.run(), command, PATIENCE)?.success()?;
         for step in [2, 1] {
             eventually_within(Duration::from_secs(5 * LIFE), || {

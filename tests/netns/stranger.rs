@@ -13,8 +13,8 @@ use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::{Method, Request, StatusCode, Version};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
     RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -55,6 +55,7 @@ pub(crate) struct Authority(Issuer<'static, KeyPair>);
 pub(crate) struct Credentials {
     certificate: rcgen::Certificate,
     key: KeyPair,
+    serial: Vec<u8>,
 }
 
 impl Credentials {
@@ -63,9 +64,9 @@ impl Credentials {
     }
 
     /// The certificate's serial number in hexadecimal.
-    pub(crate) fn serial(&self) -> Result<String> {
-        let number = self.certificate.params().serial_number.as_ref();
-        Ok(format!("{}", number.context("no serial number")?).replace(':', ""))
+    pub(crate) fn serial(&self) -> String {
+        let digits = self.serial.iter().map(|byte| format!("{byte:02x}"));
+        digits.collect()
     }
 
     pub(crate) fn key_pem(&self) -> String {
@@ -144,7 +145,10 @@ impl Authority {
     ) -> Result<Credentials> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.serial_number = Some(SerialNumber::from_slice(&key.public_key_raw()[1..17]));
+        // Positive and without zeros in front (RFC 5280 §4.1.2.2).
+        let mut serial = key.public_key_raw()[1..17].to_vec();
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = names;
         params.extended_key_usages = vec![
@@ -155,7 +159,11 @@ impl Authority {
         params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
         change(&mut params);
         let certificate = params.signed_by(&key, &self.0)?;
-        Ok(Credentials { certificate, key })
+        Ok(Credentials {
+            certificate,
+            key,
+            serial,
+        })
     }
 }
 

@@ -45,7 +45,10 @@ fn what_is_no_list_is_named() {
         assert!(text.starts_with("revocation list 0 (from 0)"), "{text}");
     }
     let cut = &good.der()[..good.der().len() - 1];
-    assert!(matches!(bad(cut), Error::BadRevocationList { index: 0, .. }));
+    assert!(matches!(
+        bad(cut),
+        Error::BadRevocationList { index: 0, .. }
+    ));
     let second = [&good.der()[..], b"more"].concat();
     assert!(matches!(
         bad(&second),

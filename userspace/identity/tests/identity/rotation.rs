@@ -215,7 +215,11 @@ async fn roots_that_have_changed_hold_for_all_and_renew_all_soon() {
         manager.cached(&web()).unwrap().serial() != first.serial()
     })
     .await;
-    assert!(begin.elapsed() <= Duration::from_secs(62), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() <= Duration::from_secs(62),
+        "{:?}",
+        begin.elapsed()
+    );
     // And nobody is renewed for it again.
     sleep(DAY / 4).await;
     assert_eq!(ca.requests(), 3);
@@ -233,7 +237,11 @@ async fn roots_that_have_changed_hold_for_all_and_renew_all_soon() {
         manager.cached(&web()).unwrap().is_vouched_for()
     })
     .await;
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
