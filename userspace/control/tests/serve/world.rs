@@ -39,7 +39,7 @@ use tonic::{
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const TOKEN: &str = "token-of-n1";
-pub(crate) const OTHER_TOKEN: &str = "token-of-n2";
+const OTHER_TOKEN: &str = "token-of-n2";
 
 pub(crate) const SHOP: &str = "apiVersion: v1
 kind: Namespace
