@@ -98,10 +98,18 @@ impl<'a> Stage<'a> {
             + 1;
         let file = self.s.mesh.config().file(mistake.file);
         eventually(|| {
-            let errors = self.s.mesh.config_errors()?;
+            let (kept, errors): (Vec<Value>, Vec<Value>) = self
+                .s
+                .mesh
+                .config_errors()?
+                .into_iter()
+                .partition(|finding| finding["code"] == "NotApplied");
             let [error] = &errors[..] else {
                 anyhow::bail!("not one error: {errors:#?}");
             };
+            // Of a policy it may also be said what is in force in its place.
+            let same = |finding: &Value| finding["object"] == error["object"];
+            ensure!(kept.iter().all(same), "{kept:#?}");
             let as_wanted = error["severity"] == mistake.severity
                 && error["file"] == file.display().to_string().as_str()
                 && error["line"] == line

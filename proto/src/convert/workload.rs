@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::{
     Name, ServiceKey, TrustDomain, Uid, Workload,
     service::Port,
-    workload::{Egress, Locality, OwnerKind, TunnelProtocol},
+    workload::{Egress, Locality, OwnerKind, Profile, TunnelProtocol},
 };
 
 use super::extension;
@@ -35,9 +35,8 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
     let own: own::Workload = extension::find(&from.extensions)
         .field("extensions")?
         .unwrap_or_default();
-    Ok(Workload {
-        uid: Uid(required(&from.uid).field("uid")?),
-        name: from.name.as_str().into(),
+    let uid = Uid(required(&from.uid).field("uid")?);
+    let profile = Profile {
         namespace: from.namespace.as_str().into(),
         trust_domain: or_default(&from.trust_domain, DEFAULT_TRUST_DOMAIN)
             .parse()
@@ -46,9 +45,7 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
         service_account: or_default(&from.service_account, DEFAULT_SERVICE_ACCOUNT).into(),
         network: from.network.as_str().into(),
         cluster: or_default(&from.cluster_id, DEFAULT_CLUSTER).into(),
-        ips: each("addresses", &from.addresses, |bytes| ip(bytes))?,
         protocol: parse_protocol(from.tunnel_protocol).field("tunnel_protocol")?,
-        node: from.node.as_str().into(),
         host_network: mode == wire::NetworkMode::HostNetwork,
         canonical_name: from.canonical_name.as_str().into(),
         canonical_revision: from.canonical_revision.as_str().into(),
@@ -65,7 +62,6 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
             own::Egress::Anywhere => Egress::Anywhere,
             own::Egress::Registry => Egress::Registry,
         },
-        healthy: status == wire::WorkloadStatus::Healthy,
         capacity: from.capacity.unwrap_or(1),
         locality: from
             .locality
@@ -76,6 +72,14 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
                 subzone: locality.subzone.as_str().into(),
             })
             .unwrap_or_default(),
+    };
+    Ok(Workload {
+        own_name: uid.unless_last_part(&from.name),
+        uid,
+        ips: each("addresses", &from.addresses, |bytes| ip(bytes))?.into(),
+        node: from.node.as_str().into(),
+        healthy: status == wire::WorkloadStatus::Healthy,
+        profile: Arc::new(profile),
     })
 }
 
@@ -145,7 +149,7 @@ impl From<&Workload> for wire::Workload {
         };
         Self {
             uid: text(&workload.uid.0),
-            name: text(&workload.name),
+            name: workload.name().to_owned(),
             namespace: text(&workload.namespace),
             trust_domain: unless_default(workload.trust_domain.as_str(), DEFAULT_TRUST_DOMAIN),
             service_account: unless_default(&workload.service_account, DEFAULT_SERVICE_ACCOUNT),

@@ -95,7 +95,7 @@ fn field_numbers_are_the_contracts() {
     };
     assert_eq!(&*workload.uid.0, "u");
     assert_eq!(
-        workload.ips,
+        *workload.ips,
         ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]
     );
     assert_eq!(workload.protocol, TunnelProtocol::Hbone);

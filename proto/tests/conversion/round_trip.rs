@@ -1,6 +1,6 @@
 //! Any value of the model survives its encoding.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use prost::Message as _;
@@ -11,7 +11,7 @@ use sluice_model::{
         Term, Values,
     },
     service::{self, GatewayAddress, GatewayDestination, LoadBalancing, Mode, Port},
-    workload::{Egress, Locality, OwnerKind, TunnelProtocol},
+    workload::{Egress, Locality, OwnerKind, Profile, TunnelProtocol},
 };
 use sluice_proto::{security, workload as wire};
 
@@ -122,30 +122,33 @@ prop_compose! {
         let (network, cluster, node, region, zone, subzone) = places;
         let (name, canonical_name, canonical_revision, owner_name) = telemetry;
         let (tunnel, host_network, healthy) = flags;
+        let uid = Uid(uid);
         Workload {
-            uid: Uid(uid),
-            name,
-            namespace: identity.1,
-            trust_domain: identity.0.parse().unwrap(),
-            equivalent_domains: domains.iter().map(|d| d.parse().unwrap()).collect(),
-            service_account: identity.2,
-            network,
-            cluster,
-            ips,
-            protocol: if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::None },
+            own_name: uid.unless_last_part(&name),
+            uid,
+            ips: ips.into(),
             node,
-            host_network,
-            canonical_name,
-            canonical_revision,
-            owner_kind,
-            owner_name,
-            services,
-            waypoint,
-            policies,
-            egress,
             healthy,
-            capacity,
-            locality: Locality { region, zone, subzone },
+            profile: Arc::new(Profile {
+                namespace: identity.1,
+                trust_domain: identity.0.parse().unwrap(),
+                equivalent_domains: domains.iter().map(|d| d.parse().unwrap()).collect(),
+                service_account: identity.2,
+                network,
+                cluster,
+                protocol: if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::None },
+                host_network,
+                canonical_name,
+                canonical_revision,
+                owner_kind,
+                owner_name,
+                services,
+                waypoint,
+                policies,
+                egress,
+                capacity,
+                locality: Locality { region, zone, subzone },
+            }),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! What a request says, and what a refusal means.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use http::{HeaderMap, Method, StatusCode};
 use sluice_hbone::{Baggage, ConnectRequest, ForwardedFor, OpenError};
 use sluice_model::{
     Uid, Workload,
-    workload::{Locality, OwnerKind, TunnelProtocol},
+    workload::{Locality, OwnerKind, Profile},
 };
 use tokio::{net::TcpListener, sync::mpsc, task::spawn_local, time::timeout};
 use tokio_rustls::TlsAcceptor;
@@ -17,34 +17,24 @@ use crate::{
 };
 
 fn workload() -> Workload {
-    let identity = id(WEB);
     Workload {
         uid: Uid::pod("west", "shop", "web-1"),
-        name: "web-1".into(),
-        namespace: "shop".into(),
-        trust_domain: identity.trust_domain().clone(),
-        equivalent_domains: Default::default(),
-        service_account: "web".into(),
-        network: "".into(),
-        cluster: "west".into(),
-        ips: Vec::new(),
-        protocol: TunnelProtocol::Hbone,
+        own_name: None,
+        ips: [].into(),
         node: "a".into(),
-        host_network: false,
-        canonical_name: "web".into(),
-        canonical_revision: "v2".into(),
-        owner_kind: OwnerKind::Deployment,
-        owner_name: "web-deployment".into(),
-        services: [].into(),
-        waypoint: None,
-        policies: Vec::new(),
-        egress: Default::default(),
         healthy: true,
-        capacity: 1,
-        locality: Locality {
-            region: "eu".into(),
-            ..Locality::default()
-        },
+        profile: Arc::new(Profile {
+            cluster: "west".into(),
+            canonical_name: "web".into(),
+            canonical_revision: "v2".into(),
+            owner_kind: OwnerKind::Deployment,
+            owner_name: "web-deployment".into(),
+            locality: Locality {
+                region: "eu".into(),
+                ..Locality::default()
+            },
+            ..Profile::of(&id(WEB))
+        }),
     }
 }
 
@@ -170,10 +160,8 @@ fn what_a_header_may_not_hold_is_left_out() {
             async {}
         })
         .await;
-        let workload = Workload {
-            canonical_name: "web\r\nx-evil: 1".into(),
-            ..workload()
-        };
+        let mut workload = workload();
+        workload.profile_mut().canonical_name = "web\r\nx-evil: 1".into();
         let request = ConnectRequest {
             baggage: Baggage::of(&workload),
             ..request("10.0.0.2:80")

@@ -301,6 +301,40 @@ fn policies_in_dry_run_report_and_cut_nothing() {
     });
 }
 
+#[test]
+fn an_audit_reports_and_cuts_nothing() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let mut held = Held::all(&stage)?;
+        stage.apply(&[authorization!(
+            "shop",
+            "action: AUDIT",
+            "rules:",
+            "- to: [{operation: {ports: ['443']}}]",
+            "- from: [{source: {notNamespaces: ['*']}}]",
+        )])?;
+        held.iter_mut().try_for_each(Held::is_alive)?;
+        Held::all(&stage)?;
+        let far = s.mesh.ztunnel("b");
+        let audits = far.metric(
+            "sluice_audited_connections_total",
+            &[("policy", "shop/test")],
+        )?;
+        ensure!(
+            audits == 2.0,
+            "{audits} audits, and not those of the two without an identity"
+        );
+        let log = far.log()?;
+        let audit = log.lines().find(|line| line.contains("\tpolicy\taudit\t"));
+        let line = audit.context("no line of an audit")?;
+        ensure!(
+            line.contains("policy=shop/test") && line.contains("policy_rule=1"),
+            "{line}"
+        );
+        Ok(())
+    });
+}
+
 /// Much happens elsewhere, and nobody is asked again.
 #[test]
 fn changes_elsewhere_disturb_nobody() {

@@ -123,13 +123,15 @@ fn judge(
 ) -> Option<PolicyStatus> {
     let errors: Vec<_> = of_severity(findings, Severity::Error);
     if let Some(first) = errors.first() {
-        let kept = match origin {
-            Some(origin) => format!(
+        let consequence = |f: &&&Diagnostic| matches!(f.code, Code::StandIn | Code::NotApplied);
+        let kept = match (findings.iter().find(consequence), origin) {
+            (Some(consequence), _) => consequence.message.clone(),
+            (None, Some(origin)) => format!(
                 "the version read from {}:{} before stays in force",
                 origin.file.display(),
                 origin.line()
             ),
-            None => "no version of it is in force".to_owned(),
+            (None, None) => "no version of it is in force".to_owned(),
         };
         let message = format!("{}; {kept}", joined(&errors));
         return Some(rejected(object, first, message));

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::{
     Error, analysis,
     conditions::{self, PolicyStatus},
+    memory::Keeper,
     translate::{self, translate},
     xds::Resources,
 };
@@ -40,19 +41,26 @@ impl Published {
     }
 }
 
-/// Publishes what a directory describes, now and from now on.
+/// Publishes what a directory describes, now and from now on. The keeper remembers the policies
+/// among it.
 ///
 /// The first snapshot is published before this returns.
 ///
 /// # Errors
 /// When the directory cannot be watched.
 pub fn directory(
-    source: directory::Config,
+    mut source: directory::Config,
     config: translate::Config,
+    mut keeper: Keeper,
 ) -> Result<(Directory, watch::Receiver<Arc<Published>>), Error> {
     let (sender, receiver) = watch::channel(Arc::default());
     let mut log = Log::default();
-    let directory = Directory::watch(source, move |snapshot| {
+    source.memory = keeper.memory();
+    let directory = Directory::watch(source, move |mut snapshot| {
+        // Before it is served, so that nothing is in force that would not be remembered.
+        let mut diagnostics = keeper.keep(&snapshot.last_good);
+        diagnostics.extend(snapshot.diagnostics.iter().cloned());
+        snapshot.diagnostics = diagnostics.into();
         let published = publish(&snapshot, &config);
         log.update(&published.diagnostics);
         let resources = &published.resources;

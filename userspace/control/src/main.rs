@@ -8,6 +8,7 @@ use sluice_control::{
     auth::JoinTokens,
     ca::{self, Authority, Certificates, Rotation, ServerName},
     feed,
+    memory::Keeper,
     metrics::ControlMetrics,
     server::{self, Server},
     status, translate,
@@ -30,12 +31,13 @@ struct Args {
     /// Where ztunnels connect.
     #[arg(long, default_value = "127.0.0.1:15012")]
     listen: SocketAddr,
-    /// Where the CA's own root key and certificate are kept; made on the first start.
-    #[arg(long, required_unless_present = "cacerts")]
-    state_dir: Option<PathBuf>,
+    /// Where the CA's own root is kept, and the last good version of every policy; made on the first
+    /// start.
+    #[arg(long)]
+    state_dir: PathBuf,
     /// A CA to use instead of an own root, watched: a directory with ca-key.pem, ca-cert.pem,
     /// cert-chain.pem and root-cert.pem. Without ca-cert.pem, the root itself signs.
-    #[arg(long, value_name = "DIR", conflicts_with = "state_dir")]
+    #[arg(long, value_name = "DIR")]
     cacerts: Option<PathBuf>,
     #[command(flatten)]
     rotation: Rotation,
@@ -59,15 +61,14 @@ struct Args {
 }
 
 impl Args {
-    fn ca(&self) -> anyhow::Result<ca::Source> {
-        Ok(match (&self.cacerts, &self.state_dir) {
-            (Some(directory), _) => ca::Source::Supplied(directory.clone()),
-            (None, Some(directory)) => ca::Source::Own {
-                directory: directory.clone(),
+    fn ca(&self) -> ca::Source {
+        match &self.cacerts {
+            Some(directory) => ca::Source::Supplied(directory.clone()),
+            None => ca::Source::Own {
+                directory: self.state_dir.clone(),
                 rotation: self.rotation,
             },
-            (None, None) => anyhow::bail!("--state-dir or --cacerts is needed"),
-        })
+        }
     }
 
     fn server(&self) -> server::Config {
@@ -94,9 +95,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let tokens = Arc::new(JoinTokens::open(&args.join_tokens)?);
     let trust_domain = args.translation.trust_domain.clone();
-    let authority = Arc::new(Authority::open(args.ca()?, trust_domain)?);
+    let authority = Arc::new(Authority::open(args.ca(), trust_domain)?);
     let source = directory::Config::new(&args.dir);
-    let (_directory, published) = feed::directory(source, args.translation.clone())?;
+    let keeper = Keeper::open(&args.state_dir)?;
+    let (_directory, published) = feed::directory(source, args.translation.clone(), keeper)?;
 
     let server = Server::bind(args.server(), authority.clone()).await?;
     let status = TcpListener::bind(args.status_listen)

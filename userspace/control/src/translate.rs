@@ -19,6 +19,10 @@ pub struct Config {
     /// The trust domain of all identities.
     #[arg(long, default_value = "cluster.local")]
     pub trust_domain: TrustDomain,
+    /// A trust domain that counts as the same, since identities are moving from one to the other; may
+    /// be repeated.
+    #[arg(long = "trust-domain-alias", value_name = "TRUST_DOMAIN")]
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// The cluster's name, the first part of every workload's uid.
     #[arg(
         long = "cluster-id",
@@ -79,4 +83,4 @@ type Pods<'a> = Vec<(&'a Pod, Workload)>;
 
 #[cfg(test)]
 #[path = "translate/translate_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -90,6 +90,30 @@ pub struct Rule {
     pub clauses: Box<[Clause]>,
 }
 
+impl Policy {
+    /// What is in force in place of a policy that cannot be read: an ALLOW policy that allows
+    /// nothing.
+    ///
+    /// A mistake must not open anything. Whoever holds policies (the control plane for the objects
+    /// that it reads, a ztunnel for what it is sent) therefore keeps the last good version of each,
+    /// and reports. Of a policy that is new and wrong no version is known: it is not applied, and
+    /// the workloads that it is for keep the policies that they have.
+    ///
+    /// Both need a memory. At a first start, or where the memory is lost, nobody can tell a new
+    /// policy from one that was in force before; not to apply it could open what was closed. Then
+    /// this stands in for it: nothing is allowed to the workloads that it is for, until somebody
+    /// mends or removes it. A policy that can only report needs nothing in its place.
+    pub fn stand_in(key: PolicyKey, scope: Scope) -> Self {
+        Self {
+            key,
+            scope,
+            action: Action::Allow,
+            rules: [].into(),
+            dry_run: false,
+        }
+    }
+}
+
 impl Rule {
     /// A rule that never matches. It keeps the place of one that cannot be enforced, so that the
     /// others are counted as their author counts them.
@@ -223,7 +247,8 @@ impl Values {
     }
 }
 
-/// A pattern for a namespace or a principal. An absent value is the empty string.
+/// A pattern for a namespace or a principal. Without an identity the namespace is the empty string,
+/// and no pattern matches the principal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StringMatch {
     Exact(Name),

@@ -12,12 +12,13 @@ pub mod mesh;
 mod policies;
 pub mod service;
 pub mod workload;
+mod workloads;
 
 pub use address::{NetworkAddress, OrigDst};
 pub use identity::{SpiffeId, TrustDomain};
 pub use mesh::{Mesh, Update};
 pub use service::{Service, ServiceKey};
-pub use workload::{Uid, Workload};
+pub use workload::{Interner, Uid, Workload};
 
 /// A short, shared, immutable string: a Kubernetes name, namespace or label value.
 pub type Name = std::sync::Arc<str>;

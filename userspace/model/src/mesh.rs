@@ -1,15 +1,12 @@
 //! Everything the mesh knows, as one immutable snapshot.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use crate::{
     Name, NetworkAddress, Service, ServiceKey, Uid, Workload,
     authz::{Applicable, Policy, PolicyKey},
-    policies::{ListId, Policies},
+    policies::Policies,
+    workloads::{Entry, Slot, Workloads},
 };
 
 /// What the mesh knows at one moment: workloads, services and policies with their indices.
@@ -17,19 +14,12 @@ use crate::{
 /// An [`Edit`] makes the next one. That is cheap: values are shared, only the indices are copied.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
-    workloads: HashMap<Uid, Entry>,
-    by_address: HashMap<NetworkAddress, Arc<Workload>>,
+    workloads: Workloads,
     services: HashMap<ServiceKey, Arc<Service>>,
     by_vip: HashMap<NetworkAddress, Arc<Service>>,
-    endpoints: HashMap<ServiceKey, BTreeSet<Uid>>,
+    /// In ascending order.
+    endpoints: HashMap<ServiceKey, Arc<Vec<Slot>>>,
     policies: Policies,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    workload: Arc<Workload>,
-    /// The policies that it lists.
-    listed: Option<ListId>,
 }
 
 /// One change to a [`Mesh`].
@@ -112,19 +102,18 @@ impl Mesh {
         if let Some(service) = self.by_vip.get(&address) {
             return Destination::Service(service.clone());
         }
-        match self.by_address.get(&address) {
+        match self.workloads.by_address(network, address.ip) {
             Some(workload) => Destination::Workload(workload.clone()),
             None => Destination::Unknown,
         }
     }
 
     pub fn workload(&self, uid: &Uid) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid).map(|entry| &entry.workload)
+        Some(&self.workloads.get(uid)?.workload)
     }
 
     pub fn workload_at(&self, network: &Name, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_address
-            .get(&NetworkAddress::new(network.clone(), ip))
+        self.workloads.by_address(network, ip.to_canonical())
     }
 
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
@@ -135,8 +124,12 @@ impl Mesh {
         self.policies.get(key)
     }
 
-    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
-        self.workloads.values().map(|entry| &entry.workload)
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.iter()
+    }
+
+    pub fn workload_count(&self) -> usize {
+        self.workloads.len()
     }
 
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
@@ -150,11 +143,12 @@ impl Mesh {
     /// The endpoints of a service that serve `service_port`, in a stable order.
     pub fn endpoints(&self, service: &Service, service_port: u16) -> Vec<Endpoint> {
         let key = service.key();
-        let Some(uids) = self.endpoints.get(&key) else {
+        let Some(slots) = self.endpoints.get(&key) else {
             return Vec::new();
         };
-        uids.iter()
-            .filter_map(|uid| self.workload(uid))
+        slots
+            .iter()
+            .filter_map(|slot| Some(&self.workloads.at(*slot)?.workload))
             .filter_map(|workload| {
                 let port = target_port(service, workload, &key, service_port)?;
                 Some(Endpoint {
@@ -176,46 +170,33 @@ impl Mesh {
         let listed = self.policies.list(&workload.policies);
         self.remove_workload(&workload.uid);
         let workload = Arc::new(workload);
-        // A pod of the host's network shares its address with the node and with other such pods:
-        // the address does not name it.
-        if !workload.host_network {
-            for ip in &workload.ips {
-                let address = NetworkAddress::new(workload.network.clone(), *ip);
-                self.by_address.insert(address, workload.clone());
+        let slot = self.workloads.insert(Entry {
+            workload: workload.clone(),
+            listed,
+        });
+        for key in workload.services.keys() {
+            let slots = Arc::make_mut(self.endpoints.entry(key.clone()).or_default());
+            if let Err(place) = slots.binary_search(&slot) {
+                slots.insert(place, slot);
             }
         }
-        for key in workload.services.keys() {
-            self.endpoints
-                .entry(key.clone())
-                .or_default()
-                .insert(workload.uid.clone());
-        }
-        let uid = workload.uid.clone();
-        self.workloads.insert(uid, Entry { workload, listed });
     }
 
     fn remove_workload(&mut self, uid: &Uid) {
-        let Some(Entry { workload, listed }) = self.workloads.remove(uid) else {
+        let Some((slot, Entry { workload, listed })) = self.workloads.remove(uid) else {
             return;
         };
         self.policies.unlist(listed);
-        for ip in &workload.ips {
-            let address = NetworkAddress::new(workload.network.clone(), *ip);
-            // A newer workload may have taken the address over.
-            if self
-                .by_address
-                .get(&address)
-                .is_some_and(|at| at.uid == *uid)
-            {
-                self.by_address.remove(&address);
-            }
-        }
         for key in workload.services.keys() {
-            if let Some(uids) = self.endpoints.get_mut(key) {
-                uids.remove(uid);
-                if uids.is_empty() {
-                    self.endpoints.remove(key);
-                }
+            let Some(slots) = self.endpoints.get_mut(key) else {
+                continue;
+            };
+            let slots = Arc::make_mut(slots);
+            if let Ok(place) = slots.binary_search(&slot) {
+                slots.remove(place);
+            }
+            if slots.is_empty() {
+                self.endpoints.remove(key);
             }
         }
     }

@@ -1,6 +1,13 @@
 //! Workloads: what sends and receives traffic.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    hash::Hash,
+    net::IpAddr,
+    ops::Deref,
+    sync::Arc,
+};
 
 use crate::{
     Name, SpiffeId, TrustDomain,
@@ -20,6 +27,18 @@ impl Uid {
     }
 }
 
+impl Uid {
+    /// What follows the last `/`.
+    fn last_part(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// For [`Workload::own_name`]: the name, unless the uid ends in it.
+    pub fn unless_last_part(&self, name: &str) -> Option<Name> {
+        (self.last_part() != name).then(|| name.into())
+    }
+}
+
 impl fmt::Display for Uid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -27,10 +46,26 @@ impl fmt::Display for Uid {
 }
 
 /// A workload, as the control plane describes it.
+///
+/// A node knows every workload of the mesh, so what many have in common is kept once: see
+/// [`Interner`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     pub uid: Uid,
-    pub name: Name,
+    /// Absent when it is the last part of the uid, as for pods; ask [`Workload::name`].
+    pub own_name: Option<Name>,
+    /// Canonical addresses: no IPv4-mapped IPv6.
+    pub ips: Box<[IpAddr]>,
+    /// The node it runs on.
+    pub node: Name,
+    pub healthy: bool,
+    pub profile: Arc<Profile>,
+}
+
+/// What the pods of one deployment, and many others, have in common. A [`Workload`] shows it as its
+/// own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Profile {
     pub namespace: Name,
     pub trust_domain: TrustDomain,
     /// The trust domains that are one, its own among them, so that what is said of one is said of
@@ -39,11 +74,7 @@ pub struct Workload {
     pub service_account: Name,
     pub network: Name,
     pub cluster: Name,
-    /// Canonical addresses: no IPv4-mapped IPv6.
-    pub ips: Vec<IpAddr>,
     pub protocol: TunnelProtocol,
-    /// The node it runs on.
-    pub node: Name,
     /// It shares its node's network namespace, and so has no address of its own.
     pub host_network: bool,
     /// The service identity shown in telemetry, from `service.istio.io/canonical-name`.
@@ -59,13 +90,56 @@ pub struct Workload {
     pub policies: Vec<PolicyKey>,
     /// Where its own connections may go.
     pub egress: Egress,
-    pub healthy: bool,
     /// Its share of a service's connections.
     pub capacity: u32,
     pub locality: Locality,
 }
 
+impl Profile {
+    /// What an identity alone says, and nothing else.
+    pub fn of(identity: &SpiffeId) -> Self {
+        Self {
+            namespace: identity.namespace().clone(),
+            trust_domain: identity.trust_domain().clone(),
+            equivalent_domains: Arc::default(),
+            service_account: identity.service_account().clone(),
+            network: Name::default(),
+            cluster: Name::default(),
+            protocol: TunnelProtocol::None,
+            host_network: false,
+            canonical_name: Name::default(),
+            canonical_revision: Name::default(),
+            owner_kind: OwnerKind::Pod,
+            owner_name: Name::default(),
+            services: BTreeMap::new(),
+            waypoint: None,
+            policies: Vec::new(),
+            egress: Egress::Anywhere,
+            capacity: 1,
+            locality: Locality::default(),
+        }
+    }
+}
+
+impl Deref for Workload {
+    type Target = Profile;
+
+    fn deref(&self) -> &Profile {
+        &self.profile
+    }
+}
+
 impl Workload {
+    /// Its name, for people; [`Uid`] names it without doubt.
+    pub fn name(&self) -> &str {
+        self.own_name.as_deref().unwrap_or(self.uid.last_part())
+    }
+
+    /// What it has in common with others, to be changed for this one alone.
+    pub fn profile_mut(&mut self) -> &mut Profile {
+        Arc::make_mut(&mut self.profile)
+    }
+
     /// Its identity.
     ///
     /// # Errors
@@ -131,4 +205,41 @@ pub struct Locality {
     pub region: Name,
     pub zone: Name,
     pub subzone: Name,
+}
+
+/// Keeps one of each profile and node, so that workloads that are alike share them.
+#[derive(Debug, Default)]
+pub struct Interner {
+    profiles: HashSet<Arc<Profile>>,
+    nodes: HashSet<Name>,
+    /// When to look for what nobody uses any more.
+    sweep_at: usize,
+}
+
+impl Interner {
+    /// Fewer are not worth a look.
+    const FIRST_SWEEP: usize = 1024;
+
+    /// The same workload, sharing what it can.
+    pub fn share(&mut self, mut workload: Workload) -> Workload {
+        workload.profile = one(&mut self.profiles, workload.profile);
+        workload.node = one(&mut self.nodes, workload.node);
+        if self.profiles.len() + self.nodes.len() > self.sweep_at.max(Self::FIRST_SWEEP) {
+            self.profiles
+                .retain(|profile| Arc::strong_count(profile) > 1);
+            self.nodes.retain(|node| Arc::strong_count(node) > 1);
+            self.sweep_at = 2 * (self.profiles.len() + self.nodes.len());
+        }
+        workload
+    }
+}
+
+fn one<T: ?Sized + Eq + Hash>(known: &mut HashSet<Arc<T>>, new: Arc<T>) -> Arc<T> {
+    match known.get(&new) {
+        Some(old) => old.clone(),
+        None => {
+            known.insert(new.clone());
+            new
+        }
+    }
 }

@@ -106,23 +106,34 @@ codes! {
     /// namespace or the pods with the label `istio.io/dataplane-mode: ambient`.
     NotEnrolled,
     /// A field of a rule is about a request (L7), which a ztunnel cannot see. In an ALLOW policy
-    /// the whole rule is dropped, so it allows less than it says; in a DENY policy the field is
-    /// dropped, so the rule denies more than it says. Express the rule in terms of peers, addresses
-    /// and ports.
+    /// the whole rule is dropped, so it allows less than it says. In a DENY or AUDIT policy the
+    /// field is dropped, so the rule matches more than it says; or nothing, where it says nothing
+    /// else. Express the rule in terms of peers, addresses and ports.
     L7Field,
     /// A value, or a combination of values, that is valid, but that ztunnels cannot enforce as it
     /// is written. The message says what is done instead.
     UnsupportedValue,
-    /// Ztunnels enforce the actions ALLOW and DENY only. A policy with AUDIT or CUSTOM has no
-    /// effect.
+    /// Ztunnels enforce the actions ALLOW and DENY, and report what AUDIT matches. A policy with
+    /// CUSTOM has no effect.
     UnsupportedAction,
     /// The policy is for something that nothing enforces it on: `targetRefs` name what waypoints
     /// serve, and a PeerAuthentication of the root namespace is for the whole mesh and cannot have
     /// a selector. It has no effect. Use a selector in the workload's own namespace.
     UnsupportedTarget,
-    /// A rule or a policy is applied and decides nothing: a DENY without rules, or one of which
-    /// nothing is left that a ztunnel can see.
+    /// A rule or a policy is applied and never matches: a DENY or AUDIT without rules, or one of
+    /// which nothing is left that a ztunnel can see.
     NoEffect,
+    /// A policy cannot be applied, and no good version of it is known: until it is mended, nothing
+    /// is let in to the workloads that it is for, since nobody can tell what it would have refused.
+    /// This happens only where nothing is remembered from before, as at a first start.
+    StandIn,
+    /// A policy cannot be applied. Its last good version stays in force, where there is one; the
+    /// message says so.
+    NotApplied,
+    /// The file in which the control plane keeps the last good versions of policies cannot be read
+    /// or written. What is in force stays so; a policy that is broken at the next start may be
+    /// missing, or an old one. Mend the file's permissions, or its disk.
+    LostMemory,
     /// An ALLOW policy of which no rule is left. It still counts as an ALLOW policy, so everything
     /// that no other policy allows is refused. Mend the rules that were dropped, or remove the
     /// policy.
@@ -130,7 +141,8 @@ codes! {
     /// Another PeerAuthentication of the same scope counts instead: the oldest does, or the first
     /// by name among those without `metadata.creationTimestamp`. Remove one of them.
     Conflicted,
-    /// The annotation `istio.io/dry-run` is true: the policy decides nothing, as it asks.
+    /// The annotation `istio.io/dry-run` is true: the policy decides nothing, as it asks. What it
+    /// would have decided is logged and counted.
     DryRun,
     /// Nothing that was read holds an object. Files are read when their names end in .yaml, .yml
     /// or .json and begin with anything but a dot.

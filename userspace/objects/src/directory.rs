@@ -14,7 +14,7 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 
-use crate::{Error, Snapshot, Store, scan::scan};
+use crate::{Error, Memory, Snapshot, Store, scan::scan};
 
 /// Which directory is watched, and how eagerly.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub longest_burst: Duration,
     /// Everything is read again at least so often, should the kernel lose an event.
     pub rescan: Duration,
+    /// The policies that were in force before.
+    pub memory: Memory,
 }
 
 impl Config {
@@ -36,6 +38,7 @@ impl Config {
             quiet: Duration::from_millis(20),
             longest_burst: Duration::from_millis(200),
             rescan: Duration::from_secs(10),
+            memory: Memory::Off,
         }
     }
 }
@@ -63,14 +66,14 @@ impl Directory {
     /// # Errors
     /// When the directory cannot be listed, or the thread not be started.
     pub fn watch(
-        config: Config,
+        mut config: Config,
         mut deliver: impl FnMut(Snapshot) + Send + 'static,
     ) -> Result<Self, Error> {
         let (wake, woken) = mpsc::channel();
         let mut ear = Ear::new(config.path.clone(), wake.clone());
         // Listening begins before the first look, so that no change falls between them.
         ear.listen();
-        let mut store = Store::default();
+        let mut store = Store::new(std::mem::take(&mut config.memory));
         load(&mut store, &config.path)?;
         deliver(store.snapshot());
         let path = config.path.clone();

@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde_json::Value;
 use sluice_model::Name;
 
+pub(crate) use authorization_policy::parse_dry_run;
 pub use authorization_policy::{
     Action, Attribute, AuthorizationPolicy, Condition, Operation, Rule, Source, Terms,
 };

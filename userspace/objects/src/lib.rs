@@ -12,6 +12,7 @@ pub mod directory;
 pub mod enrolment;
 mod error;
 pub mod kinds;
+mod memory;
 mod objects;
 pub mod origin;
 mod outline;
@@ -19,6 +20,7 @@ mod read;
 mod relations;
 mod report;
 pub mod scan;
+mod stand_in;
 pub mod store;
 mod yaml;
 
@@ -30,6 +32,7 @@ pub use kinds::{
     AuthorizationPolicy, EndpointSlice, Kind, Labels, Namespace, PeerAuthentication, Pod, Service,
     ServiceAccount,
 };
+pub use memory::{LastGood, Memory};
 pub use objects::{Key, Objects};
 pub use origin::{Located, Origin};
 pub use store::{Snapshot, Store};

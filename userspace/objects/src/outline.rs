@@ -5,8 +5,8 @@ use crate::{
     read::{self, DEFAULT_NAMESPACE},
 };
 
-/// Guesses from lines alone, so that whoever reads the error knows what to mend. Nothing else is
-/// decided by it. `None` when the text does not look like an object.
+/// Guesses from lines alone, so that whoever reads the error knows what to mend, and that nothing
+/// is let in for the lack of a policy. `None` when the text does not look like an object.
 pub(crate) fn object(text: &str) -> Option<ObjectRef> {
     let (mut kind, mut namespace, mut name) = (None, None, None);
     // How far the fields of `metadata` are indented, while its lines last.
@@ -25,6 +25,15 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
                 break;
             }
             kind = kind.or(named);
+            // All on one line: `metadata: {name: web, namespace: shop}`.
+            for entry in field
+                .strip_prefix("metadata:")
+                .iter()
+                .flat_map(|rest| flow(rest))
+            {
+                namespace = namespace.or_else(|| value(entry, "namespace"));
+                name = name.or_else(|| value(entry, "name"));
+            }
         } else if let Some(children) = &mut metadata
             && *children.get_or_insert(indent) == indent
         {
@@ -43,6 +52,12 @@ pub(crate) fn object(text: &str) -> Option<ObjectRef> {
         namespace: namespace.into(),
         name: name?.into(),
     })
+}
+
+/// The entries of a flow mapping.
+fn flow(text: &str) -> impl Iterator<Item = &str> {
+    let entries = text.trim_start().strip_prefix('{').unwrap_or_default();
+    entries.split([',', '}']).map(str::trim)
 }
 
 fn value<'a>(line: &'a str, field: &str) -> Option<&'a str> {
@@ -64,10 +79,15 @@ mod tests {
         let text = "apiVersion: v1\nkind: Service # of the shop\nmetadata:\n  labels:\n    name: x\n  \
                     name: \"web\"\n  namespace: shop\nspec: [\n";
         assert_eq!(guess(text).as_deref(), Some("Service shop/web"));
+        let text =
+            "kind: Pod\nmetadata: {labels: {app: a}, name: web, namespace: shop}\nspec: {[\n";
+        assert_eq!(guess(text).as_deref(), Some("Pod shop/web"));
         let text = "metadata:\n- broken\n  name: web\nkind: Namespace\nspec: }\n";
         assert_eq!(guess(text).as_deref(), Some("Namespace web"));
         let text = "kind: Service\nmetadata:\n  name: web\nspec: [\n";
         assert_eq!(guess(text).as_deref(), Some("Service default/web"));
+        let text = "kind: Service\nmetadata: {name: a}\nkind: Pod\nmetadata:\n  name: x\n";
+        assert_eq!(guess(text).as_deref(), Some("Service default/a"));
     }
 
     #[test]
@@ -78,7 +98,6 @@ mod tests {
             "kind: Service\n",
             "metadata:\n  name: x\n",
             "spec:\n  name: x\n",
-            "kind: Service\nmetadata: {name: a}\nkind: Pod\nmetadata:\n  name: x\n",
         ] {
             assert_eq!(guess(text), None, "{text:?}");
         }

@@ -19,7 +19,10 @@ fn authorization_policies_are_checked() {
     let name = "AuthorizationPolicy shop/p";
     let source = |field: &str| format!("  rules:\n  - from:\n    - source:\n        {field}\n");
     let when = |text: &str| format!("  rules:\n  - when:\n    - {text}\n");
+    let ports =
+        |port: &str| format!("  rules:\n  - to:\n    - operation:\n        ports: ['{port}']\n");
     let rule = "spec.rules[0]";
+    let neighbour = policy("  {}\n").replace("name: p", "name: q");
     let rows: Vec<(String, u32, String, &str)> = vec![
         (
             "  action: Allow\n".into(),
@@ -160,6 +163,210 @@ fn authorization_policies_are_checked() {
             "needs values",
         ),
         (
+            source("{notPrincipals: ['*/sa/*']}"),
+            8,
+            format!("{rule}.from[0].source.notPrincipals[0]"),
+            "only once",
+        ),
+        (
+            source("namespaces: ['']"),
+            8,
+            format!("{rule}.from[0].source.namespaces[0]"),
+            "empty",
+        ),
+        (
+            source("namespaces: [a, 'b*c']"),
+            8,
+            format!("{rule}.from[0].source.namespaces[1]"),
+            "only at the beginning",
+        ),
+        (
+            source("notIpBlocks: [10.0.0.256]"),
+            8,
+            format!("{rule}.from[0].source.notIpBlocks[0]"),
+            "neither an IP address nor a CIDR",
+        ),
+        (
+            source("ipBlocks: ['10.0.0.0/8/8']"),
+            8,
+            format!("{rule}.from[0].source.ipBlocks[0]"),
+            "neither an IP address nor a CIDR",
+        ),
+        (
+            source("remoteIpBlocks: ['fd00::/129']"),
+            8,
+            format!("{rule}.from[0].source.remoteIpBlocks[0]"),
+            "neither an IP address nor a CIDR",
+        ),
+        (
+            source("serviceAccounts: ['*']"),
+            8,
+            format!("{rule}.from[0].source.serviceAccounts[0]"),
+            "not a service account",
+        ),
+        (
+            source("{serviceAccounts: [a], principals: [b]}"),
+            8,
+            format!("{rule}.from[0].source.serviceAccounts"),
+            "cannot be combined",
+        ),
+        (
+            source("{notServiceAccounts: [a], notPrincipals: [b]}"),
+            8,
+            format!("{rule}.from[0].source.notServiceAccounts"),
+            "cannot be combined",
+        ),
+        (
+            source("trustDomains: [cluster.local/ns/a]"),
+            8,
+            format!("{rule}.from[0].source.trustDomains[0]"),
+            "not a trust domain",
+        ),
+        (
+            source("trustDomains: ['spiffe://cluster.local']"),
+            8,
+            format!("{rule}.from[0].source.trustDomains[0]"),
+            "not a trust domain",
+        ),
+        (
+            source("notTrustDomains: ['a*b']"),
+            8,
+            format!("{rule}.from[0].source.notTrustDomains[0]"),
+            "only at the beginning",
+        ),
+        (
+            source("notTrustDomains: ['']"),
+            8,
+            format!("{rule}.from[0].source.notTrustDomains[0]"),
+            "empty",
+        ),
+        (
+            ports("65536"),
+            8,
+            format!("{rule}.to[0].operation.ports[0]"),
+            "not a port",
+        ),
+        (
+            ports("80-90"),
+            8,
+            format!("{rule}.to[0].operation.ports[0]"),
+            "not a port",
+        ),
+        (
+            ports("http"),
+            8,
+            format!("{rule}.to[0].operation.ports[0]"),
+            "not a port",
+        ),
+        (
+            ports(""),
+            8,
+            format!("{rule}.to[0].operation.ports[0]"),
+            "not a port",
+        ),
+        (
+            ports("-1"),
+            8,
+            format!("{rule}.to[0].operation.ports[0]"),
+            "not a port",
+        ),
+        (
+            ports("+80"),
+            8,
+            format!("{rule}.to[0].operation.ports[0]"),
+            "not a port",
+        ),
+        (
+            ports(" 80"),
+            8,
+            format!("{rule}.to[0].operation.ports[0]"),
+            "not a port",
+        ),
+        (
+            when("{key: source.ip, values: []}"),
+            7,
+            format!("{rule}.when[0]"),
+            "needs values",
+        ),
+        (
+            when("{key: source.ip, values: [], notValues: []}"),
+            7,
+            format!("{rule}.when[0]"),
+            "needs values",
+        ),
+        (
+            when("{key: '', values: [x]}"),
+            7,
+            format!("{rule}.when[0].key"),
+            "not a known",
+        ),
+        (
+            when("{key: 'request.headers[]', values: [x]}"),
+            7,
+            format!("{rule}.when[0].key"),
+            "not a known",
+        ),
+        (
+            when("{key: request.header, values: [x]}"),
+            7,
+            format!("{rule}.when[0].key"),
+            "not a known",
+        ),
+        (
+            when("{key: destination.port, values: ['0']}"),
+            7,
+            format!("{rule}.when[0].values[0]"),
+            "not a port",
+        ),
+        (
+            when("{key: source.principal, values: ['']}"),
+            7,
+            format!("{rule}.when[0].values[0]"),
+            "empty",
+        ),
+        (
+            when("{key: source.principal, notValues: ['a*b']}"),
+            7,
+            format!("{rule}.when[0].notValues[0]"),
+            "only at the beginning",
+        ),
+        (
+            when("{key: destination.ip, notValues: [x]}"),
+            7,
+            format!("{rule}.when[0].notValues[0]"),
+            "neither",
+        ),
+        (
+            when("{key: source.serviceAccount, values: [A]}"),
+            7,
+            format!("{rule}.when[0].values[0]"),
+            "not a service account",
+        ),
+        (
+            when("{key: source.ip, value: [x]}"),
+            7,
+            format!("{rule}.when[0].value"),
+            "unknown field",
+        ),
+        (
+            "  action: ''\n".into(),
+            5,
+            "spec.action".into(),
+            "unknown variant",
+        ),
+        (
+            "  selector: {matchExpressions: []}\n".into(),
+            5,
+            "spec.selector.matchExpressions".into(),
+            "unknown field",
+        ),
+        (
+            "  selector: {matchLabels: {app: x}}\n  targetRef: {kind: Service, name: a}\n".into(),
+            5,
+            "spec.selector".into(),
+            "not both",
+        ),
+        (
             "  selector: {matchLabels: {app: 'x*'}}\n".into(),
             5,
             "spec.selector.matchLabels[\"app\"]".into(),
@@ -188,7 +395,9 @@ fn authorization_policies_are_checked() {
     for (spec, line, field, words) in rows {
         let text = policy(&spec);
         assert_findings(&text, &[(Error, line, name, &field, words)]);
-        assert_eq!(read(&text).count(Kind::AuthorizationPolicy), 0);
+        let both = read(&format!("{text}\n---\n{neighbour}"));
+        let applied: Vec<_> = both.objects.authorization_policies.keys().collect();
+        assert_eq!(applied, [&("shop".into(), "q".into())], "{text}");
     }
     for good in [
         "  {}\n".to_owned(),
@@ -206,12 +415,19 @@ fn authorization_policies_are_checked() {
             "{good}"
         );
     }
-    let dry = policy("  {}\n").replace(
-        "{name: p,",
-        "{annotations: {istio.io/dry-run: 'no'}, name: p,",
-    );
+    let dry_run = |value: &str| {
+        let metadata = format!("{{annotations: {{istio.io/dry-run: '{value}'}}, name: p,");
+        policy("  {}\n").replace("{name: p,", &metadata)
+    };
     let field = "metadata.annotations[\"istio.io/dry-run\"]";
-    assert_findings(&dry, &[(Error, 3, name, field, "neither")]);
+    for value in ["no", "yes", "-1", "", "2", "tRUE", " true"] {
+        assert_findings(&dry_run(value), &[(Error, 3, name, field, "neither")]);
+    }
+    for (value, expected) in [("true", true), ("True", true), ("1", true), ("f", false)] {
+        let snapshot = read(&dry_run(value));
+        let policy = snapshot.objects.authorization_policies.values().next();
+        assert_eq!(policy.unwrap().dry_run, expected, "{value}");
+    }
 }
 
 #[test]
@@ -249,8 +465,31 @@ fn peer_authentications_are_checked() {
             "not a port",
         ),
         ("  targetRefs: []\n", 5, "spec.targetRefs", "unknown field"),
+        (
+            "  selector: {matchLabels: {a: b}}\n  portLevelMtls:\n    65536: {}\n",
+            7,
+            "spec.portLevelMtls.65536",
+            "not a port",
+        ),
+        (
+            "  selector: {matchLabels: {a: b}}\n  portLevelMtls: {80: {mode: Strict}}\n",
+            6,
+            "spec.portLevelMtls.80.mode",
+            "unknown variant",
+        ),
+        (
+            "  selector: {matchLabels: {a: '*'}}\n",
+            5,
+            "spec.selector.matchLabels.a",
+            "exactly",
+        ),
     ] {
-        let field = field.replace(".0", "[\"0\"]").replace(".x", "[\"x\"]");
+        let mut field = field.to_owned();
+        for key in ["0", "x", "65536", "a"] {
+            if let Some(parent) = field.strip_suffix(&format!(".{key}")) {
+                field = format!("{parent}[\"{key}\"]");
+            }
+        }
         assert_findings(&peer(spec), &[(Error, line, name, &field, words)]);
     }
     let good = "  selector: {matchLabels: {a: b}}\n  portLevelMtls: {8080: {mode: PERMISSIVE}}\n";

@@ -8,6 +8,7 @@ use sluice_model::Name;
 use crate::{
     Code, Diagnostic, Kind, ObjectRef, Origin, Severity,
     kinds::{self, Object},
+    memory,
     origin::{Children, Lines},
     yaml::{self, SyntaxError},
 };
@@ -22,6 +23,8 @@ pub(crate) struct Contents {
     pub(crate) items: Vec<Item>,
     /// Some text did not even say which object it is.
     pub(crate) incomplete: bool,
+    /// Policies that such text seems to be.
+    pub(crate) guessed: Vec<Broken>,
     pub(crate) diagnostics: Vec<Diagnostic>,
 }
 
@@ -31,6 +34,17 @@ pub(crate) struct Item {
     pub(crate) origin: Origin,
     /// `None` when it cannot be applied as it is written.
     pub(crate) object: Option<Object>,
+    /// As it is written, of kinds that are remembered.
+    pub(crate) text: Option<Arc<Value>>,
+}
+
+/// A policy that cannot be applied as it is written.
+#[derive(Clone, Debug)]
+pub(crate) struct Broken {
+    pub(crate) kind: Kind,
+    pub(crate) origin: Origin,
+    /// Absent when the text is not even YAML.
+    pub(crate) text: Option<Arc<Value>>,
 }
 
 /// Reads a file's text.
@@ -114,6 +128,7 @@ impl Reader<'_> {
             }
             Class::WrongVersion(versions) => {
                 let message = format!("{api_version:?} has no {kind}; use {versions}");
+                self.guess(reference.clone(), lines.clone(), Some(value));
                 self.about(
                     (Severity::Error, Code::UnknownVersion),
                     &lines,
@@ -166,15 +181,42 @@ impl Reader<'_> {
         let origin = Origin::new(reference, self.file.clone(), lines);
         let (object, diagnostics) = kinds::parse(kind, value, origin.clone());
         self.contents.diagnostics.extend(diagnostics);
-        self.contents.items.push(Item { origin, object });
+        let text = memory::remembered(kind.name()).map(|_| Arc::new(value.clone()));
+        self.contents.items.push(Item {
+            origin,
+            object,
+            text,
+        });
     }
 
     /// Reports text that is not YAML.
     fn broken(&mut self, error: SyntaxError) {
         self.nameless(Code::InvalidYaml, error.line, "", error.message);
         if let Some(diagnostic) = self.contents.diagnostics.last_mut() {
-            diagnostic.object = error.object;
+            diagnostic.object = error.object.clone();
         }
+        if let Some(object) = error.object {
+            let lines = Lines {
+                line: error.line,
+                ..Lines::default()
+            };
+            self.guess(object, lines, None);
+        }
+    }
+
+    fn guess(&mut self, mut object: ObjectRef, lines: Lines, value: Option<&Value>) {
+        let Some(kind) = memory::remembered(&object.kind).filter(|_| !object.name.is_empty())
+        else {
+            return;
+        };
+        if object.namespace.is_empty() {
+            object.namespace = DEFAULT_NAMESPACE.into();
+        }
+        self.contents.guessed.push(Broken {
+            kind,
+            origin: Origin::new(object, self.file.clone(), lines),
+            text: value.cloned().map(Arc::new),
+        });
     }
 
     /// Reports text that does not say which object it is.
@@ -211,7 +253,8 @@ impl Reader<'_> {
     }
 }
 
-fn reference(kind: &str, value: &Value) -> ObjectRef {
+/// Which object a value says it is.
+pub(crate) fn reference(kind: &str, value: &Value) -> ObjectRef {
     let metadata = |field: &str| -> Option<Name> {
         let text = value.get("metadata")?.get(field)?.as_str()?;
         Some(text.into())

@@ -6,12 +6,17 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::Value;
+use sluice_model::Name;
+
 use crate::{
-    Code, Diagnostic, Kind, ObjectRef, Objects, Severity, diagnostic,
-    kinds::Object,
+    Code, Diagnostic, Kind, LastGood, Memory, ObjectRef, Objects, Severity, diagnostic,
+    kinds::{self, Object},
+    memory::{self, Remembered, StandIn},
     origin::Origin,
-    read::{self, Contents},
+    read::{self, Broken, Contents, Item},
     relations,
+    stand_in::{self, stand_in},
 };
 
 /// What is in force, and what is wrong.
@@ -20,6 +25,8 @@ pub struct Snapshot {
     pub objects: Arc<Objects>,
     /// Ordered by file and line.
     pub diagnostics: Arc<[Diagnostic]>,
+    /// What to remember; empty when that is not asked for.
+    pub last_good: Arc<LastGood>,
 }
 
 /// What was found at a file's path.
@@ -33,16 +40,91 @@ pub enum FileText {
 /// Keeps the last good version of every object.
 ///
 /// A reload replaces what is good and new, removes what is gone, and keeps what is broken as it
-/// was.
+/// was. A policy of which nothing good is known is not applied, but for the first reload of a store
+/// whose [`Memory`] is blank: then another stands in for it.
 #[derive(Debug, Default)]
 pub struct Store {
     files: BTreeMap<Arc<Path>, (FileText, Arc<Contents>)>,
-    good: BTreeMap<ObjectRef, Object>,
+    good: BTreeMap<ObjectRef, InForce>,
+    /// Policies are remembered, and it is told what comes of broken ones.
+    remembers: bool,
+    /// The next reload is the first of all, as far as anybody knows.
+    blank: bool,
     /// Absent before the first reload.
     snapshot: Option<Snapshot>,
 }
 
+/// A version of an object that is in force.
+#[derive(Debug)]
+struct InForce {
+    object: Object,
+    /// As it was written, of kinds that are remembered.
+    text: Option<Arc<Value>>,
+    source: Source,
+}
+
+/// Where a version comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    File,
+    /// It was in force before the restart.
+    Memory,
+    /// Nowhere: it is there because no good version is known.
+    StandIn,
+}
+
 impl Store {
+    /// A store that knows of policies that were in force before.
+    pub fn new(memory: Memory) -> Self {
+        let mut store = Self::default();
+        match memory {
+            Memory::Off => return store,
+            Memory::Blank => store.blank = true,
+            Memory::Kept(last_good) => store.recall(&last_good),
+        }
+        store.remembers = true;
+        store
+    }
+
+    fn recall(&mut self, last_good: &LastGood) {
+        for remembered in &last_good.policies {
+            let Some((kind, origin)) = remembered.origin() else {
+                continue;
+            };
+            let text = Some(remembered.object.clone());
+            match kinds::parse(kind, &remembered.object, origin.clone()) {
+                (Some(object), _) => self.put(object, text, Source::Memory),
+                // Another version of this program knew how to read it.
+                (None, _) => self.stand_in(kind, &origin, text.as_deref()),
+            }
+        }
+        for remembered in &last_good.stand_ins {
+            if let Some((kind, origin)) = remembered.origin() {
+                self.stand_in(kind, &origin, None);
+            }
+        }
+    }
+
+    fn put(&mut self, object: Object, text: Option<Arc<Value>>, source: Source) {
+        let in_force = InForce {
+            object,
+            text,
+            source,
+        };
+        let reference = in_force.object.origin().object.clone();
+        self.good.insert(reference, in_force);
+    }
+
+    /// Has another policy stand in for one, unless that can only be one that refuses nothing.
+    fn stand_in(&mut self, kind: Kind, origin: &Origin, text: Option<&Value>) {
+        match stand_in(kind, origin, text) {
+            Some(object) => self.put(object, None, Source::StandIn),
+            None => {
+                self.good.remove(&origin.object);
+            }
+        }
+    }
+
     /// Takes over the files as they are now. Returns the new snapshot, or `None` when no file
     /// changed.
     pub fn reload(&mut self, files: BTreeMap<Arc<Path>, FileText>) -> Option<Snapshot> {
@@ -85,60 +167,119 @@ impl Store {
     }
 
     fn settle(&mut self) -> Snapshot {
-        let mut diagnostics: Vec<Diagnostic> = Vec::new();
-        for (_, contents) in self.files.values() {
-            diagnostics.extend(contents.diagnostics.iter().cloned());
-        }
-        let claims = self.claims(&mut diagnostics);
-        let claimed: BTreeSet<ObjectRef> = claims.iter().map(|(o, _)| o.object.clone()).collect();
-        self.good.retain(|reference, object| {
-            let file = self.files.get(&object.origin().file);
-            // What a file no longer says is gone, unless part of the file could not be read.
-            claimed.contains(reference) || file.is_some_and(|(_, contents)| contents.incomplete)
-        });
-        let candidates: Vec<Object> = claims
-            .into_iter()
-            .filter_map(|(_, object)| object)
-            .collect();
-        let namespaces = self
-            .good
-            .values()
-            .chain(&candidates)
-            .filter_map(|object| match object {
-                Object::Namespace(namespace) => Some(namespace.name.clone()),
-                _ => None,
-            })
-            .collect();
-        for object in candidates {
-            match relations::dangling(&object, &namespaces) {
-                Some(diagnostic) => diagnostics.push(diagnostic),
-                None => {
-                    self.good.insert(object.origin().object.clone(), object);
-                }
+        let files = self.files.values();
+        let contents: Vec<Arc<Contents>> = files.map(|(_, contents)| contents.clone()).collect();
+        let diagnostics = contents.iter().flat_map(|contents| &contents.diagnostics);
+        let mut diagnostics: Vec<Diagnostic> = diagnostics.cloned().collect();
+        let claims = self.claims(&contents, &mut diagnostics);
+        let broken = broken(&contents, &claims);
+        self.drop_what_is_gone(&claims, &broken);
+        self.take_over(&claims, &mut diagnostics);
+        if self.remembers {
+            for broken in &broken {
+                diagnostics.push(self.settle_broken(broken));
             }
         }
-        let objects: Objects = self.good.values().cloned().collect();
+        self.blank = false;
+        let in_force = self.good.values().map(|in_force| &in_force.object);
+        let objects: Objects = in_force.cloned().collect();
         diagnostics.extend(relations::without_effect(&objects));
         diagnostics.extend(relations::shared_addresses(&objects));
         diagnostic::sort(&mut diagnostics);
         Snapshot {
             objects: Arc::new(objects),
             diagnostics: diagnostics.into(),
+            last_good: Arc::new(self.last_good()),
         }
+    }
+
+    /// What a file no longer says is gone, unless part of the file could not be read.
+    fn drop_what_is_gone(&mut self, claims: &[&Item], broken: &[Broken]) {
+        let origins = claims.iter().map(|item| &item.origin);
+        let origins = origins.chain(broken.iter().map(|broken| &broken.origin));
+        let named: BTreeSet<&ObjectRef> = origins.map(|origin| &origin.object).collect();
+        let files = &self.files;
+        self.good.retain(|reference, in_force| {
+            let file = files.get(&in_force.object.origin().file);
+            named.contains(reference) || file.is_some_and(|(_, contents)| contents.incomplete)
+        });
+    }
+
+    /// Puts what is good in force.
+    fn take_over(&mut self, claims: &[&Item], diagnostics: &mut Vec<Diagnostic>) {
+        let good = claims.iter().filter_map(|item| item.object.as_ref());
+        let known = self.good.values().map(|in_force| &in_force.object);
+        let namespaces: BTreeSet<Name> = known
+            .chain(good)
+            .filter_map(|object| match object {
+                Object::Namespace(namespace) => Some(namespace.name.clone()),
+                _ => None,
+            })
+            .collect();
+        for item in claims {
+            let Some(object) = &item.object else { continue };
+            match relations::dangling(object, &namespaces) {
+                Some(diagnostic) => diagnostics.push(diagnostic),
+                None => self.put(object.clone(), item.text.clone(), Source::File),
+            }
+        }
+    }
+
+    /// Decides what is in force for a broken policy, and tells.
+    fn settle_broken(&mut self, broken: &Broken) -> Diagnostic {
+        let Broken { kind, origin, text } = broken;
+        let source = |store: &Self| store.good.get(&origin.object).map(|known| known.source);
+        match source(self) {
+            None if self.blank => self.stand_in(*kind, origin, text.as_deref()),
+            // It follows what can be read of the policy now.
+            Some(Source::StandIn) => self.stand_in(*kind, origin, text.as_deref()),
+            _ => {}
+        }
+        let message = match self.good.get(&origin.object) {
+            Some(in_force) => match in_force.source {
+                Source::StandIn => return stand_in::report(&in_force.object, origin),
+                Source::File => "its last good version stays in force",
+                Source::Memory => "its last good version, from before the restart, stays in force",
+            },
+            None => "it is not applied; the workloads that it is for keep the policies they have",
+        };
+        origin.diagnostic(Severity::Warning, Code::NotApplied, "", message)
+    }
+
+    fn last_good(&self) -> LastGood {
+        let mut last_good = LastGood::default();
+        if !self.remembers {
+            return last_good;
+        }
+        for in_force in self.good.values() {
+            let origin = in_force.object.origin();
+            match (in_force.source, &in_force.text) {
+                (Source::StandIn, _) => last_good.stand_ins.push(StandIn::new(origin)),
+                (_, Some(text)) => last_good.policies.push(Remembered {
+                    file: origin.file.clone(),
+                    object: text.clone(),
+                }),
+                (_, None) => {}
+            }
+        }
+        last_good
     }
 
     /// The one place that speaks for each object. Where several do, it is the file whose version
     /// is in force, or else the first by path; the others are reported.
-    fn claims(&self, diagnostics: &mut Vec<Diagnostic>) -> Vec<(Origin, Option<Object>)> {
-        let mut by_object: BTreeMap<&ObjectRef, Vec<&read::Item>> = BTreeMap::new();
-        for (_, contents) in self.files.values() {
-            for item in &contents.items {
-                by_object.entry(&item.origin.object).or_default().push(item);
-            }
+    fn claims<'a>(
+        &self,
+        contents: &'a [Arc<Contents>],
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Vec<&'a Item> {
+        let mut by_object: BTreeMap<&ObjectRef, Vec<&Item>> = BTreeMap::new();
+        for item in contents.iter().flat_map(|contents| &contents.items) {
+            by_object.entry(&item.origin.object).or_default().push(item);
         }
         let mut claims = Vec::with_capacity(by_object.len());
         for (reference, items) in by_object {
-            let in_force = self.good.get(reference).map(|object| &object.origin().file);
+            let in_force = self.good.get(reference);
+            let in_force = in_force.map(|known| &known.object.origin().file);
             let winner = items
                 .iter()
                 .position(|item| Some(&item.origin.file) == in_force)
@@ -148,10 +289,31 @@ impl Store {
                     diagnostics.push(duplicate(&item.origin, &items[winner].origin));
                 }
             }
-            claims.push((items[winner].origin.clone(), items[winner].object.clone()));
+            claims.push(items[winner]);
         }
         claims
     }
+}
+
+/// The policies that cannot be applied as they are written, each once.
+fn broken(contents: &[Arc<Contents>], claims: &[&Item]) -> Vec<Broken> {
+    let mut broken: BTreeMap<&ObjectRef, Broken> = BTreeMap::new();
+    for guess in contents.iter().flat_map(|contents| &contents.guessed) {
+        let entry = broken.entry(&guess.origin.object);
+        entry.or_insert_with(|| guess.clone());
+    }
+    for item in claims {
+        let object = &item.origin.object;
+        match memory::remembered(&object.kind).filter(|_| item.object.is_none()) {
+            Some(kind) => {
+                let (origin, text) = (item.origin.clone(), item.text.clone());
+                broken.insert(object, Broken { kind, origin, text });
+            }
+            // What has been read need not be guessed.
+            None => drop(broken.remove(object)),
+        }
+    }
+    broken.into_values().collect()
 }
 
 fn duplicate(origin: &Origin, winner: &Origin) -> Diagnostic {

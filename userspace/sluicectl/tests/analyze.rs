@@ -91,7 +91,7 @@ fn assert_lines(files: &[(&str, &str)], arguments: &[&str], status: i32, expecte
 }
 
 const L7_FIELD: &str = "./p.yaml:10: warning: AuthorizationPolicy shop/read: \
-    spec.rules[1].to[0].operation.methods: is seen only by a waypoint: the whole rule is dropped, \
+    spec.rules[1].to[0].operation.methods: methods is seen only by a waypoint: the whole rule is dropped, \
     and allows nothing [L7Field]";
 const UNKNOWN_FIELD: &str = "./q.yaml:7: error: AuthorizationPolicy shop/typo: spec.rulez: \
     unknown field [UnknownField]";

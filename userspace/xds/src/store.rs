@@ -6,13 +6,16 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use compact_str::CompactString;
 use prost::Message as _;
-use sluice_model::{Mesh, Name, Uid, Update, authz::Policy};
-use sluice_proto::{
-    convert::names,
-    discovery::{DeltaDiscoveryResponse, Resource},
-    security, workload,
+use sluice_model::{
+    Interner, Mesh, Name, Uid, Update,
+    authz::{Policy, Scope},
 };
+use sluice_proto::{convert::names, discovery::Resource, security, workload};
+
+use crate::wire::Response;
 
 /// A type of resource that we subscribe to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +49,7 @@ pub(crate) struct Store {
     mesh: Arc<ArcSwap<Mesh>>,
     addresses: Received,
     policies: Received,
+    interner: Interner,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +57,7 @@ struct Received {
     /// The control plane has answered for this type.
     answered: bool,
     /// The version of each resource in force.
-    versions: HashMap<Name, String>,
+    versions: HashMap<Name, CompactString>,
 }
 
 /// What came of a response.
@@ -61,7 +65,8 @@ struct Received {
 pub(crate) struct Applied {
     /// The mesh is another one now.
     pub(crate) changed: bool,
-    /// Resources that were not understood: name and reason. Their last good state stays.
+    /// Resources that were not understood: name and reason. Their last good state stays; in place
+    /// of a policy that has none, because this process has just begun, another stands in.
     pub(crate) rejected: Vec<(String, String)>,
 }
 
@@ -82,16 +87,18 @@ impl Store {
             Kind::Authorization => &self.policies,
         };
         let versions = received.versions.iter();
-        versions.map(|(n, v)| (n.to_string(), v.clone())).collect()
+        versions
+            .map(|(n, v)| (n.to_string(), v.to_string()))
+            .collect()
     }
 
     /// Applies all of a response that is right, at once: nobody sees half of it.
-    pub(crate) fn apply(&mut self, kind: Kind, response: DeltaDiscoveryResponse) -> Applied {
+    pub(crate) fn apply(&mut self, kind: Kind, response: Response) -> Applied {
         let received = match kind {
             Kind::Address => &mut self.addresses,
             Kind::Authorization => &mut self.policies,
         };
-        received.answered = true;
+        let first = !std::mem::replace(&mut received.answered, true);
         let mut applied = Applied::default();
         if response.resources.is_empty() && response.removed_resources.is_empty() {
             return applied;
@@ -99,12 +106,12 @@ impl Store {
         let mut edit = self.mesh.load().edit();
         // Removals first, since what is added may have taken over an address of what is removed. A
         // resource that is named as both has been removed and made anew.
-        let present: HashSet<&str> = match response.removed_resources[..] {
+        let present: HashSet<String> = match response.removed_resources[..] {
             [] => HashSet::new(),
-            _ => response.resources.iter().map(|r| &*r.name).collect(),
+            _ => response.resources.iter().filter_map(name_in).collect(),
         };
         for name in &response.removed_resources {
-            if present.contains(&**name) {
+            if present.contains(name) {
                 continue;
             }
             received.versions.remove(&**name);
@@ -113,18 +120,38 @@ impl Store {
                 applied.changed = true;
             }
         }
-        drop(present);
-        for resource in response.resources {
-            let version = resource.version.clone();
+        for (i, bytes) in response.resources.into_iter().enumerate() {
+            let resource = match Resource::decode(bytes) {
+                Ok(resource) => resource,
+                Err(error) => {
+                    let place = format!("resource {i}");
+                    applied.rejected.push((place, error.to_string()));
+                    continue;
+                }
+            };
             match parse(kind, &resource) {
                 Ok(update) => {
-                    received.versions.insert(resource.name.into(), version);
+                    let update = shared(update, &mut self.interner);
+                    let version = resource.version.into();
+                    received
+                        .versions
+                        .insert(name(&update, resource.name), version);
                     if !is_known(edit.mesh(), &update) {
                         edit.apply(update);
                         applied.changed = true;
                     }
                 }
-                Err(reason) => applied.rejected.push((resource.name, reason)),
+                Err(mut reason) => {
+                    if let Some(policy) = stand_in(kind, &resource).filter(|_| first) {
+                        reason.push_str(", and until it is mended nothing is allowed");
+                        // It is no version, but a name of which the removal must be told.
+                        let name = resource.name.as_str().into();
+                        received.versions.insert(name, CompactString::default());
+                        edit.apply(Update::Policy(policy));
+                        applied.changed = true;
+                    }
+                    applied.rejected.push((resource.name, reason));
+                }
             }
         }
         if applied.changed {
@@ -132,6 +159,11 @@ impl Store {
         }
         applied
     }
+}
+
+/// The name of a resource that is not taken apart yet.
+fn name_in(resource: &Bytes) -> Option<String> {
+    Some(Resource::decode(resource.clone()).ok()?.name)
 }
 
 /// The update that a resource stands for, or the reason why there is none.
@@ -158,6 +190,43 @@ fn parse(kind: Kind, resource: &Resource) -> Result<Update, String> {
         return Err(format!("it holds {holds}, which is another name"));
     }
     Ok(update)
+}
+
+/// The update, with what many have in common kept once.
+fn shared(update: Update, interner: &mut Interner) -> Update {
+    match update {
+        Update::Workload(workload) => Update::Workload(interner.share(workload)),
+        other => other,
+    }
+}
+
+/// A resource's name; a workload's is its uid, and kept once.
+fn name(update: &Update, name: String) -> Name {
+    match update {
+        Update::Workload(workload) => workload.uid.0.clone(),
+        _ => name.into(),
+    }
+}
+
+/// What is in force in place of a policy that was not understood, as [`Policy::stand_in`] explains.
+/// `None` when it is one that never decides.
+fn stand_in(kind: Kind, resource: &Resource) -> Option<Policy> {
+    if kind != Kind::Authorization {
+        return None;
+    }
+    let key = names::parse_policy(&resource.name)?;
+    let content = resource.resource.as_ref();
+    let message = content.and_then(|any| security::Authorization::decode(&*any.value).ok());
+    if message.as_ref().is_some_and(|message| message.dry_run) {
+        return None;
+    }
+    let scope = message.map(|message| security::Scope::try_from(message.scope));
+    let scope = match scope {
+        Some(Ok(security::Scope::Global)) => Scope::Global,
+        Some(Ok(security::Scope::WorkloadSelector)) => Scope::Workload,
+        Some(Ok(security::Scope::Namespace) | Err(_)) | None => Scope::Namespace,
+    };
+    Some(Policy::stand_in(key, scope))
 }
 
 fn name_of(update: &Update) -> String {

@@ -22,6 +22,7 @@ status: {podIP: 10.0.0.1}
 fn config() -> translate::Config {
     translate::Config {
         trust_domain: "cluster.local".parse().unwrap(),
+        trust_domain_aliases: Vec::new(),
         cluster: "c".into(),
         network: "".into(),
         root_namespace: "istio-system".into(),
@@ -328,7 +329,7 @@ fn every_policy_has_a_condition() {
     let l7 = "rules: [{}, {to: [{operation: {paths: [/]}}]}]";
     let words = ["spec.rules[1].to[0].operation.paths: ", "dropped"];
     assert_condition(&with(&policy(l7)), "False UnsupportedValue", &words);
-    let custom = "action: AUDIT, rules: [{}]";
+    let custom = "action: CUSTOM, provider: {name: x}, rules: [{}]";
     let words = ["spec.action: "];
     assert_condition(&with(&policy(custom)), "False UnsupportedValue", &words);
     let invalid = policy("action: MAYBE");
@@ -351,11 +352,12 @@ fn a_rejected_change_says_what_stays_in_force() {
     let misspelt = reload(&mut store, good.replace("rules:", "rule:"));
     assert_condition(&misspelt, "False Invalid", &words);
     let unclosed = reload(&mut store, good.replace("[{}]}", "[{}]"));
-    let words = [
-        "in force; part of the file cannot be read",
-        "f.yaml:15: not YAML",
-    ];
-    assert_condition(&unclosed, "True Accepted", &words);
+    let words = ["not YAML", "the version read from f.yaml:11 before stays"];
+    assert_condition(&unclosed, "False Invalid", &words);
+    // Nobody can tell what else there is in the file.
+    let nameless = reload(&mut store, format!("{good}---\n{{[\n"));
+    let words = ["in force; part of the file cannot be read", "not YAML"];
+    assert_condition(&nameless, "True Accepted", &words);
     let block = good.replace(
         "{name: p, namespace: shop}",
         "\n  name: p\n  namespace: shop",

@@ -11,9 +11,8 @@
 //!    `root-cert.pem`, and the key is removed.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
+    os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -26,7 +25,7 @@ use rcgen::{
 use sluice_model::TrustDomain;
 
 use super::material::{self, Certificate, KEY, Material, ROOTS, Texts};
-use crate::Error;
+use crate::{Error, state};
 
 const NEXT_KEY: &str = "next-ca-key.pem";
 const OLD_KEY: &str = "old-ca-key.pem";
@@ -300,7 +299,11 @@ pub fn request_rotation(directory: &Path) -> Result<(), Error> {
             });
         }
     }
-    write(directory, NEXT_KEY, 0o600, &new_key()?)
+    write(directory, NEXT_KEY, 0o600, &new_key()?)?;
+    // Whoever asks for it may be root, and the control plane is not.
+    let owner = fs::metadata(path(KEY)).map_err(Error::file("read", path(KEY)))?;
+    chown(path(NEXT_KEY), Some(owner.uid()), Some(owner.gid()))
+        .map_err(Error::file("change the owner of", path(NEXT_KEY)))
 }
 
 fn new_key() -> Result<String, Error> {
@@ -313,35 +316,11 @@ fn crypto(action: &'static str) -> impl FnOnce(rcgen::Error) -> Error {
 }
 
 pub(super) fn read(path: &Path) -> Result<Option<String>, Error> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::file("read", path)(error)),
-    }
+    state::read(path).map_err(Error::file("read", path))
 }
 
-/// Writes a file so that it is there as a whole or not at all.
 fn write(directory: &Path, name: &str, mode: u32, text: &str) -> Result<(), Error> {
-    let path = directory.join(name);
-    let temporary = directory.join(format!(".{name}.new"));
-    let written = || -> io::Result<()> {
-        // Left over from a crash, maybe with other permissions.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(directory)?.sync_all()
-    };
-    written().map_err(Error::file("write", path.clone()))
+    state::write(directory, name, mode, text).map_err(Error::file("write", directory.join(name)))
 }
 
 #[cfg(test)]

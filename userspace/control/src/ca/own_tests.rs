@@ -24,6 +24,10 @@ fn names(directory: &TempDir) -> Vec<String> {
     names
 }
 
+fn owner(directory: &TempDir) -> u32 {
+    fs::metadata(directory.path().join(KEY)).unwrap().uid()
+}
+
 fn roots(authority: &Authority) -> Vec<String> {
     let roots = material::certificates(&authority.roots_pem()).unwrap();
     roots.into_iter().map(|root| root.pem).collect()
@@ -52,6 +56,11 @@ fn a_root_is_replaced_step_by_step_and_over_restarts() {
 
     // Announced: believed, but not used.
     request_rotation(directory.path()).unwrap();
+    let next = fs::metadata(directory.path().join(NEXT_KEY)).unwrap();
+    assert_eq!(
+        (next.mode() & 0o777, next.uid()),
+        (0o600, owner(&directory))
+    );
     let twice = request_rotation(directory.path()).unwrap_err().to_string();
     assert!(twice.contains("a rotation is under way"), "{twice}");
     authority.refresh().unwrap();
@@ -78,7 +87,7 @@ fn a_root_is_replaced_step_by_step_and_over_restarts() {
     // Over.
     let authority = open(&directory, LONG, 0).unwrap();
     authority.refresh().unwrap();
-    assert_eq!(roots(&authority), [new.clone()]);
+    assert_eq!(roots(&authority), std::slice::from_ref(new));
     assert_eq!(signed_by(&authority, new), (true, true));
     assert_eq!(names(&directory), ["ca-key.pem", "root-cert.pem"]);
     request_rotation(directory.path()).unwrap();

@@ -1,6 +1,7 @@
 //! AuthorizationPolicies, as far as a proxy of L4 can enforce them.
 
 mod rules;
+mod trust_domains;
 
 use sluice_model::authz::{Action, Policy, PolicyKey, Scope};
 use sluice_objects::{
@@ -28,7 +29,7 @@ pub(super) fn apply(
             for (pod, workload) in pods.iter_mut() {
                 let in_reach = everywhere || pod.namespace == policy.namespace;
                 if in_reach && selects(labels, &pod.labels) {
-                    workload.policies.push(translated.key.clone());
+                    workload.profile_mut().policies.push(translated.key.clone());
                 }
             }
         }
@@ -51,8 +52,9 @@ fn translate(
     let action = match policy.action {
         kinds::Action::Allow => Action::Allow,
         kinds::Action::Deny => Action::Deny,
-        kinds::Action::Audit | kinds::Action::Custom => {
-            let message = "has no effect: ztunnels enforce only ALLOW and DENY";
+        kinds::Action::Audit => Action::Audit,
+        kinds::Action::Custom => {
+            let message = "has no effect: ztunnels enforce ALLOW and DENY, and report AUDIT";
             return (
                 None,
                 warning(Code::UnsupportedAction, "spec.action", message),
@@ -61,7 +63,8 @@ fn translate(
     };
     let scope = match &policy.target {
         Target::Refs(_) => {
-            let message = "has no effect on ztunnels: it is for the waypoints of these targets";
+            let message = "this policy protects nothing: targetRefs are for waypoints, which this \
+                           mesh does not have; give spec.selector to have ztunnels enforce it";
             return (
                 None,
                 warning(Code::UnsupportedTarget, "spec.targetRefs", message),
@@ -71,7 +74,7 @@ fn translate(
         Target::Namespace if policy.namespace == config.root_namespace => Scope::Global,
         Target::Namespace => Scope::Namespace,
     };
-    let mut translator = rules::Translator::new(policy, action);
+    let mut translator = rules::Translator::new(policy, action, config);
     let rules = policy.rules.iter().enumerate();
     let translated = Policy {
         key: PolicyKey {
@@ -80,18 +83,20 @@ fn translate(
         },
         scope,
         action,
-        rules: rules
-            .filter_map(|(i, rule)| translator.rule(i, rule))
-            .collect(),
-        dry_run: policy.dry_run,
+        rules: rules.map(|(i, rule)| translator.rule(i, rule)).collect(),
+        // To audit is to report already.
+        dry_run: policy.dry_run && action != Action::Audit,
     };
     let mut findings = translator.into_findings();
-    if action == Action::Deny && policy.rules.is_empty() {
-        findings.extend(warning(
-            Code::NoEffect,
-            "spec",
-            "has no effect: a DENY policy without rules denies nothing",
-        ));
+    if policy.rules.is_empty() {
+        // An ALLOW policy without rules is meant: it lets nothing through.
+        let message = match action {
+            Action::Allow => None,
+            Action::Deny => Some("has no effect: a DENY policy without rules denies nothing"),
+            Action::Audit => Some("has no effect: an AUDIT policy without rules reports nothing"),
+        };
+        let warnings = message.map(|message| warning(Code::NoEffect, "spec", message));
+        findings.extend(warnings.into_iter().flatten());
     }
     (Some(translated), findings)
 }

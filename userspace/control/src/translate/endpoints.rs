@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 use sluice_model::{
     Name, ServiceKey, Uid, Workload,
     service::Port,
-    workload::{Locality, OwnerKind, TunnelProtocol},
+    workload::{Locality, OwnerKind, Profile, TunnelProtocol},
 };
 use sluice_objects::{
     Key, Objects, Pod,
@@ -114,18 +115,14 @@ impl Membership {
         let name: Name = format!("{}/{}/{first}", slice.namespace, slice.name).into();
         let uid = format!("{}/discovery.k8s.io/EndpointSlice/{name}", config.cluster);
         let uid = Uid(uid.into());
-        let workload = Workload {
-            uid: uid.clone(),
-            name: name.clone(),
+        let profile = Profile {
             namespace: slice.namespace.clone(),
             trust_domain: config.trust_domain.clone(),
             equivalent_domains: Default::default(),
             service_account: "default".into(),
             network: config.network.clone(),
             cluster: config.cluster.clone(),
-            ips: endpoint.ips.clone(),
             protocol: TunnelProtocol::None,
-            node: endpoint.node.clone(),
             host_network: false,
             canonical_name: slice.name.clone(),
             canonical_revision: "latest".into(),
@@ -135,12 +132,19 @@ impl Membership {
             waypoint: None,
             policies: Vec::new(),
             egress: Default::default(),
-            healthy: endpoint.ready && !endpoint.terminating,
             capacity: 1,
             locality: Locality {
                 zone: endpoint.zone.clone(),
                 ..Locality::default()
             },
+        };
+        let workload = Workload {
+            uid: uid.clone(),
+            own_name: uid.unless_last_part(&name),
+            ips: endpoint.ips.clone().into(),
+            node: endpoint.node.clone(),
+            healthy: endpoint.ready && !endpoint.terminating,
+            profile: Arc::new(profile),
         };
         self.foreign.insert(uid, workload);
     }

@@ -39,9 +39,9 @@ pub(super) fn apply(
     for (pod, workload) in pods {
         match scopes.effective(pod) {
             Effective::Permissive => {}
-            Effective::Strict => workload.policies.push(static_strict(config)),
+            Effective::Strict => workload.profile_mut().policies.push(static_strict(config)),
             Effective::ByPort(policy) => {
-                workload.policies.push(policy.key.clone());
+                workload.profile_mut().policies.push(policy.key.clone());
                 converted.insert(policy.key.clone(), policy);
             }
         }

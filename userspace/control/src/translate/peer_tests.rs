@@ -1,6 +1,9 @@
 //! Each row of PeerAuthentication, judged by what happens to a connection without an identity.
 
-use sluice_model::{Mesh, Update, authz::Connection};
+use sluice_model::{
+    Mesh, Update,
+    authz::{AllowReason, Connection, Decision, DenyReason, RuleId},
+};
 
 use super::*;
 
@@ -25,6 +28,12 @@ fn own(mtls: &str, ports: &str) -> String {
 
 /// Whether plaintext reaches `web` on ports 80 and 81.
 fn plaintext(documents: &[String]) -> (bool, bool) {
+    let [first, second] = judged(documents);
+    (first.is_allowed(), second.is_allowed())
+}
+
+/// What becomes of plaintext to `web` on ports 80 and 81.
+fn judged(documents: &[String]) -> [Decision; 2] {
     let web = plain();
     let mut all = vec![AMBIENT, &web];
     all.extend(documents.iter().map(String::as_str));
@@ -41,16 +50,14 @@ fn plaintext(documents: &[String]) -> (bool, bool) {
             destination: destination.parse().unwrap(),
             equivalent: &[],
         };
-        policies.judge(&connection).decision.is_allowed()
+        policies.judge(&connection).decision
     };
     let known = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
     for destination in ["10.0.0.1:80", "10.0.0.1:81"] {
-        assert!(
-            judge(destination, Some(&known)),
-            "an identity always passes"
-        );
+        let decision = judge(destination, Some(&known));
+        assert!(decision.is_allowed(), "an identity always passes");
     }
-    (judge("10.0.0.1:80", None), judge("10.0.0.1:81", None))
+    [judge("10.0.0.1:80", None), judge("10.0.0.1:81", None)]
 }
 
 #[test]
@@ -205,4 +212,121 @@ fn a_selector_in_the_root_namespace_is_reported() {
     let translation = of(&[AMBIENT, &plain(), &peer("p", "istio-system", spec)]);
     assert_eq!(findings(&translation), [("spec.selector", 12)]);
     assert!(translation.workloads[0].policies.is_empty());
+}
+
+const MODES: [&str; 5] = ["", "UNSET", "STRICT", "PERMISSIVE", "DISABLE"];
+
+/// Modes of the mesh, the namespace, the workload and its ports 80 and 81; empty for what is not
+/// said at all.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    mesh: &'static str,
+    namespace: &'static str,
+    workload: &'static str,
+    ports: [&'static str; 2],
+}
+
+impl Said {
+    fn documents(&self) -> Vec<String> {
+        let mut documents = Vec::new();
+        if !self.mesh.is_empty() {
+            documents.push(peer("default", "istio-system", &mode(self.mesh)));
+        }
+        if !self.namespace.is_empty() {
+            documents.push(peer("default", "shop", &mode(self.namespace)));
+        }
+        let ports = [80, 81].into_iter().zip(self.ports);
+        let ports = ports.filter(|(_, mode)| !mode.is_empty());
+        let ports: Vec<_> = ports.map(|(p, m)| format!("{p}: {{mode: {m}}}")).collect();
+        let mtls = match self.workload {
+            "" => String::new(),
+            said => format!("{}, ", mode(said)),
+        };
+        documents.push(own(&mtls, &ports.join(", ")));
+        documents
+    }
+
+    /// What the contract (§15) says of plaintext to a port.
+    fn expected(&self, port: usize) -> Decision {
+        let wider = (self.mesh, self.namespace);
+        let inherited = matches!(wider, (_, "STRICT") | ("STRICT", "" | "UNSET"));
+        let unset = matches!(self.workload, "" | "UNSET");
+        let strict = self.workload == "STRICT" || (unset && inherited);
+        let lifted = |mode: &str| match mode {
+            "PERMISSIVE" => strict,
+            "DISABLE" => self.workload == "STRICT",
+            _ => false,
+        };
+        let denied = |policy: &str, rule: u32| {
+            let (namespace, name) = policy.split_once('/').unwrap();
+            Decision::Deny(DenyReason::Rule(RuleId {
+                policy: PolicyKey {
+                    namespace: namespace.into(),
+                    name: name.into(),
+                },
+                rule,
+            }))
+        };
+        let converted = "shop/converted_peer_authentication_own";
+        let any_lifted = self.ports.iter().any(|mode| lifted(mode));
+        match (strict, any_lifted) {
+            (true, false) => denied("istio-system/istio_converted_static_strict", 0),
+            (true, true) if !lifted(self.ports[port]) => denied(converted, 0),
+            (false, _) if self.ports[port] == "STRICT" => {
+                // Each such port has a rule of its own.
+                let before = self.ports[..port].iter().filter(|mode| **mode == "STRICT");
+                denied(converted, before.count() as u32)
+            }
+            _ => Decision::Allow(AllowReason::NoAllowPolicy),
+        }
+    }
+}
+
+#[test]
+fn every_combination_of_modes_does_what_the_contract_says() {
+    for mesh in MODES {
+        for namespace in MODES {
+            for workload in MODES {
+                for first in MODES {
+                    for second in ["", "STRICT", "PERMISSIVE", "DISABLE"] {
+                        let said = Said {
+                            mesh,
+                            namespace,
+                            workload,
+                            ports: [first, second],
+                        };
+                        let expected = [said.expected(0), said.expected(1)];
+                        assert_eq!(judged(&said.documents()), expected, "{said:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_oldest_of_a_mesh_and_of_a_workload_counts() {
+    let dated = |name: &str, namespace: &str, year: u16, spec: &str| {
+        let metadata = format!("creationTimestamp: '{year}-01-01T00:00:00Z', namespace");
+        peer(name, namespace, spec).replace("namespace", &metadata)
+    };
+    let mesh = |name: &str, year, m: &str| dated(name, "istio-system", year, &mode(m));
+    let documents = [mesh("b", 2021, "PERMISSIVE"), mesh("c", 2020, "STRICT")];
+    assert_eq!(plaintext(&documents), (false, false));
+    let documents = [mesh("b", 2020, "PERMISSIVE"), mesh("c", 2020, "STRICT")];
+    assert_eq!(plaintext(&documents), (true, true), "by name");
+    let workload = |name: &str, year, m: &str| {
+        let spec = format!("selector: {{matchLabels: {{app: web}}}}, {}", mode(m));
+        dated(name, "shop", year, &spec)
+    };
+    let documents = [
+        workload("a", 2021, "STRICT"),
+        workload("b", 2020, "PERMISSIVE"),
+    ];
+    assert_eq!(plaintext(&documents), (true, true));
+    let documents = [
+        workload("a", 2020, "STRICT"),
+        workload("b", 2020, "PERMISSIVE"),
+    ];
+    assert_eq!(plaintext(&documents), (false, false), "by name");
 }

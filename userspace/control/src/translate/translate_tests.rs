@@ -10,9 +10,10 @@ use sluice_objects::{Severity, Store, store::FileText};
 
 use super::*;
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         trust_domain: "cluster.local".parse().unwrap(),
+        trust_domain_aliases: vec!["old.example.com".parse().unwrap()],
         cluster: "c".into(),
         network: "net".into(),
         root_namespace: "istio-system".into(),
@@ -376,38 +377,55 @@ fn the_scope_of_a_policy_is_its_namespace_and_selector() {
 
 #[test]
 fn what_ztunnels_do_not_enforce_is_reported() {
-    for (spec, field) in [
-        ("action: AUDIT", "spec.action"),
-        ("action: CUSTOM, provider: {name: x}", "spec.action"),
+    let refs = |kind: &str| format!("targetRefs: [{{{kind}, name: web}}], rules: [{{}}]");
+    let gateway = "group: gateway.networking.k8s.io, kind: Gateway";
+    for (spec, field, words) in [
         (
-            "targetRefs: [{kind: Service, name: web}]",
-            "spec.targetRefs",
+            "action: CUSTOM, provider: {name: x}".to_owned(),
+            "spec.action",
+            "has no effect",
         ),
+        (refs("kind: Service"), "spec.targetRefs", "protects nothing"),
+        (refs(gateway), "spec.targetRefs", "protects nothing"),
     ] {
-        let translation = of(&[SHOP, &authorization("shop", spec)]);
+        let translation = of(&[SHOP, &authorization("shop", &spec)]);
         assert!(authorized(&translation).is_none(), "{spec}");
         assert_eq!(findings(&translation), [(field, 6)], "{spec}");
+        let message = &translation.diagnostics[0].message;
+        assert!(message.contains(words), "{message}");
     }
-    let translation = of(&[SHOP, &authorization("shop", "action: DENY")]);
-    assert!(authorized(&translation).unwrap().rules.is_empty());
-    assert_eq!(findings(&translation), [("spec", 6)]);
+    for (action, words) in [("DENY", "denies nothing"), ("AUDIT", "reports nothing")] {
+        let spec = format!("action: {action}");
+        let translation = of(&[SHOP, &authorization("shop", &spec)]);
+        assert!(authorized(&translation).unwrap().rules.is_empty());
+        assert_eq!(findings(&translation), [("spec", 6)]);
+        assert!(translation.diagnostics[0].message.contains(words));
+    }
     let allow_nothing = of(&[SHOP, &authorization("shop", "action: ALLOW")]);
     assert!(findings(&allow_nothing).is_empty(), "this one is meant");
 }
 
 #[test]
 fn dry_runs_and_actions_are_kept() {
-    let dry = authorization("shop", "action: DENY, rules: [{}]").replace(
-        "name: p",
-        "name: p, annotations: {istio.io/dry-run: 'true'}",
-    );
-    let translation = of(&[SHOP, &dry]);
-    let policy = authorized(&translation).unwrap();
-    assert_eq!(
-        (policy.action, policy.dry_run, policy.rules.len()),
-        (Action::Deny, true, 1)
-    );
-    assert!(policy.rules[0].clauses.is_empty(), "matches everything");
+    let with_annotation = |action: &str, dry_run: &str| {
+        let metadata = format!("name: p, annotations: {{istio.io/dry-run: '{dry_run}'}}");
+        let spec = format!("action: {action}, rules: [{{}}]");
+        authorization("shop", &spec).replace("name: p", &metadata)
+    };
+    for (action, dry_run, expected) in [
+        ("ALLOW", "true", (Action::Allow, true)),
+        ("DENY", "true", (Action::Deny, true)),
+        ("DENY", "false", (Action::Deny, false)),
+        // To audit is to report already.
+        ("AUDIT", "true", (Action::Audit, false)),
+        ("AUDIT", "false", (Action::Audit, false)),
+    ] {
+        let translation = of(&[SHOP, &with_annotation(action, dry_run)]);
+        let policy = authorized(&translation).unwrap();
+        assert_eq!((policy.action, policy.dry_run), expected, "{action}");
+        assert_eq!(policy.rules.len(), 1);
+        assert!(policy.rules[0].clauses.is_empty(), "matches everything");
+    }
 }
 
 #[path = "rules_tests.rs"]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::{
     Name, ServiceKey, Uid, Workload,
     service::Port,
-    workload::{Egress, Locality, TunnelProtocol},
+    workload::{Egress, Locality, Profile, TunnelProtocol},
 };
 use sluice_objects::{Labels, Objects, Pod, enrolment::is_enrolled, kinds::Phase};
 
@@ -32,18 +32,15 @@ pub(super) fn workload(
     } else {
         TunnelProtocol::None
     };
-    Workload {
-        uid: uid(pod, config),
-        name: pod.name.clone(),
+    let uid = uid(pod, config);
+    let profile = Profile {
         namespace: pod.namespace.clone(),
         trust_domain: config.trust_domain.clone(),
         equivalent_domains: Arc::default(),
         service_account: pod.service_account.clone(),
         network: config.network.clone(),
         cluster: config.cluster.clone(),
-        ips: pod.ips.clone(),
         protocol,
-        node: pod.node.clone(),
         host_network: pod.host_network,
         canonical_name: first_label(&pod.labels, CANONICAL_NAME).unwrap_or(owner_name.clone()),
         canonical_revision: first_label(&pod.labels, CANONICAL_REVISION)
@@ -54,9 +51,16 @@ pub(super) fn workload(
         waypoint: None,
         policies: Vec::new(),
         egress: Egress::default(),
-        healthy: pod.ready && !pod.terminating,
         capacity: 1,
         locality: Locality::default(),
+    };
+    Workload {
+        own_name: uid.unless_last_part(&pod.name),
+        uid,
+        ips: pod.ips.clone().into(),
+        node: pod.node.clone(),
+        healthy: pod.ready && !pod.terminating,
+        profile: Arc::new(profile),
     }
 }
 

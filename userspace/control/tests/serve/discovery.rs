@@ -357,7 +357,7 @@ async fn every_kind_of_resource_is_what_the_contract_says() {
     let mesh = edit.finish();
     assert_eq!(
         (
-            mesh.workloads().len(),
+            mesh.workload_count(),
             mesh.services().len(),
             mesh.policies().len()
         ),

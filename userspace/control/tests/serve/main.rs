@@ -3,4 +3,5 @@
 mod certificates;
 mod discovery;
 mod pages;
+mod restart;
 mod world;

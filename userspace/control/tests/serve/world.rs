@@ -6,6 +6,7 @@ use sluice_control::{
     auth::JoinTokens,
     ca::{self, Authority, Certificates},
     feed::{self, Published},
+    memory::Keeper,
     metrics::ControlMetrics,
     server::{self, Server},
     status, translate,
@@ -66,8 +67,8 @@ status: {{podIP: {ip}}}
 
 /// A running control plane; it ends when this is dropped.
 pub(crate) struct World {
-    dir: TempDir,
-    state: TempDir,
+    dir: Arc<TempDir>,
+    state: Arc<TempDir>,
     pub(crate) address: std::net::SocketAddr,
     pub(crate) status: std::net::SocketAddr,
     pub(crate) clients: Clients,
@@ -83,8 +84,20 @@ impl World {
         fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
         fs::write(dir.path().join("web.yaml"), pod("web", "10.0.0.1")).unwrap();
         let state = tempfile::tempdir().unwrap();
+        let tokens = format!("# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\n");
+        fs::write(state.path().join("tokens"), tokens).unwrap();
+        Self::serve(dir.into(), state.into()).await
+    }
+
+    /// Another process with the same directories.
+    pub(crate) async fn restart(self) -> Self {
+        let (dir, state) = (self.dir.clone(), self.state.clone());
+        drop(self);
+        Self::serve(dir, state).await
+    }
+
+    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>) -> Self {
         let tokens = state.path().join("tokens");
-        fs::write(&tokens, format!("# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\n")).unwrap();
         let metrics = Arc::new(Metrics::new("test", "0"));
         let counters = ControlMetrics::register(&metrics);
         let clients = Clients::new(counters.clients.clone());
@@ -100,13 +113,15 @@ impl World {
         let authority = Arc::new(Authority::open(source, trust_domain.clone()).unwrap());
         let config = translate::Config {
             trust_domain,
+            trust_domain_aliases: Vec::new(),
             cluster: "c".into(),
             network: "".into(),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
         };
         let source = directory::Config::new(dir.path());
-        let (directory, published) = feed::directory(source, config).unwrap();
+        let keeper = Keeper::open(state.path()).unwrap();
+        let (directory, published) = feed::directory(source, config, keeper).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = server::Config {
             listen,
@@ -153,6 +168,11 @@ impl World {
 
     pub(crate) fn remove(&self, name: &str) {
         fs::remove_file(self.dir.path().join(name)).unwrap();
+    }
+
+    /// Removes what is remembered of policies.
+    pub(crate) fn forget(&self) {
+        fs::remove_file(self.state.path().join("last-good.json")).unwrap();
     }
 
     pub(crate) fn write_tokens(&self, text: &str) {

@@ -1,6 +1,6 @@
 //! Policies in numbers, for benchmarks and for measuring memory.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sluice_model::{
     Mesh, SpiffeId, Uid, Update, Workload,
@@ -8,7 +8,7 @@ use sluice_model::{
         Action, Applicable, Clause, Connection, Match, Policy, PolicyKey, Rule, Scope, StringMatch,
         Term, Values,
     },
-    workload::{Egress, Locality, OwnerKind, TunnelProtocol},
+    workload::Profile,
 };
 
 /// How many rules each policy has.
@@ -81,28 +81,13 @@ fn uid() -> Uid {
 fn workload() -> Workload {
     Workload {
         uid: uid(),
-        name: "catalog".into(),
-        namespace: "shop".into(),
-        trust_domain: "cluster.local".parse().unwrap(),
-        equivalent_domains: [].into(),
-        service_account: "catalog".into(),
-        network: "".into(),
-        cluster: "Kubernetes".into(),
-        ips: vec![[10, 0, 0, 2].into()],
-        protocol: TunnelProtocol::Hbone,
+        own_name: None,
+        ips: [[10, 0, 0, 2].into()].into(),
         node: "a".into(),
-        host_network: false,
-        canonical_name: "catalog".into(),
-        canonical_revision: "latest".into(),
-        owner_kind: OwnerKind::Pod,
-        owner_name: "catalog".into(),
-        services: BTreeMap::new(),
-        waypoint: None,
-        policies: Vec::new(),
-        egress: Egress::Anywhere,
         healthy: true,
-        capacity: 1,
-        locality: Locality::default(),
+        profile: Arc::new(Profile::of(
+            &"spiffe://cluster.local/ns/shop/sa/catalog".parse().unwrap(),
+        )),
     }
 }
 

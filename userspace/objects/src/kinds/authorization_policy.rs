@@ -6,7 +6,7 @@ use serde::Deserialize;
 use sluice_model::{Name, authz::StringMatch};
 
 use super::patterns::{
-    AccountName, IpBlock, Parsed, Pattern, Port, PrincipalPattern, list, parsed,
+    AccountName, IpBlock, Parsed, Pattern, Port, PrincipalPattern, TrustDomainPattern, list, parsed,
 };
 use super::resource::Resource;
 use super::selector::{self, RawSelector, RawTargetRef, Target};
@@ -67,9 +67,9 @@ pub struct Source {
     pub service_accounts: Vec<AccountName>,
     #[serde(deserialize_with = "parsed::<_, AccountName>")]
     pub not_service_accounts: Vec<AccountName>,
-    #[serde(deserialize_with = "parsed::<_, Pattern>")]
+    #[serde(deserialize_with = "parsed::<_, TrustDomainPattern>")]
     pub trust_domains: Vec<StringMatch>,
-    #[serde(deserialize_with = "parsed::<_, Pattern>")]
+    #[serde(deserialize_with = "parsed::<_, TrustDomainPattern>")]
     pub not_trust_domains: Vec<StringMatch>,
     #[serde(deserialize_with = "parsed::<_, IpBlock>")]
     pub ip_blocks: Vec<IpNet>,
@@ -233,17 +233,25 @@ pub(super) fn authorization_policy(
 
 fn dry_run(metadata: &ObjectMeta, report: &mut Report<'_>) -> bool {
     let annotation = metadata.annotations.as_ref().and_then(|a| a.get(DRY_RUN));
-    match annotation.map(String::as_str) {
-        Some("true") => true,
-        None | Some("false") => false,
-        Some(other) => {
-            report.error(
-                Code::InvalidValue,
-                format!("metadata.annotations[\"{DRY_RUN}\"]"),
-                format!("{other:?} is neither \"true\" nor \"false\""),
-            );
-            false
-        }
+    let Some(text) = annotation else {
+        return false;
+    };
+    parse_dry_run(text).unwrap_or_else(|| {
+        report.error(
+            Code::InvalidValue,
+            format!("metadata.annotations[\"{DRY_RUN}\"]"),
+            format!("{text:?} is neither \"true\" nor \"false\""),
+        );
+        false
+    })
+}
+
+/// Every way to write a boolean that Istio takes for one.
+pub(crate) fn parse_dry_run(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "True" | "TRUE" => Some(true),
+        "0" | "f" | "F" | "false" | "False" | "FALSE" => Some(false),
+        _ => None,
     }
 }
 
@@ -281,19 +289,26 @@ fn rule(i: usize, raw: RawRule, report: &mut Report<'_>) -> Rule {
 }
 
 fn check_source(field: &str, source: &Source, report: &mut Report<'_>) {
-    let accounts = [&source.service_accounts, &source.not_service_accounts];
     let others = [
         &source.principals,
         &source.not_principals,
         &source.namespaces,
         &source.not_namespaces,
     ];
-    if accounts.iter().any(|l| !l.is_empty()) && others.iter().any(|l| !l.is_empty()) {
-        report.error(
-            Code::ConflictingFields,
-            format!("{field}.serviceAccounts"),
-            "service accounts cannot be combined with principals or namespaces in one source",
-        );
+    if others.iter().all(|list| list.is_empty()) {
+        return;
+    }
+    for (name, accounts) in [
+        ("serviceAccounts", &source.service_accounts),
+        ("notServiceAccounts", &source.not_service_accounts),
+    ] {
+        if !accounts.is_empty() {
+            report.error(
+                Code::ConflictingFields,
+                format!("{field}.{name}"),
+                "service accounts cannot be combined with principals or namespaces in one source",
+            );
+        }
     }
 }
 

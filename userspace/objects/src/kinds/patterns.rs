@@ -95,6 +95,24 @@ impl Parsed for PrincipalPattern {
     }
 }
 
+/// A trust domain, with an optional `*` at one end.
+pub(super) struct TrustDomainPattern;
+
+impl Parsed for TrustDomainPattern {
+    type Value = StringMatch;
+
+    fn parse(text: &str) -> Result<StringMatch, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_*".contains(c);
+        if !text.chars().all(allowed) {
+            return Err(format!(
+                "{text:?} is not a trust domain; write it as in cluster.local, without spiffe:// \
+                 and without a path"
+            ));
+        }
+        Pattern::parse(text)
+    }
+}
+
 /// An address or a CIDR block.
 pub(super) struct IpBlock;
 
@@ -134,7 +152,9 @@ impl Parsed for Port {
     type Value = u16;
 
     fn parse(text: &str) -> Result<u16, String> {
-        let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+        let digits = text.bytes().all(|c| c.is_ascii_digit());
+        let port = text.parse::<u16>().ok();
+        let port = port.filter(|port| digits && *port > 0);
         port.ok_or_else(|| format!("{text:?} is not a port; ports are 1 to 65535"))
     }
 }

@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use sluice_model::Name;
 
+use super::patterns::{Parsed as _, Port};
 use super::resource::Resource;
 use super::selector::{self, RawSelector, Target};
 use crate::{Code, report::Report};
@@ -73,15 +74,11 @@ pub(super) fn peer_authentication(
     let mut port_modes = BTreeMap::new();
     for (text, mtls) in spec.port_level_mtls.into_iter().flatten() {
         let field = format!("spec.portLevelMtls[\"{text}\"]");
-        let number = text.parse().unwrap_or(0);
-        if number == 0 {
-            report.error(
-                Code::InvalidValue,
-                field,
-                format!("{text:?} is not a port; ports are 1 to 65535"),
-            );
-        } else if let Some(port) = report.port(field, number) {
-            port_modes.insert(port, mtls.mode());
+        match Port::parse(&text) {
+            Ok(port) => {
+                port_modes.insert(port, mtls.mode());
+            }
+            Err(message) => report.error(Code::InvalidValue, field, message),
         }
     }
     if !port_modes.is_empty() && target == Target::Namespace {

@@ -6,8 +6,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use server::{ControlPlane, Session, deny_all, pod, service};
 use sluice_identity::{ControlPlane as Reach, Live};
-use sluice_model::{Mesh, ServiceKey, Uid, authz::PolicyKey};
-use sluice_proto::{security, workload};
+use sluice_model::{
+    Mesh, ServiceKey, Uid,
+    authz::{Action, PolicyKey, Scope},
+};
+use sluice_proto::{discovery::Resource, security, workload};
 use sluice_xds::{Client, Config, Node, View};
 use tokio::time::timeout;
 use tonic::Status;
@@ -213,6 +216,116 @@ async fn a_bad_first_answer_does_not_keep_the_rest_waiting() {
     session.send("2", [pod("a", "n1", "v1")], &[]).await;
     soon("sync", view.synced()).await;
     assert!(has_pod(&view.load(), "a"));
+}
+
+fn policy_key(name: &str) -> PolicyKey {
+    PolicyKey {
+        namespace: "shop".into(),
+        name: name.into(),
+    }
+}
+
+/// A policy with an action that no contract knows.
+fn incomprehensible(name: &str, scope: security::Scope, version: &str) -> Resource {
+    server::policy(
+        version,
+        security::Authorization {
+            name: name.to_owned(),
+            namespace: "shop".to_owned(),
+            scope: scope.into(),
+            action: 77,
+            ..Default::default()
+        },
+    )
+}
+
+#[tokio::test]
+async fn at_first_another_stands_in_for_a_policy_that_is_not_understood() {
+    use security::Scope::{Global, Namespace, WorkloadSelector};
+    let mut server = ControlPlane::start().await;
+    let view = start(&server);
+    let mut session = server.session().await;
+    let (_, _) = (session.request().await, session.request().await);
+    let mut garbage = incomprehensible("garbage", Global, "v1");
+    garbage.resource.as_mut().unwrap().value = vec![0xff];
+    let dry_run = security::Authorization {
+        name: "dry".to_owned(),
+        namespace: "shop".to_owned(),
+        action: 77,
+        dry_run: true,
+        ..Default::default()
+    };
+    let resources = [
+        incomprehensible("mesh", Global, "v1"),
+        incomprehensible("shop", Namespace, "v1"),
+        incomprehensible("pod", WorkloadSelector, "v1"),
+        garbage,
+        server::policy("v1", dry_run),
+        deny_all("v1"),
+    ];
+    session.send_policies("1", resources, &[]).await;
+    let nack = session.request().await;
+    let detail = nack.error_detail.unwrap().message;
+    assert_eq!(detail.split("; ").count(), 5, "{detail}");
+    assert_eq!(detail.matches("nothing is allowed").count(), 4, "{detail}");
+    let in_force = |name: &str| {
+        let mesh = view.load();
+        let policy = mesh.policy(&policy_key(name))?;
+        Some((policy.scope, policy.action, policy.rules.len()))
+    };
+    for (name, scope) in [
+        ("mesh", Scope::Global),
+        ("shop", Scope::Namespace),
+        ("pod", Scope::Workload),
+        ("garbage", Scope::Namespace),
+    ] {
+        assert_eq!(in_force(name), Some((scope, Action::Allow, 0)), "{name}");
+    }
+    assert_eq!(in_force("dry"), None, "it never decides");
+
+    // Later ones are not applied, and what stands in stays until it is replaced or removed.
+    let later = [
+        incomprehensible("later", Global, "v1"),
+        incomprehensible("shop", Global, "v2"),
+    ];
+    session.send_policies("2", later, &[]).await;
+    let nack = session.request().await.error_detail.unwrap().message;
+    assert!(!nack.contains("nothing is allowed"), "{nack}");
+    assert_eq!(in_force("later"), None);
+    assert_eq!(in_force("shop"), Some((Scope::Namespace, Action::Allow, 0)));
+    let good = security::Authorization {
+        name: "mesh".to_owned(),
+        namespace: "shop".to_owned(),
+        action: security::Action::Deny.into(),
+        ..Default::default()
+    };
+    let good = server::policy("v2", good);
+    session.send_policies("3", [good], &["shop/pod"]).await;
+    assert_eq!(session.request().await.error_detail, None);
+    assert_eq!(in_force("pod"), None);
+    assert_eq!(in_force("mesh"), Some((Scope::Global, Action::Deny, 0)));
+
+    // A new stream names them, so that it hears of their removal, but claims no version.
+    session.fail(Status::unavailable("reset by test")).await;
+    let mut session = server.session().await;
+    session.request().await;
+    let versions = session.request().await.initial_resource_versions;
+    assert_eq!(versions["shop/shop"], "");
+    assert_eq!(versions["shop/mesh"], "v2");
+    session.send_policies("1", [], &["shop/shop"]).await;
+    session.request().await;
+    assert_eq!(in_force("shop"), None);
+}
+
+#[tokio::test]
+async fn a_policy_that_is_no_longer_understood_stays_as_it_was() {
+    let (_server, mut session, view) = synced().await;
+    let before = view.load().policy(&policy_key("deny-all")).cloned();
+    assert!(before.is_some());
+    let bad = incomprehensible("deny-all", security::Scope::Global, "v2");
+    session.send_policies("3", [bad], &[]).await;
+    assert!(session.request().await.error_detail.is_some());
+    assert_eq!(view.load().policy(&policy_key("deny-all")).cloned(), before);
 }
 
 #[tokio::test]

@@ -189,11 +189,16 @@ pub(crate) fn service(version: &str) -> Resource {
 
 /// A policy of the namespace `shop` that never matches.
 pub(crate) fn deny_all(version: &str) -> Resource {
-    let policy = security::Authorization {
+    let message = security::Authorization {
         name: "deny-all".to_owned(),
         namespace: "shop".to_owned(),
         ..Default::default()
     };
-    let value = policy.encode_to_vec();
-    resource("shop/deny-all", version, security::TYPE_URL, value)
+    policy(version, message)
+}
+
+/// A policy as it is sent.
+pub(crate) fn policy(version: &str, message: security::Authorization) -> Resource {
+    let name = format!("{}/{}", message.namespace, message.name);
+    resource(&name, version, security::TYPE_URL, message.encode_to_vec())
 }

@@ -59,7 +59,7 @@ fn dump(shared: &Shared) -> Value {
 fn workload(workload: &Workload) -> Value {
     json!({
         "uid": workload.uid.to_string(),
-        "name": &*workload.name,
+        "name": workload.name(),
         "namespace": &*workload.namespace,
         "serviceAccount": &*workload.service_account,
         "trustDomain": workload.trust_domain.as_str(),

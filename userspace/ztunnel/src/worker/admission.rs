@@ -98,10 +98,7 @@ impl Known {
             return Err(Refusal::IllegalPort(destination.port()));
         }
         let network = &shard.shared.network;
-        report.source(
-            mesh.workload_at(network, visitor.address.ip())
-                .map(|source| &**source),
-        );
+        report.source(mesh.workload_at(network, visitor.address.ip()));
         let identity = visitor.peer.map(|peer| peer.identity());
         let connection = Connection {
             source_identity: identity,

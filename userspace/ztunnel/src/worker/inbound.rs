@@ -11,9 +11,10 @@ use tokio::net::TcpStream;
 use super::{
     PATIENCE,
     admission::{self, Known, Refusal, Visitor},
+    failure::Failure,
     flows::{Claim, Cut, Flow},
     pods::Pod,
-    report::{Failure, Report},
+    report::Report,
     shard::Shard,
 };
 

@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod control;
+mod failure;
 mod flows;
 mod inbound;
 mod outbound;

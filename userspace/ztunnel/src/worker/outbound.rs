@@ -17,9 +17,10 @@ use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
+    failure::Failure,
     flows::{Claim, Cut, Flow},
     pods::Pod,
-    report::{Failure, Report},
+    report::Report,
     route::{self, Client, Hop, Refusal, Route},
     shard::Shard,
     words,
@@ -116,7 +117,7 @@ async fn reach(
         return Err(Error::NotSynced);
     }
     let source = shared.workload(pod).await;
-    report.source(source.as_deref());
+    report.source(source.as_ref());
     let client = Client {
         network: &shared.network,
         workload: source.as_deref(),
@@ -132,7 +133,7 @@ async fn reach(
                 workload,
                 service,
             } => {
-                report.plain(to, workload.as_deref(), service.as_deref());
+                report.plain(to, workload.as_ref(), service.as_deref());
                 let destination = orig.0;
                 let mut flow = pod.flows.note(Claim::Plain { destination });
                 let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));

@@ -7,9 +7,10 @@ use tokio::net::TcpStream;
 
 use super::{
     admission::{self, Refusal, Visitor},
+    failure::Failure,
     flows::{Cut, Flow},
     pods::Pod,
-    report::{Failure, Report},
+    report::Report,
     shard::Shard,
 };
 

@@ -2,8 +2,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
-use sluice_hbone::{Baggage, Incoming, Meter, OpenError};
-use sluice_identity::Distrust;
+use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
@@ -11,14 +10,12 @@ use sluice_model::{
 use sluice_telemetry::{
     access::{AccessLog, Direction, Peer},
     metrics::{
-        self, ConnectionMetrics, Denial, Phase, Reporter, ResponseFlags, Security, ServiceLabels,
+        self, ConnectionMetrics, Denial, Reporter, ResponseFlags, Security, ServiceLabels,
         TcpLabels,
     },
 };
 
-use super::{
-    Shared, admission::Refusal, flows::Cut, inbound, outbound, plaintext, pods::Pod, route::Hop,
-};
+use super::{Shared, failure::Failure, pods::Pod, route::Hop};
 
 /// The target of what policies have to say besides their decision, for log filters.
 const POLICY: &str = "policy";
@@ -45,7 +42,9 @@ pub(super) struct Report {
 struct End {
     addr: SocketAddr,
     labels: metrics::Peer,
-    /// The pod's name: metrics show the owner's.
+    /// Metrics show its owner's name, the access log its own.
+    workload: Option<Arc<Workload>>,
+    /// The pod's name, before more is known.
     pod: Name,
 }
 
@@ -54,82 +53,24 @@ impl End {
         Self {
             addr,
             labels: metrics::Peer::default(),
+            workload: None,
             pod: Name::default(),
         }
     }
 
-    fn describe(&mut self, workload: &Workload) {
+    fn describe(&mut self, workload: &Arc<Workload>) {
         let principal = self.labels.principal.take();
         self.labels = metrics::Peer::new(workload, principal.as_ref());
-        self.pod = workload.name.clone();
+        self.workload = Some(workload.clone());
     }
 
     fn access(&self) -> Peer<'_> {
         Peer {
             addr: self.addr,
-            workload: Some(&self.pod),
+            workload: Some(self.workload.as_ref().map_or(&self.pod, |w| w.name())),
             namespace: Some(&self.labels.namespace),
             cluster: Some(&self.labels.cluster),
             identity: self.labels.principal.as_ref(),
-        }
-    }
-}
-
-/// Why a connection failed, in words and as a flag.
-#[derive(Debug)]
-pub(super) struct Failure {
-    text: String,
-    flags: ResponseFlags,
-    denial: Option<(Denial, Phase)>,
-}
-
-impl Failure {
-    fn new(error: &impl fmt::Display, flags: ResponseFlags) -> Self {
-        Self {
-            text: error.to_string(),
-            flags,
-            denial: None,
-        }
-    }
-
-    /// Somebody was refused, or cut.
-    fn denied(error: &impl fmt::Display, denial: Denial, phase: Phase) -> Self {
-        Self {
-            text: error.to_string(),
-            flags: ResponseFlags::Denied,
-            denial: Some((denial, phase)),
-        }
-    }
-
-    fn cut(cut: &Cut) -> Self {
-        let denial = match cut {
-            Cut::Denied(reason) => Denial::Policy(reason.clone()),
-            Cut::Untrusted(_) => Denial::TrustDomain,
-            Cut::OwnIdentity(_) | Cut::PeerIdentity(_) => Denial::IdentityChanged,
-            Cut::Distrusted(Distrust::Revoked(..)) => {
-                return Self::revoked(cut, Phase::Established);
-            }
-            Cut::Distrusted(Distrust::Unvouched(_)) => Denial::TrustAnchors,
-            Cut::NotInRegistry(_) => Denial::NotInRegistry,
-        };
-        Self::denied(cut, denial, Phase::Established)
-    }
-
-    fn revoked(error: &impl fmt::Display, phase: Phase) -> Self {
-        Self {
-            flags: ResponseFlags::CertificateRevoked,
-            ..Self::denied(error, Denial::Revoked, phase)
-        }
-    }
-
-    fn refusal(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::Denied(reason) => {
-                Self::denied(refusal, Denial::Policy(reason.clone()), Phase::New)
-            }
-            Refusal::Untrusted(_) => Self::denied(refusal, Denial::TrustDomain, Phase::New),
-            Refusal::Cut(cut) => Self::cut(cut),
-            _ => Self::new(refusal, ResponseFlags::Connect),
         }
     }
 }
@@ -221,13 +162,13 @@ impl Report {
     }
 
     /// The client is this workload, as far as its address says.
-    pub(super) fn source(&mut self, workload: Option<&Workload>) {
+    pub(super) fn source(&mut self, workload: Option<&Arc<Workload>>) {
         if let Some(workload) = workload {
             self.source.describe(workload);
         }
     }
 
-    pub(super) fn destination(&mut self, addr: SocketAddr, workload: &Workload) {
+    pub(super) fn destination(&mut self, addr: SocketAddr, workload: &Arc<Workload>) {
         // The line keeps the tunnel's port where there was a tunnel (wire contract §12).
         if self.hbone.is_none() {
             self.destination.addr = addr;
@@ -239,7 +180,7 @@ impl Report {
     pub(super) fn plain(
         &mut self,
         to: SocketAddr,
-        workload: Option<&Workload>,
+        workload: Option<&Arc<Workload>>,
         service: Option<&Service>,
     ) {
         self.destination = End::unknown(to);
@@ -361,51 +302,5 @@ impl Report {
                 .map(|failure| &failure.text as &dyn fmt::Display),
         }
         .emit();
-    }
-}
-
-impl From<outbound::Error> for Failure {
-    fn from(error: outbound::Error) -> Self {
-        let flags = match &error {
-            outbound::Error::Open(_, open) if open.is_revoked() => {
-                return Self::revoked(&error, Phase::New);
-            }
-            outbound::Error::Open(_, open) => match open {
-                OpenError::ConnectTimeout(_) => ResponseFlags::NetworkPolicy,
-                OpenError::Tls(_) | OpenError::Peer(_) => ResponseFlags::TlsFailure,
-                OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
-                    ResponseFlags::H2HandshakeFailure
-                }
-                OpenError::Identity(_) => ResponseFlags::Identity,
-                OpenError::Connect(_)
-                | OpenError::Tunnel(_)
-                | OpenError::AnswerTimeout(_)
-                | OpenError::Refused(_)
-                | OpenError::Request(_) => ResponseFlags::Connect,
-            },
-            outbound::Error::Cut(cut) => return Self::cut(cut),
-            _ => ResponseFlags::Connect,
-        };
-        Self::new(&error, flags)
-    }
-}
-
-impl From<inbound::Error> for Failure {
-    fn from(error: inbound::Error) -> Self {
-        match &error {
-            inbound::Error::Refused(refusal) => Self::refusal(refusal),
-            inbound::Error::Cut(cut) => Self::cut(cut),
-            _ => Self::new(&error, ResponseFlags::Connect),
-        }
-    }
-}
-
-impl From<plaintext::Error> for Failure {
-    fn from(error: plaintext::Error) -> Self {
-        match &error {
-            plaintext::Error::Refused(refusal) => Self::refusal(refusal),
-            plaintext::Error::Cut(cut) => Self::cut(cut),
-            plaintext::Error::Carry(_) => Self::new(&error, ResponseFlags::Connect),
-        }
     }
 }

@@ -156,7 +156,7 @@ fn to_workload(
         .or_else(|| workload.ips.first())
         .copied()
     else {
-        return Route::Refuse(Refusal::NoAddress(workload.name.clone(), dst));
+        return Route::Refuse(Refusal::NoAddress(workload.name().into(), dst));
     };
     let to = SocketAddr::new(ip, port);
     if workload.protocol == TunnelProtocol::None {
@@ -218,7 +218,7 @@ fn hop(
 ) -> Route {
     let authority = Authority::try_from(authority.to_string());
     let (Ok(identities), Ok(authority)) = (workload.identities(), authority) else {
-        return Route::Refuse(Refusal::Identity(workload.name.clone()));
+        return Route::Refuse(Refusal::Identity(workload.name().into()));
     };
     expected.extend(identities);
     expected.sort_unstable();

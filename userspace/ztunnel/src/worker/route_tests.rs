@@ -1,38 +1,25 @@
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use sluice_model::{
-    NetworkAddress, ServiceKey, TrustDomain, Update,
+    NetworkAddress, ServiceKey, Update,
     service::{LoadBalancing, Port},
-    workload::{Locality, OwnerKind},
+    workload::Profile,
 };
 
 use super::*;
 
 fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
+    let identity = format!("spiffe://cluster.local/ns/shop/sa/{name}");
     Workload {
         uid: Uid::pod("Kubernetes", "shop", name),
-        name: name.into(),
-        namespace: "shop".into(),
-        trust_domain: "cluster.local".parse::<TrustDomain>().unwrap(),
-        equivalent_domains: Default::default(),
-        service_account: name.into(),
-        network: "".into(),
-        cluster: "Kubernetes".into(),
-        ips: vec![ip.parse().unwrap()],
-        protocol,
+        own_name: None,
+        ips: [ip.parse().unwrap()].into(),
         node: "a".into(),
-        host_network: false,
-        canonical_name: name.into(),
-        canonical_revision: "latest".into(),
-        owner_kind: OwnerKind::Pod,
-        owner_name: name.into(),
-        services: BTreeMap::new(),
-        waypoint: None,
-        policies: Vec::new(),
-        egress: Default::default(),
         healthy: true,
-        capacity: 1,
-        locality: Locality::default(),
+        profile: Arc::new(Profile {
+            protocol,
+            ..Profile::of(&identity.parse().unwrap())
+        }),
     }
 }
 
@@ -61,7 +48,7 @@ fn key() -> ServiceKey {
 }
 
 fn endpoint_of(mut workload: Workload) -> Workload {
-    workload.services.insert(
+    workload.profile_mut().services.insert(
         key(),
         vec![Port {
             service_port: 80,
@@ -156,7 +143,7 @@ fn a_workload_outside_the_mesh_is_reached_in_plaintext() {
         panic!("not plain")
     };
     assert_eq!(
-        (to.to_string().as_str(), &*db.name),
+        (to.to_string().as_str(), db.name()),
         ("10.0.0.2:6379", "db")
     );
 }
@@ -165,7 +152,7 @@ fn a_workload_outside_the_mesh_is_reached_in_plaintext() {
 fn a_workload_may_answer_with_its_identity_in_any_equivalent_trust_domain() {
     let mut db = workload("db", "10.0.0.2", TunnelProtocol::Hbone);
     let domains = ["cluster.local", "old.example"].map(|domain| domain.parse().unwrap());
-    db.equivalent_domains = domains.into();
+    db.profile_mut().equivalent_domains = domains.into();
     let mesh = mesh(vec![Update::Workload(db)]);
     let hop = hop(route(&mesh, "10.0.0.2:6379"));
     let expected = [

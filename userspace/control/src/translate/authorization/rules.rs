@@ -1,29 +1,41 @@
 //! The rules of one AuthorizationPolicy, without what only a proxy of L7 can see.
 //!
-//! Such fields make ALLOW stricter, because the whole rule is dropped, and DENY wider, because
-//! only the field is dropped. Either is reported.
+//! With such a field an ALLOW rule is dropped as a whole, so that it never allows more than it
+//! says. Of a DENY or AUDIT rule only the field is dropped, so that it denies or reports more, or
+//! nothing where nothing else was said (wire contract §14). Each is reported.
+//!
+//! A rule that is dropped leaves one in its place that never matches: the number of a rule in a
+//! verdict is its place in `spec.rules`.
 
 use sluice_model::{
     Name,
-    authz::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch, Term, Values},
+    authz::{Action, Clause, Match, Rule, ServiceAccountMatch, Term, Values},
 };
 use sluice_objects::{
     AuthorizationPolicy, Code, Diagnostic, Located, Severity,
     kinds::{self, AccountName, Attribute, Condition, Operation, Source},
 };
 
+use super::{super::Config, trust_domains::TrustDomains};
+
 /// Translates rules, and collects what is lost.
 pub(super) struct Translator<'a> {
     policy: &'a Located<AuthorizationPolicy>,
     action: Action,
+    trust_domains: TrustDomains<'a>,
     findings: Vec<Diagnostic>,
 }
 
 impl<'a> Translator<'a> {
-    pub(super) fn new(policy: &'a Located<AuthorizationPolicy>, action: Action) -> Self {
+    pub(super) fn new(
+        policy: &'a Located<AuthorizationPolicy>,
+        action: Action,
+        config: &'a Config,
+    ) -> Self {
         Self {
             policy,
             action,
+            trust_domains: TrustDomains::of(config),
             findings: Vec::new(),
         }
     }
@@ -32,38 +44,46 @@ impl<'a> Translator<'a> {
         self.findings
     }
 
-    /// `None` when the rule is dropped.
-    pub(super) fn rule(&mut self, i: usize, rule: &kinds::Rule) -> Option<Rule> {
+    /// The rule, or in its place one that never matches.
+    pub(super) fn rule(&mut self, i: usize, rule: &kinds::Rule) -> Rule {
         let field = format!("spec.rules[{i}]");
         let before = self.findings.len();
+        let clauses = self.clauses(&field, rule);
+        let lost_something = self.findings.len() > before;
+        if lost_something && self.action == Action::Allow {
+            return Rule::never();
+        }
+        let dead = |clause: &Clause| clause.matches.iter().all(|m| m.terms().is_empty());
+        if let Some((part, _)) = clauses.iter().find(|(_, clause)| dead(clause)) {
+            let message =
+                format!("this rule has no effect: a ztunnel can see nothing of its {part}");
+            self.warning(Code::NoEffect, &field, &message);
+            return Rule::never();
+        }
+        clauses.into_iter().map(|(_, clause)| clause).collect()
+    }
+
+    /// Each clause, and which part of the rule it is.
+    fn clauses(&mut self, field: &str, rule: &kinds::Rule) -> Vec<(String, Clause)> {
         let mut clauses = Vec::new();
         if !rule.to.is_empty() {
             let operations = rule.to.iter().enumerate();
             let matches =
                 operations.map(|(j, to)| self.operation(&format!("{field}.to[{j}].operation"), to));
-            clauses.push(Clause::from_iter(matches));
+            clauses.push(("to".to_owned(), Clause::from_iter(matches)));
         }
         if !rule.from.is_empty() {
             let sources = rule.from.iter().enumerate();
             let matches =
                 sources.map(|(j, from)| self.source(&format!("{field}.from[{j}].source"), from));
-            clauses.push(Clause::from_iter(matches));
+            clauses.push(("from".to_owned(), Clause::from_iter(matches)));
         }
         for (j, when) in rule.when.iter().enumerate() {
-            let only = self.condition(&format!("{field}.when[{j}].key"), when);
-            clauses.push(Clause::from(only));
+            let part = format!("when[{j}]");
+            let only = self.condition(&format!("{field}.{part}.key"), when);
+            clauses.push((part, Clause::from(only)));
         }
-        let lost_something = self.findings.len() > before;
-        if lost_something && self.action == Action::Allow {
-            return None;
-        }
-        let dead = |clause: &Clause| clause.matches.iter().all(|m| *m == Match::default());
-        if clauses.iter().any(dead) {
-            let message = "this rule has no effect: nothing is left of it that a ztunnel can see";
-            self.warning(Code::NoEffect, &field, message);
-            return None;
-        }
-        Some(Rule::from_iter(clauses))
+        clauses
     }
 
     fn operation(&mut self, field: &str, operation: &Operation) -> Match {
@@ -77,40 +97,24 @@ impl<'a> Translator<'a> {
             paths,
             not_paths,
         } = operation;
-        for (name, values) in [
-            ("hosts", hosts),
-            ("notHosts", not_hosts),
-            ("methods", methods),
-            ("notMethods", not_methods),
-            ("paths", paths),
-            ("notPaths", not_paths),
-        ] {
-            self.unseen_unless(values.is_empty(), field, name);
-        }
-        both(Values::DestinationPorts, ports, not_ports)
-            .into_iter()
-            .collect()
+        let rest: Match = both(Values::DestinationPorts, ports, not_ports).into();
+        let unseen = [
+            ("hosts", hosts.is_empty()),
+            ("notHosts", not_hosts.is_empty()),
+            ("methods", methods.is_empty()),
+            ("notMethods", not_methods.is_empty()),
+            ("paths", paths.is_empty()),
+            ("notPaths", not_paths.is_empty()),
+        ];
+        self.unseen(field, &unseen, &rest);
+        rest
     }
 
     fn source(&mut self, field: &str, source: &Source) -> Match {
-        for (name, empty) in [
-            ("requestPrincipals", source.request_principals.is_empty()),
-            (
-                "notRequestPrincipals",
-                source.not_request_principals.is_empty(),
-            ),
-            ("remoteIpBlocks", source.remote_ip_blocks.is_empty()),
-            ("notRemoteIpBlocks", source.not_remote_ip_blocks.is_empty()),
-        ] {
-            self.unseen_unless(empty, field, name);
-        }
-        let mut principals = source.principals.clone();
-        let mut not_principals = source.not_principals.clone();
-        self.trust_domains(field, source, &mut principals, &mut not_principals);
         let accounts = self.accounts(&source.service_accounts);
         let not_accounts = self.accounts(&source.not_service_accounts);
-        [
-            both(Values::Principals, &principals, &not_principals),
+        let rest: Match = [
+            self.trust_domains.terms(source),
             both(
                 Values::Namespaces,
                 &source.namespaces,
@@ -121,45 +125,18 @@ impl<'a> Translator<'a> {
         ]
         .into_iter()
         .flatten()
-        .collect()
-    }
-
-    /// A trust domain is how a principal begins.
-    fn trust_domains(
-        &mut self,
-        field: &str,
-        source: &Source,
-        principals: &mut Vec<StringMatch>,
-        not_principals: &mut Vec<StringMatch>,
-    ) {
-        let as_principals = |domains: &[StringMatch]| -> Option<Vec<StringMatch>> {
-            domains.iter().map(principals_of).collect()
-        };
-        match as_principals(&source.trust_domains) {
-            // Two lists for the same text, of which both must match, do not fit into one.
-            Some(domains) if domains.is_empty() || source.principals.is_empty() => {
-                principals.extend(domains);
-            }
-            _ => {
-                let message = "not enforced together with principals, or with a leading '*'";
-                self.lost(
-                    Code::UnsupportedValue,
-                    &format!("{field}.trustDomains"),
-                    message,
-                );
-            }
-        }
-        match as_principals(&source.not_trust_domains) {
-            Some(domains) => not_principals.extend(domains),
-            None => {
-                let message = "not enforced with a leading '*'";
-                self.lost(
-                    Code::UnsupportedValue,
-                    &format!("{field}.notTrustDomains"),
-                    message,
-                );
-            }
-        }
+        .collect();
+        let unseen = [
+            ("requestPrincipals", source.request_principals.is_empty()),
+            (
+                "notRequestPrincipals",
+                source.not_request_principals.is_empty(),
+            ),
+            ("remoteIpBlocks", source.remote_ip_blocks.is_empty()),
+            ("notRemoteIpBlocks", source.not_remote_ip_blocks.is_empty()),
+        ];
+        self.unseen(field, &unseen, &rest);
+        rest
     }
 
     fn condition(&mut self, field: &str, condition: &Condition) -> Match {
@@ -176,8 +153,7 @@ impl<'a> Translator<'a> {
                 both(Values::DestinationPorts, &t.values, &t.not_values)
             }
             Attribute::L7(_) => {
-                let message = format!("{} is seen only by a waypoint", condition.key);
-                self.lost(Code::L7Field, field, &message);
+                self.lost(field, &condition.key, &Match::default());
                 return Match::default();
             }
         };
@@ -193,23 +169,26 @@ impl<'a> Translator<'a> {
         names.iter().map(account).collect()
     }
 
-    fn unseen_unless(&mut self, empty: bool, field: &str, name: &str) {
-        if !empty {
-            self.lost(
-                Code::L7Field,
-                &format!("{field}.{name}"),
-                "is seen only by a waypoint",
-            );
+    /// Reports the fields that are not empty, and that only a waypoint sees.
+    fn unseen(&mut self, field: &str, fields: &[(&str, bool)], rest: &Match) {
+        for (name, _) in fields.iter().filter(|(_, empty)| !empty) {
+            self.lost(&format!("{field}.{name}"), name, rest);
         }
     }
 
-    fn lost(&mut self, code: Code, field: &str, why: &str) {
-        let consequence = match self.action {
-            Action::Allow => "the whole rule is dropped, and allows nothing",
-            Action::Deny => "the field is dropped, and more is denied than it says",
-            Action::Audit => "the field is dropped, and more is reported than it says",
+    /// Reports what only a waypoint sees, and what that does to the rule: `rest` is what a ztunnel
+    /// sees of the source, the operation or the condition that it is part of.
+    fn lost(&mut self, field: &str, name: &str, rest: &Match) {
+        let nothing_left = rest.terms().is_empty();
+        let consequence = match (self.action, nothing_left) {
+            (Action::Allow, _) => "the whole rule is dropped, and allows nothing",
+            (Action::Deny, false) => "the field is dropped, and more is denied than it says",
+            (Action::Deny, true) => "nothing else is said here, and less is denied than it says",
+            (Action::Audit, false) => "the field is dropped, and more is reported than it says",
+            (Action::Audit, true) => "nothing else is said here, and less is reported than it says",
         };
-        self.warning(code, field, &format!("{why}: {consequence}"));
+        let message = format!("{name} is seen only by a waypoint: {consequence}");
+        self.warning(Code::L7Field, field, &message);
     }
 
     fn warning(&mut self, code: Code, field: &str, message: &str) {
@@ -227,15 +206,4 @@ fn both<T: Clone>(values: fn(Box<[T]>) -> Values, is: &[T], is_not: &[T]) -> [Te
         Term::any_of(values(is.into())),
         Term::none_of(values(is_not.into())),
     ]
-}
-
-/// The principals of a trust domain; `None` when no one pattern covers them.
-fn principals_of(domain: &StringMatch) -> Option<StringMatch> {
-    match domain {
-        StringMatch::Exact(domain) => Some(StringMatch::Prefix(format!("{domain}/").into())),
-        // No '/' can stand in a trust domain, so a longer match cannot reach beyond it.
-        StringMatch::Prefix(start) => Some(StringMatch::Prefix(start.clone())),
-        StringMatch::Presence => Some(StringMatch::Presence),
-        StringMatch::Suffix(_) => None,
-    }
 }
