@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use sluice_hbone::OpenError;
 use sluice_identity::{Roots, Svid};
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, net::TcpListener, task::spawn_local};
 
 use crate::{
     authority::{DB, Root, WEB, id},
     fixtures::{Destination, Source, World, eventually, on_worker, pair, to_application},
     noise::Noise,
+    peers::{Frame, Peer, kind},
 };
 
 /// Puts the root of nobody in force.
@@ -95,5 +96,36 @@ fn an_idle_tunnel_ends_when_a_certificate_expires() {
         let (connection, server) = pair(&world.source).await;
         drop((connection, server));
         world.destination.ended().await.unwrap();
+    });
+}
+
+/// A server that never says that its tunnels should end, as others do not.
+#[test]
+fn a_client_needs_no_word_of_its_server_to_leave_an_old_tunnel() {
+    on_worker(async {
+        let (root, life) = (Root::new(), Duration::from_secs(2));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+        let db = root.svid_valid_for(life, &id(DB), &[DB], root.trust());
+        spawn_local(async move {
+            let settings = Frame::settings();
+            let mut peer = Peer::accept_saying(&listener, db.server_config(), &settings).await;
+            // One tunnel, and nobody to make another with.
+            drop(listener);
+            while let Some(frame) = peer.next().await {
+                match frame.kind {
+                    kind::PING => peer.send(&frame.answered()).await,
+                    kind::HEADERS => peer.send(&Frame::accepting(frame.stream)).await,
+                    _ => {}
+                }
+            }
+        });
+        let _old = source.open("10.0.0.1:80").await.unwrap();
+        let _new = source.open("10.0.0.1:80").await.unwrap();
+        assert_eq!(source.dialled(), 1);
+        tokio::time::sleep(life + Duration::from_secs(1)).await;
+        let error = source.open("10.0.0.1:80").await.unwrap_err();
+        assert!(matches!(error, OpenError::Connect(_)), "{error:?}");
+        assert_eq!(source.dialled(), 2);
     });
 }
