@@ -116,6 +116,14 @@ impl Mesh {
         self.workloads.by_address(network, ip.to_canonical())
     }
 
+    /// Every address of a network that stands for something: VIPs and workloads' own.
+    pub fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
+        let vips = self.by_vip.keys();
+        vips.filter(move |vip| vip.network == *network)
+            .map(|vip| vip.ip)
+            .chain(self.workloads.addresses(network))
+    }
+
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.services.get(key)
     }

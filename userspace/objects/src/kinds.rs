@@ -2,13 +2,16 @@
 
 mod authorization_policy;
 mod endpoint_slice;
+mod mesh_config;
 mod namespace;
+mod outbound;
 mod patterns;
 mod peer_authentication;
 mod pod;
 mod resource;
 mod selector;
 mod service;
+mod sidecar;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -20,12 +23,16 @@ pub use authorization_policy::{
     Action, Attribute, AuthorizationPolicy, Condition, Operation, Rule, Source, Terms,
 };
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice};
+pub use mesh_config::MeshConfig;
+pub(crate) use mesh_config::is_mesh_config;
 pub use namespace::{Namespace, ServiceAccount};
+pub use outbound::OutboundPolicy;
 pub use patterns::AccountName;
 pub use peer_authentication::{MtlsMode, PeerAuthentication};
 pub use pod::{ContainerPort, DataplaneMode, Owner, Phase, Pod};
 pub use selector::{Target, TargetRef};
 pub use service::{Addressing, Protocol, Service, ServicePort, TargetPort, TrafficDistribution};
+pub use sidecar::Sidecar;
 
 use crate::{Diagnostic, Located, Origin, decode::decode, report::Report};
 
@@ -49,10 +56,13 @@ pub enum Kind {
     EndpointSlice,
     AuthorizationPolicy,
     PeerAuthentication,
+    Sidecar,
+    /// Only the one named `istio`, with the settings of the mesh.
+    ConfigMap,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Namespace,
         Self::ServiceAccount,
         Self::Pod,
@@ -60,6 +70,8 @@ impl Kind {
         Self::EndpointSlice,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::Sidecar,
+        Self::ConfigMap,
     ];
 
     /// The name in an object's `kind`.
@@ -72,17 +84,28 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::Sidecar => "Sidecar",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 
     /// The values of `apiVersion` that are read.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service => &["v1"],
+            Self::Namespace
+            | Self::ServiceAccount
+            | Self::Pod
+            | Self::Service
+            | Self::ConfigMap => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::AuthorizationPolicy | Self::PeerAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
+            Self::Sidecar => &[
+                "networking.istio.io/v1",
+                "networking.istio.io/v1beta1",
+                "networking.istio.io/v1alpha3",
+            ],
         }
     }
 
@@ -108,6 +131,8 @@ pub(crate) enum Object {
     EndpointSlice(Arc<Located<EndpointSlice>>),
     AuthorizationPolicy(Arc<Located<AuthorizationPolicy>>),
     PeerAuthentication(Arc<Located<PeerAuthentication>>),
+    Sidecar(Arc<Located<Sidecar>>),
+    MeshConfig(Arc<Located<MeshConfig>>),
 }
 
 impl Object {
@@ -120,6 +145,8 @@ impl Object {
             Self::EndpointSlice(o) => &o.origin,
             Self::AuthorizationPolicy(o) => &o.origin,
             Self::PeerAuthentication(o) => &o.origin,
+            Self::Sidecar(o) => &o.origin,
+            Self::MeshConfig(o) => &o.origin,
         }
     }
 }
@@ -149,6 +176,13 @@ pub(crate) fn parse(
         Kind::PeerAuthentication => {
             let convert = peer_authentication::peer_authentication;
             one(value, origin, convert, Object::PeerAuthentication)
+        }
+        Kind::Sidecar => one(value, origin, sidecar::sidecar, Object::Sidecar),
+        Kind::ConfigMap => {
+            let (text, origin) = mesh_config::open(value, origin);
+            let convert =
+                |raw, report: &mut Report<'_>| mesh_config::mesh_config(raw, text, report);
+            one(value, origin, convert, Object::MeshConfig)
         }
     }
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::Name;
 
 use crate::{
-    AuthorizationPolicy, EndpointSlice, Located, Namespace, PeerAuthentication, Pod, Service,
-    ServiceAccount, kinds::Object, read::DEFAULT_NAMESPACE,
+    AuthorizationPolicy, EndpointSlice, Located, MeshConfig, Namespace, PeerAuthentication, Pod,
+    Service, ServiceAccount, Sidecar, kinds::Object, read::DEFAULT_NAMESPACE,
 };
 
 /// The namespace and name of an object.
@@ -25,6 +25,9 @@ pub struct Objects {
     pub endpoint_slices: Map<EndpointSlice>,
     pub authorization_policies: Map<AuthorizationPolicy>,
     pub peer_authentications: Map<PeerAuthentication>,
+    pub sidecars: Map<Sidecar>,
+    /// One for a namespace; which counts is the control plane's to say.
+    pub mesh_configs: Map<MeshConfig>,
 }
 
 impl Objects {
@@ -75,6 +78,12 @@ impl FromIterator<Object> for Objects {
                 }
                 Object::PeerAuthentication(o) => {
                     objects.peer_authentications.insert(key, o);
+                }
+                Object::Sidecar(o) => {
+                    objects.sidecars.insert(key, o);
+                }
+                Object::MeshConfig(o) => {
+                    objects.mesh_configs.insert(key, o);
                 }
             }
         }

@@ -342,6 +342,8 @@ impl Snapshot {
             Kind::EndpointSlice => objects.endpoint_slices.len(),
             Kind::AuthorizationPolicy => objects.authorization_policies.len(),
             Kind::PeerAuthentication => objects.peer_authentications.len(),
+            Kind::Sidecar => objects.sidecars.len(),
+            Kind::ConfigMap => objects.mesh_configs.len(),
         }
     }
 }

@@ -226,3 +226,6 @@ mod codes;
 
 #[path = "policy_tests.rs"]
 mod policies;
+
+#[path = "outbound_tests.rs"]
+mod outbound;

@@ -433,3 +433,6 @@ mod rules;
 
 #[path = "peer_tests.rs"]
 mod peer;
+
+#[path = "egress_tests.rs"]
+mod egress;

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1 as raw;
 use sluice_model::Name;
 
-use super::{DataplaneMode, Labels, labels, pod::dataplane_mode};
+use super::{DataplaneMode, Labels, OutboundPolicy, labels, outbound, pod::dataplane_mode};
 use crate::report::Report;
 
 /// A namespace.
@@ -13,13 +13,17 @@ pub struct Namespace {
     pub labels: Labels,
     /// From the label `istio.io/dataplane-mode`.
     pub dataplane_mode: Option<DataplaneMode>,
+    /// From the annotation `sluice.io/outbound-traffic-policy`.
+    pub outbound: Option<OutboundPolicy>,
 }
 
 pub(super) fn namespace(raw: raw::Namespace, report: &mut Report<'_>) -> Namespace {
+    let outbound = outbound::annotated(raw.metadata.annotations.as_ref(), report);
     let labels = labels(raw.metadata.labels);
     Namespace {
         name: report.name(),
         dataplane_mode: dataplane_mode(&labels, report),
+        outbound,
         labels,
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluice_model::{
     Mesh, Service, Workload,
     authz::{Action, Policy, Scope},
-    workload::TunnelProtocol,
+    workload::{Egress, TunnelProtocol},
 };
 use sluice_telemetry::serve::{JSON, Readiness, Reply, Router, serve};
 use tokio::net::TcpListener;
@@ -77,6 +77,10 @@ fn workload(workload: &Workload) -> Value {
         "status": if workload.healthy { "Healthy" } else { "Unhealthy" },
         "capacity": workload.capacity,
         "authorizationPolicies": strings(&workload.policies),
+        "outboundTrafficPolicy": match workload.egress {
+            Egress::Anywhere => "ALLOW_ANY",
+            Egress::Registry => "REGISTRY_ONLY",
+        },
         "services": strings(workload.services.keys()),
     })
 }

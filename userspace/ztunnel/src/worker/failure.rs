@@ -6,7 +6,7 @@ use sluice_hbone::OpenError;
 use sluice_identity::Distrust;
 use sluice_telemetry::metrics::{Denial, Phase, ResponseFlags};
 
-use super::{admission::Refusal, flows::Cut, inbound, outbound, plaintext};
+use super::{admission::Refusal, flows::Cut, inbound, outbound, plaintext, route};
 
 /// Why a connection failed, in words and as a flag.
 #[derive(Debug)]
@@ -88,6 +88,9 @@ impl From<outbound::Error> for Failure {
                 | OpenError::Request(_) => ResponseFlags::Connect,
             },
             outbound::Error::Cut(cut) => return Self::cut(cut),
+            outbound::Error::Refused(route::Refusal::NotInRegistry(..)) => {
+                return Self::denied(&error, Denial::NotInRegistry, Phase::New);
+            }
             _ => ResponseFlags::Connect,
         };
         Self::new(&error, flags)
