@@ -78,6 +78,8 @@ pub enum ToWorker {
         token: String,
         control_root: String,
     },
+    /// With a descriptor of all revocation lists; sent again when they change.
+    Revocations,
     /// With listeners on thread links, without on the worker's.
     AddPod {
         pod: PodInfo,
