@@ -2,8 +2,10 @@
 
 mod authorization;
 mod endpoints;
+mod external;
 mod owner;
 mod peer_authentication;
+mod service_entries;
 mod services;
 mod workloads;
 
@@ -57,7 +59,13 @@ pub fn translate(objects: &Objects, config: &Config) -> Translation {
         services: services::services(objects, config),
         ..Translation::default()
     };
-    let mut membership = endpoints::Membership::of(objects, config);
+    let entries = service_entries::Entries::of(objects, config, &mut translation.diagnostics);
+    for entry in entries.iter() {
+        let services = entry.services(objects, config);
+        translation.services.extend(services);
+    }
+    let diagnostics = &mut translation.diagnostics;
+    let mut membership = endpoints::Membership::of(objects, config, &entries, diagnostics);
     let present = objects
         .pods
         .values()

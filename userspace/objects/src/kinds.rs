@@ -2,13 +2,18 @@
 
 mod authorization_policy;
 mod endpoint_slice;
+mod export;
+mod external;
 mod namespace;
+mod node;
 mod patterns;
 mod peer_authentication;
 mod pod;
 mod resource;
 mod selector;
 mod service;
+mod service_entry;
+mod workload_entry;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -20,12 +25,17 @@ pub use authorization_policy::{
     Action, Attribute, AuthorizationPolicy, Condition, Operation, Rule, Source, Terms,
 };
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice};
+pub use export::ExportTo;
+pub use external::{External, ExternalAddress};
 pub use namespace::{Namespace, ServiceAccount};
+pub use node::Node;
 pub use patterns::AccountName;
 pub use peer_authentication::{MtlsMode, PeerAuthentication};
 pub use pod::{ContainerPort, DataplaneMode, Owner, Phase, Pod};
 pub use selector::{Target, TargetRef};
 pub use service::{Addressing, Protocol, Service, ServicePort, TargetPort, TrafficDistribution};
+pub use service_entry::{EntryPort, Resolution, ServiceEntry};
+pub use workload_entry::WorkloadEntry;
 
 use crate::{Diagnostic, Located, Origin, decode::decode, report::Report};
 
@@ -49,10 +59,13 @@ pub enum Kind {
     EndpointSlice,
     AuthorizationPolicy,
     PeerAuthentication,
+    Node,
+    ServiceEntry,
+    WorkloadEntry,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Namespace,
         Self::ServiceAccount,
         Self::Pod,
@@ -60,6 +73,9 @@ impl Kind {
         Self::EndpointSlice,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::Node,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
     ];
 
     /// The name in an object's `kind`.
@@ -72,23 +88,33 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::Node => "Node",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
         }
     }
 
     /// The values of `apiVersion` that are read.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service => &["v1"],
+            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::Node => {
+                &["v1"]
+            }
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::AuthorizationPolicy | Self::PeerAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
+            Self::ServiceEntry | Self::WorkloadEntry => &[
+                "networking.istio.io/v1",
+                "networking.istio.io/v1beta1",
+                "networking.istio.io/v1alpha3",
+            ],
         }
     }
 
     /// Whether objects of this kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        self != Self::Namespace
+        !matches!(self, Self::Namespace | Self::Node)
     }
 }
 
@@ -108,6 +134,9 @@ pub(crate) enum Object {
     EndpointSlice(Arc<Located<EndpointSlice>>),
     AuthorizationPolicy(Arc<Located<AuthorizationPolicy>>),
     PeerAuthentication(Arc<Located<PeerAuthentication>>),
+    Node(Arc<Located<Node>>),
+    ServiceEntry(Arc<Located<ServiceEntry>>),
+    WorkloadEntry(Arc<Located<WorkloadEntry>>),
 }
 
 impl Object {
@@ -120,6 +149,9 @@ impl Object {
             Self::EndpointSlice(o) => &o.origin,
             Self::AuthorizationPolicy(o) => &o.origin,
             Self::PeerAuthentication(o) => &o.origin,
+            Self::Node(o) => &o.origin,
+            Self::ServiceEntry(o) => &o.origin,
+            Self::WorkloadEntry(o) => &o.origin,
         }
     }
 }
@@ -149,6 +181,15 @@ pub(crate) fn parse(
         Kind::PeerAuthentication => {
             let convert = peer_authentication::peer_authentication;
             one(value, origin, convert, Object::PeerAuthentication)
+        }
+        Kind::Node => one(value, origin, node::node, Object::Node),
+        Kind::ServiceEntry => {
+            let convert = service_entry::service_entry;
+            one(value, origin, convert, Object::ServiceEntry)
+        }
+        Kind::WorkloadEntry => {
+            let convert = workload_entry::workload_entry;
+            one(value, origin, convert, Object::WorkloadEntry)
         }
     }
 }

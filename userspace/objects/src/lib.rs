@@ -29,8 +29,8 @@ pub use diagnostic::{Diagnostic, ObjectRef, Severity};
 pub use directory::Directory;
 pub use error::Error;
 pub use kinds::{
-    AuthorizationPolicy, EndpointSlice, Kind, Labels, Namespace, PeerAuthentication, Pod, Service,
-    ServiceAccount,
+    AuthorizationPolicy, EndpointSlice, Kind, Labels, Namespace, Node, PeerAuthentication, Pod,
+    Service, ServiceAccount, ServiceEntry, WorkloadEntry,
 };
 pub use memory::{LastGood, Memory};
 pub use objects::{Key, Objects};

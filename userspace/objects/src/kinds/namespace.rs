@@ -3,7 +3,10 @@
 use k8s_openapi::api::core::v1 as raw;
 use sluice_model::Name;
 
-use super::{DataplaneMode, Labels, labels, pod::dataplane_mode};
+use super::{
+    DataplaneMode, Labels, TrafficDistribution, labels, pod::dataplane_mode,
+    service::annotated_distribution,
+};
 use crate::report::Report;
 
 /// A namespace.
@@ -13,13 +16,18 @@ pub struct Namespace {
     pub labels: Labels,
     /// From the label `istio.io/dataplane-mode`.
     pub dataplane_mode: Option<DataplaneMode>,
+    /// For services that say nothing of it themselves.
+    pub traffic_distribution: Option<TrafficDistribution>,
 }
 
 pub(super) fn namespace(raw: raw::Namespace, report: &mut Report<'_>) -> Namespace {
+    let annotations = raw.metadata.annotations.as_ref();
+    let traffic_distribution = annotated_distribution(annotations, report);
     let labels = labels(raw.metadata.labels);
     Namespace {
         name: report.name(),
         dataplane_mode: dataplane_mode(&labels, report),
+        traffic_distribution,
         labels,
     }
 }

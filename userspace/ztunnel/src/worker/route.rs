@@ -8,7 +8,7 @@ use sluice_model::{
     Mesh, Name, OrigDst, Service, SpiffeId, Uid, Workload,
     mesh::{Destination, Endpoint},
     service::{GatewayAddress, GatewayDestination, Mode},
-    workload::TunnelProtocol,
+    workload::{Health, TunnelProtocol},
 };
 use std::sync::Arc;
 
@@ -240,7 +240,7 @@ fn waypoint_workload(
     let by_service = |service: &Service| {
         mesh.endpoints(service, waypoint.hbone_port)
             .into_iter()
-            .find(|endpoint| endpoint.workload.healthy)
+            .find(|endpoint| endpoint.workload.health == Health::Ready)
             .map(|endpoint| endpoint.workload)
     };
     match &waypoint.destination {

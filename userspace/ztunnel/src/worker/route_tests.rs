@@ -2,8 +2,8 @@ use std::net::IpAddr;
 
 use sluice_model::{
     NetworkAddress, ServiceKey, Update,
-    service::{LoadBalancing, Port},
-    workload::Profile,
+    service::{LoadBalancing, Port, Visibility},
+    workload::{Health, Profile},
 };
 
 use super::*;
@@ -15,7 +15,7 @@ fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
         own_name: None,
         ips: [ip.parse().unwrap()].into(),
         node: "a".into(),
-        healthy: true,
+        health: Health::Ready,
         profile: Arc::new(Profile {
             protocol,
             ..Profile::of(&identity.parse().unwrap())
@@ -29,6 +29,7 @@ fn service(vip: &str) -> Service {
         namespace: "shop".into(),
         hostname: "catalog.shop.svc.cluster.local".into(),
         vips: vec![address(vip)],
+        ranges: vec![],
         ports: vec![Port {
             service_port: 80,
             target_port: 8080,
@@ -36,6 +37,8 @@ fn service(vip: &str) -> Service {
         subject_alt_names: vec![],
         waypoint: None,
         load_balancing: LoadBalancing::default(),
+        canonical: false,
+        visibility: Visibility::Public,
     }
 }
 
@@ -229,7 +232,7 @@ fn endpoints_that_were_tried_come_last() {
 #[test]
 fn nothing_healthy_is_a_refusal_that_names_the_service() {
     let mut sick = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
-    sick.healthy = false;
+    sick.health = Health::NotReady;
     let mesh = mesh(vec![
         Update::Service(service("10.96.0.1")),
         Update::Workload(sick),
