@@ -14,5 +14,6 @@ mod membership;
 mod peers;
 mod policy;
 mod processes;
+mod services;
 mod stranger;
 mod topology;

@@ -53,6 +53,7 @@ fn export_to(
     if all.len() > 1 && all.iter().any(special) {
         let message = "\"*\" (everybody) and \"~\" (nobody) stand alone";
         report.error(Code::ConflictingFields, whole, message);
+        return ExportTo::default();
     }
     let own = report.namespace();
     match all.as_slice() {
@@ -64,6 +65,7 @@ fn export_to(
             ExportTo::OwnNamespace
         }
         names if names.iter().all(|name| *name == own) => ExportTo::OwnNamespace,
+        _ if report.has_errors() => ExportTo::default(),
         _ => {
             let message = "a list of namespaces is not supported: every namespace sees it";
             report.warning(Code::UnsupportedValue, whole, message);

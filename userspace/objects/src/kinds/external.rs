@@ -28,6 +28,13 @@ impl External {
     pub fn host(name: Name) -> Self {
         Self {
             address: ExternalAddress::Hostname(name),
+            ..Self::nowhere()
+        }
+    }
+
+    pub(super) fn nowhere() -> Self {
+        Self {
+            address: ExternalAddress::None,
             ports: BTreeMap::new(),
             labels: Labels::new(),
             network: Name::default(),

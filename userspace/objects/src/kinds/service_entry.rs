@@ -113,6 +113,7 @@ pub(super) fn service_entry(raw: Resource<RawSpec>, report: &mut Report<'_>) -> 
         .map(|(i, raw)| endpoint(&format!("spec.endpoints[{i}]"), raw, &ports, report))
         .collect();
     let selector = spec.workload_selector.take();
+    let selector = selector.map(|selector| workload_selector(selector, report));
     if selector.is_some() && !endpoints.is_empty() {
         let message = "a ServiceEntry has endpoints or a workloadSelector, not both";
         report.error(Code::ConflictingFields, "spec.workloadSelector", message);
@@ -122,11 +123,11 @@ pub(super) fn service_entry(raw: Resource<RawSpec>, report: &mut Report<'_>) -> 
         name: report.name(),
         created: metadata.creation_timestamp.map(|time| time.0),
         addresses: addresses(&spec, &hosts, report),
-        resolution: resolution(&spec, &hosts, &endpoints, report),
+        resolution: resolution(&spec, &hosts, &endpoints, selector.as_ref(), report),
         hosts,
         ports,
         endpoints,
-        selector: selector.map(|selector| workload_selector(selector, report)),
+        selector,
         export_to: export::listed(&spec.export_to.unwrap_or_default(), report),
         subject_alt_names: sans(&spec.subject_alt_names.unwrap_or_default(), report),
         traffic_distribution: annotated_distribution(metadata.annotations.as_ref(), report),
@@ -294,11 +295,12 @@ fn resolution(
     spec: &RawSpec,
     hosts: &[Name],
     endpoints: &[External],
+    selector: Option<&Labels>,
     report: &mut Report<'_>,
 ) -> Resolution {
     const FIELD: &str = "spec.resolution";
     let wildcard = hosts.iter().find(|host| is_wildcard(host));
-    let alone = endpoints.is_empty() && spec.workload_selector.is_none();
+    let alone = endpoints.is_empty() && selector.is_none();
     match spec.resolution.as_deref() {
         None | Some("NONE") => {
             if !endpoints.is_empty() {

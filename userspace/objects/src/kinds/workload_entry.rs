@@ -19,10 +19,13 @@ pub struct WorkloadEntry {
 }
 
 pub(super) fn workload_entry(raw: Resource<RawExternal>, report: &mut Report<'_>) -> WorkloadEntry {
-    if raw.spec.is_none() {
-        report.error(Code::MissingField, "spec", "a WorkloadEntry needs a spec");
-    }
-    let mut external = external("spec", raw.spec.unwrap_or_default(), report);
+    let mut external = match raw.spec {
+        Some(spec) => external("spec", spec, report),
+        None => {
+            report.error(Code::MissingField, "spec", "a WorkloadEntry needs a spec");
+            External::nowhere()
+        }
+    };
     // Where both say something of a label, the metadata counts.
     external.labels.extend(labels(raw.metadata.labels));
     WorkloadEntry {

@@ -130,7 +130,10 @@ async fn reach(
         let roll = rand::random_range(0.0..1.0);
         let route = route::outbound(&shared.mesh.load(), client, orig, &attempts.tried, roll);
         let (failure, workload, service) = match route {
-            Route::Refuse(refusal) => return Err(refusal.into()),
+            Route::Refuse(refusal) => {
+                attempts.ran_out(refusal).await?;
+                continue;
+            }
             Route::Plain {
                 to,
                 workload,
@@ -160,9 +163,8 @@ async fn reach(
                 }
             }
         };
-        if !attempts.go_on(&failure, workload, service.is_some()).await {
-            return Err(failure);
-        }
+        let service = service.is_some();
+        attempts.go_on(failure, workload, service).await?;
     }
 }
 
@@ -186,7 +188,10 @@ fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened) -> Option<Flow> {
 /// What was tried for a connection. Trying again is safe: the application has not sent a byte to
 /// anyone yet.
 struct Attempts {
+    /// Endpoints that did not answer; none of them is tried again.
     tried: Vec<Uid>,
+    /// Why the last of them did not.
+    failure: Option<Error>,
     since: Instant,
 }
 
@@ -194,38 +199,49 @@ impl Attempts {
     fn begin() -> Self {
         Self {
             tried: Vec::new(),
+            failure: None,
             since: Instant::now(),
         }
     }
 
-    /// Whether to go on after a failure: with another endpoint of the service, or, after a while,
-    /// with the same.
+    /// After a failure: with another endpoint of the service, or, after a while, with the same; or
+    /// not at all.
     async fn go_on(
         &mut self,
-        failure: &Error,
+        failure: Error,
         workload: Option<Arc<Workload>>,
         service: bool,
-    ) -> bool {
-        let Some(workload) = workload else {
-            return false;
+    ) -> Result<(), Error> {
+        let Some(workload) = workload.filter(|_| failure.is_unreached()) else {
+            return Err(failure);
         };
-        if !failure.is_unreached() {
-            return false;
-        }
-        let new = !self.tried.contains(&workload.uid);
         self.tried.push(workload.uid.clone());
-        if service && new && self.tried.len() < ATTEMPTS {
+        if service && self.tried.len() < ATTEMPTS {
             tracing::debug!(error = %failure, endpoint = %workload.uid, "another one is tried");
-            return true;
+            self.failure = Some(failure);
+            return Ok(());
         }
-        // A pod whose label has just changed may be known to us before its own node has opened its
-        // port.
-        if failure.is_refused_tunnel() && self.since.elapsed() < HOLD {
-            tokio::time::sleep(HOLD / 10).await;
-            self.tried.clear();
-            return true;
+        self.hold(failure).await
+    }
+
+    /// There is nothing else to try. What went wrong with the last endpoint says more than that.
+    async fn ran_out(&mut self, refusal: Refusal) -> Result<(), Error> {
+        match self.failure.take() {
+            Some(failure) => self.hold(failure).await,
+            None => Err(refusal.into()),
         }
-        false
+    }
+
+    /// A pod whose label has just changed may be known to us before its own node has opened its
+    /// port: then all begins again after a pause.
+    async fn hold(&mut self, failure: Error) -> Result<(), Error> {
+        if !failure.is_refused_tunnel() || self.since.elapsed() >= HOLD {
+            return Err(failure);
+        }
+        tokio::time::sleep(HOLD / 10).await;
+        self.tried.clear();
+        self.failure = None;
+        Ok(())
     }
 }
 

@@ -119,7 +119,7 @@ fn to_service(
     }
 }
 
-/// Chooses among the endpoints that were not tried; when all were, among all.
+/// Chooses among the endpoints that were not tried.
 fn endpoint(
     mesh: &Mesh,
     client: Client<'_>,
@@ -128,18 +128,11 @@ fn endpoint(
     tried: &[Uid],
     roll: f64,
 ) -> Option<Endpoint> {
-    let all = mesh.endpoints(service, port);
-    let fresh: Vec<Endpoint> = all
-        .iter()
-        .filter(|e| !tried.contains(&e.workload.uid))
+    let mut endpoints = mesh.endpoints(service, port);
+    endpoints.retain(|endpoint| !tried.contains(&endpoint.workload.uid));
+    let policy = &service.load_balancing;
+    sluice_model::balance::choose(&endpoints, |e| &e.workload, policy, client.workload, roll)
         .cloned()
-        .collect();
-    let choose = |endpoints: &[Endpoint]| {
-        let policy = &service.load_balancing;
-        sluice_model::balance::choose(endpoints, |e| &e.workload, policy, client.workload, roll)
-            .cloned()
-    };
-    choose(&fresh).or_else(|| choose(&all))
 }
 
 fn to_workload(

@@ -189,44 +189,64 @@ fn a_vip_leads_to_an_endpoint_and_its_target_port() {
     );
 }
 
-#[test]
-fn endpoints_that_were_tried_come_last() {
-    let mesh = mesh(vec![
-        Update::Service(service("10.96.0.1")),
-        Update::Workload(endpoint_of(workload(
-            "c1",
-            "10.0.0.3",
-            TunnelProtocol::Hbone,
-        ))),
-        Update::Workload(endpoint_of(workload(
-            "c2",
-            "10.0.0.4",
-            TunnelProtocol::Hbone,
-        ))),
-    ]);
+/// The endpoint of the service at 10.96.0.1:80 that is chosen after those that were tried.
+fn chosen(mesh: &Mesh, tried: &[Uid]) -> Result<Uid, Refusal> {
     let network = "".into();
     let client = Client {
         network: &network,
         workload: None,
     };
     let dst = OrigDst("10.96.0.1:80".parse().unwrap());
-    let first = hop(outbound(&mesh, client, dst, &[], 0.0))
-        .workload
-        .uid
-        .clone();
-    let second = hop(outbound(
-        &mesh,
-        client,
-        dst,
-        std::slice::from_ref(&first),
-        0.0,
-    ))
-    .workload
-    .uid
-    .clone();
-    assert_ne!(first, second);
-    let both = [first, second];
-    assert!(both.contains(&hop(outbound(&mesh, client, dst, &both, 0.0)).workload.uid));
+    match outbound(mesh, client, dst, tried, 0.0) {
+        Route::Hbone(hop) => Ok(hop.workload.uid.clone()),
+        Route::Plain { workload, .. } => Ok(workload.unwrap().uid.clone()),
+        Route::Refuse(refusal) => Err(refusal),
+    }
+}
+
+#[test]
+fn no_endpoint_is_tried_twice_whatever_way_leads_to_it() {
+    let tunnelled = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
+    let plain = endpoint_of(workload("c2", "10.0.0.4", TunnelProtocol::None));
+    let mut ending = endpoint_of(workload("c3", "10.0.0.5", TunnelProtocol::Hbone));
+    ending.health = Health::Terminating;
+    let mesh = mesh(vec![
+        Update::Service(service("10.96.0.1")),
+        Update::Workload(ending.clone()),
+        Update::Workload(tunnelled.clone()),
+        Update::Workload(plain.clone()),
+    ]);
+    let mut tried = Vec::new();
+    for _ in 0..3 {
+        tried.push(chosen(&mesh, &tried).unwrap());
+    }
+    // What is about to end is the last resort.
+    assert_eq!(tried.last(), Some(&ending.uid));
+    tried.sort();
+    assert_eq!(tried, [tunnelled.uid, plain.uid, ending.uid]);
+    let none = Refusal::NoEndpoint("catalog.shop.svc.cluster.local".into(), 80);
+    assert_eq!(chosen(&mesh, &tried), Err(none));
+}
+
+#[test]
+fn an_address_of_a_range_leads_to_the_service_and_passthrough_to_itself() {
+    let range = sluice_model::NetworkRange::new("".into(), "192.0.2.0/24".parse().unwrap());
+    let mut ranged = service("10.96.0.1");
+    ranged.ranges = vec![range];
+    let backend = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
+    let updates = vec![Update::Service(ranged.clone()), Update::Workload(backend)];
+    assert_eq!(
+        hop(route(&mesh(updates), "192.0.2.77:80")).authority,
+        "10.0.0.3:8080"
+    );
+    ranged.load_balancing.mode = Mode::Passthrough;
+    let Route::Plain { to, service, .. } =
+        route(&mesh(vec![Update::Service(ranged)]), "192.0.2.77:9999")
+    else {
+        panic!("not plain")
+    };
+    assert_eq!(to.to_string(), "192.0.2.77:9999");
+    assert_eq!(&*service.unwrap().name, "catalog");
 }
 
 #[test]
