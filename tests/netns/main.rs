@@ -6,6 +6,7 @@
 mod bytes;
 mod capture;
 mod configuration;
+mod egress;
 mod envoy;
 mod harness;
 mod identity;

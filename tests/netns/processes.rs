@@ -307,6 +307,12 @@ fn a_killed_broker_lets_nothing_through_until_it_is_back() {
             ensure!(!worker.is_alive(), "the worker outlives its broker");
             Ok(())
         })?;
+        // It closes what it holds one after the other: its links to the worker may go before its
+        // listeners.
+        s.mesh
+            .ztunnel_mut("a")
+            .broker()
+            .wait(Duration::from_secs(5))?;
         let arrived = world.log()?.matches("accepted").count();
         for to in [&out, &outside, &"10.96.0.99:80".to_owned()] {
             let refused = Connection::open(&client, to);
@@ -369,6 +375,12 @@ fn cleanup_frees_the_pods_of_a_killed_broker() {
             ensure!(!worker.is_alive(), "the worker outlives its broker");
             Ok(())
         })?;
+        // It closes what it holds one after the other: its links to the worker may go before its
+        // listeners.
+        s.mesh
+            .ztunnel_mut("a")
+            .broker()
+            .wait(Duration::from_secs(5))?;
         ensure!(echo(&client, &outside).is_err() && echo(&stranger, &at(&client, 80)).is_err());
 
         s.mesh.ztunnel("a").clean_up()?;

@@ -41,7 +41,8 @@ pub fn request(netns: &Netns, method: &str, address: SocketAddr, path: &str) -> 
         .with_context(|| format!("{method} http://{address}{path} in {}", netns.name()))
 }
 
-fn exchange(method: &str, address: SocketAddr, path: &str) -> Result<Response> {
+/// A request without a body, from where the calling thread is.
+pub fn exchange(method: &str, address: SocketAddr, path: &str) -> Result<Response> {
     let mut stream = TcpStream::connect_timeout(&address, LIMIT).context("connecting")?;
     stream.set_read_timeout(Some(LIMIT))?;
     write!(

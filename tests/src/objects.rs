@@ -62,6 +62,19 @@ pub fn pod(pod: &Pod, labels: &[(&str, &str)]) -> String {
     text
 }
 
+/// Adds an annotation to the text of a [`pod`] or [`namespace`].
+#[must_use]
+pub fn with_annotation(object: &str, name: &str, value: &str) -> String {
+    let line = format!("    {name}: {value}\n");
+    let annotations = "  annotations:\n";
+    if object.contains(annotations) {
+        object.replacen(annotations, &format!("{annotations}{line}"), 1)
+    } else {
+        let metadata = "metadata:\n";
+        object.replacen(metadata, &format!("{metadata}{annotations}{line}"), 1)
+    }
+}
+
 /// Makes the text of a [`pod`] name one of its ports.
 #[must_use]
 pub fn with_named_port(pod: &str, name: &str, port: u16) -> String {

@@ -48,9 +48,9 @@ enum Ring {
 /// A new one is added here.
 const PURE: [&str; 2] = ["analyze", "conversion"];
 
-/// The test programs of the direct ring: that of the tunnel, and those that a crate has beside its
-/// sources. A new one is added here.
-const DIRECT: [&str; 5] = ["client", "direct", "identity", "serve", "telemetry"];
+/// The test programs of the direct ring: those of the tunnel and of the authorization's oracle, and
+/// those that a crate has beside its sources. A new one is added here.
+const DIRECT: [&str; 6] = ["client", "direct", "identity", "rbac", "serve", "telemetry"];
 
 impl Ring {
     const ALL: [Self; 4] = [Self::Lint, Self::Pure, Self::Direct, Self::Netns];
@@ -147,6 +147,8 @@ fn one(ring: Ring, filter: Option<&str>) -> Result<Outcome> {
             libtest::run(&mut cargo_test(&arguments, filter)?)
         }
         Ring::Direct => {
+            // The oracle is Envoy.
+            setup::ensure(&[Group::Peers])?;
             let mut arguments = vec!["--workspace"];
             arguments.extend(DIRECT.iter().flat_map(|name| ["--test", name]));
             libtest::run(&mut cargo_test(&arguments, filter)?)

@@ -8,6 +8,8 @@ pub const MAX_PODS: u32 = 4096;
 pub const MAX_POD_ADDRESSES: u32 = 4 * MAX_PODS;
 /// How many connections can be between `connect` and `accept` at one time on a node.
 pub const MAX_PENDING: u32 = 65_536;
+/// How many addresses `REGISTRY` holds. Where the mesh knows more, the worker enforces alone.
+pub const MAX_REGISTRY: u32 = 262_144;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -17,8 +19,12 @@ pub const EVENTS_BYTES: u32 = 1 << 20;
 pub struct Pod {
     /// Its listener's index in `LISTENERS`.
     pub slot: u32,
-    pub pad: u32,
+    /// [`REGISTRY_ONLY`] or 0.
+    pub flags: u32,
 }
+
+/// A flag of [`Pod`]: it may connect only to addresses in `REGISTRY`.
+pub const REGISTRY_ONLY: u32 = 1;
 
 /// `POD_IPS`: [`Ip`] → the enrolled pod that owns the address.
 #[repr(C)]

@@ -46,10 +46,13 @@ pub enum Reason {
     // ring
     /// An event did not fit into the ring.
     EventLost = 16,
+    // connect: refused
+    /// The pod may go only to what the mesh knows, and this is something else.
+    NotInRegistry = 17,
 }
 
 /// How many counters there are; 0 is unused.
-pub const REASONS: u32 = 17;
+pub const REASONS: u32 = 18;
 
 impl Reason {
     /// Every reason, in order.
@@ -70,6 +73,7 @@ impl Reason {
         Self::PendingFull,
         Self::OrphanAccept,
         Self::EventLost,
+        Self::NotInRegistry,
     ];
 
     /// The reason with this number, if there is one.
@@ -99,6 +103,7 @@ impl Reason {
             Self::PendingFull => "pending_full",
             Self::OrphanAccept => "orphan_accept",
             Self::EventLost => "event_lost",
+            Self::NotInRegistry => "not_in_registry",
         }
     }
 }
@@ -115,6 +120,10 @@ pub struct Connect {
     pub destination: Ip,
     /// The enrolled pod that owns the destination; `netns` 0 for none.
     pub owner: maps::PodIp,
+    /// The pod may go only to what the mesh knows.
+    pub registry_only: bool,
+    /// The mesh knows the destination. Looked up for such a pod alone.
+    pub known: bool,
 }
 
 /// What to do with a `connect`.
@@ -123,6 +132,7 @@ pub enum ConnectVerdict {
     NotOurs(Reason),
     /// Rewrite the destination to this address.
     Redirect(Addr),
+    Refuse(Reason),
 }
 
 /// Judges a `connect`.
@@ -141,6 +151,10 @@ pub fn connect(c: &Connect) -> ConnectVerdict {
     let own = c.owner.netns != 0 && c.owner.netns == c.netns;
     if own || c.destination.is_loopback() || c.destination.is_unspecified() {
         return not_ours(Reason::Local);
+    }
+    // Before link-local ones are let go: a neighbour on the link is outside the mesh as well.
+    if c.registry_only && !c.known {
+        return ConnectVerdict::Refuse(Reason::NotInRegistry);
     }
     if c.destination.is_link_local6() {
         return not_ours(Reason::LinkLocal);

@@ -20,6 +20,8 @@ fn dial(destination: &str) -> Connect {
         proxy: false,
         destination: ip(destination),
         owner: maps::PodIp::default(),
+        registry_only: false,
+        known: false,
     }
 }
 
@@ -96,6 +98,68 @@ fn connect_that_is_not_ours_is_left_alone() {
         matches!(connect(&neighbour), ConnectVerdict::Redirect(_)),
         "another pod's address"
     );
+}
+
+#[test]
+fn a_pod_that_may_go_only_to_what_the_mesh_knows_is_refused_the_rest() {
+    let restricted = |destination| Connect {
+        registry_only: true,
+        ..dial(destination)
+    };
+    let refused = ConnectVerdict::Refuse(Reason::NotInRegistry);
+    for outside in [
+        "10.1.2.3",
+        "::ffff:10.1.2.3",
+        "fd00::3",
+        // The metadata service of clouds, and a neighbour on the link.
+        "169.254.169.254",
+        "fe80::5",
+    ] {
+        assert_eq!(connect(&restricted(outside)), refused, "{outside}");
+    }
+    let known = |destination| Connect {
+        known: true,
+        ..restricted(destination)
+    };
+    for inside in ["10.1.2.3", "::ffff:10.1.2.3", "fd00::3"] {
+        let verdict = connect(&known(inside));
+        assert_eq!(verdict, connect(&dial(inside)), "{inside}");
+        assert!(matches!(verdict, ConnectVerdict::Redirect(_)), "{inside}");
+    }
+    let own = maps::PodIp {
+        netns: POD,
+        slot: 0,
+        pad: 0,
+    };
+    for (input, reason) in [
+        (restricted("127.0.0.1"), Reason::Local),
+        (restricted("::1"), Reason::Local),
+        (restricted("0.0.0.0"), Reason::Local),
+        (
+            Connect {
+                owner: own,
+                ..restricted("10.1.2.3")
+            },
+            Reason::Local,
+        ),
+        (
+            Connect {
+                proxy: true,
+                ..restricted("10.1.2.3")
+            },
+            Reason::Proxy,
+        ),
+        (
+            Connect {
+                protocol: 17,
+                ..restricted("10.1.2.3")
+            },
+            Reason::NotTcp,
+        ),
+    ] {
+        let expected = ConnectVerdict::NotOurs(reason);
+        assert_eq!(connect(&input), expected, "{input:?}");
+    }
 }
 
 fn syn(local: &str, remote: &str) -> Lookup {

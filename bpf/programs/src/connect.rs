@@ -11,14 +11,14 @@ use aya_log_ebpf::debug;
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{CAPTURED, OrigDst},
+    maps::{CAPTURED, OrigDst, REGISTRY_ONLY},
     verdict::{self, Connect, ConnectVerdict, Reason},
 };
 
 use crate::{
     ctx::{self, read},
     events,
-    maps::{ORIG_DST, POD_IPS, PODS, PROXY, count, storage_get, storage_set},
+    maps::{ORIG_DST, POD_IPS, PODS, PROXY, REGISTRY, count, storage_get, storage_set},
 };
 
 /// Lets the system call go on.
@@ -55,10 +55,11 @@ fn capture(
     let netns = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
     // The common case first: nothing else is looked up for a pod that is not enrolled.
     // SAFETY: the map is not written in place; a stale copy is harmless.
-    if unsafe { PODS.get(&netns) }.is_none() {
+    let Some(flags) = unsafe { PODS.get(&netns) }.map(|pod| pod.flags) else {
         count(Reason::NotEnrolled);
         return PROCEED;
-    }
+    };
+    let registry_only = flags & REGISTRY_ONLY != 0;
     // SAFETY: `sk` is the context's own socket.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
     let input = Connect {
@@ -69,9 +70,13 @@ fn capture(
         destination: dst.ip,
         // SAFETY: as for PODS.
         owner: unsafe { POD_IPS.get(&dst.ip) }.copied().unwrap_or_default(),
+        registry_only,
+        // SAFETY: only whether there is an entry is asked.
+        known: registry_only && unsafe { REGISTRY.get(&dst.ip) }.is_some(),
     };
     let (outcome, reason) = match verdict::connect(&input) {
         ConnectVerdict::NotOurs(reason) => (PROCEED, reason),
+        ConnectVerdict::Refuse(reason) => (REFUSE, reason),
         ConnectVerdict::Redirect(to) => {
             if storage_set(&ORIG_DST, sk, &OrigDst { dst, end: CAPTURED }) {
                 rewrite(sa, &to);

@@ -1,7 +1,7 @@
 //! All maps. Keys, values and sizes are explained in `sluice_abi::maps`.
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
     helpers::generated::bpf_sk_storage_get,
     macros::{btf_map, map},
@@ -10,8 +10,8 @@ use aya_ebpf::{
 use sluice_abi::{
     Addr, Ip,
     maps::{
-        CONFIG_LEN, EVENTS_BYTES, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS, OrigDst, Pod, PodIp,
-        Tuple,
+        CONFIG_LEN, EVENTS_BYTES, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS, MAX_REGISTRY, OrigDst,
+        Pod, PodIp, Tuple,
     },
     verdict::{REASONS, Reason},
 };
@@ -23,6 +23,11 @@ pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(MAX_PODS, 0);
 /// Address → the enrolled pod that owns it.
 #[map]
 pub static POD_IPS: HashMap<Ip, PodIp> = HashMap::with_max_entries(MAX_POD_ADDRESSES, 0);
+
+/// Addresses that the mesh knows → the list by which it was told of them. Empty unless a pod of the
+/// node may go nowhere else, so entries take memory only when they are there.
+#[map]
+pub static REGISTRY: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_REGISTRY, BPF_F_NO_PREALLOC);
 
 /// Slot → the ztunnel's listener for inbound plaintext in that pod's namespace.
 #[map]

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use sluice_tests::eventually::PATIENCE;
+use sluice_tests::outcome::{Outcome, attempt};
 use sluice_tests::podtool::{self, Connection, Event, Serve};
 use sluice_tests::scenario::scenario;
 use sluice_tests::{Pod, eventually, objects};
@@ -296,6 +297,45 @@ fn policies_in_dry_run_report_and_cut_nothing() {
         ensure!(
             line.contains("denied by policy shop/trial, rule 0"),
             "{line}"
+        );
+        Ok(())
+    });
+}
+
+/// While trust moves from one domain to another, what policies say of the old one holds for the new
+/// one, and no longer.
+#[test]
+fn a_trust_domain_alias_holds_as_long_as_the_mesh_config_has_it() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let aliased = "apiVersion: v1\nkind: ConfigMap\n\
+                       metadata: {name: istio, namespace: istio-system}\n\
+                       data: {mesh: 'trustDomainAliases: [old.example]'}\n";
+        s.mesh.config().apply("mesh-config", aliased)?;
+        stage.apply(&[authorization!(
+            "shop",
+            "rules:",
+            "- from: [{source: {principals: [old.example/ns/shop/sa/web]}}]",
+            "- from: [{source: {principals: [cluster.local/ns/other/sa/batch]}}]",
+        )])?;
+        let [web, batch, old] = &stage.clients;
+        let held = [(web, 80), (batch, 80)].map(|(client, port)| Held::open(&stage, client, port));
+        let held = held.into_iter().collect::<Result<Vec<_>>>()?;
+        let address = format!("{}:80", stage.server.v4()).parse()?;
+        ensure!(attempt(old, address)? == Outcome::Reset, "plaintext got in");
+
+        s.mesh.config().apply(
+            "mesh-config",
+            &aliased.replace("old.example", "other.example"),
+        )?;
+        s.mesh.settle()?;
+        let none = "cut, since policy has changed: \
+                    allow policies exist, but none allowed this connection";
+        only_cut(&stage, held, "web:80", none)?;
+        ensure!(attempt(web, address)? == Outcome::Reset, "web got in again");
+        ensure!(
+            attempt(batch, address)? == Outcome::Served,
+            "batch was kept out"
         );
         Ok(())
     });

@@ -1,8 +1,10 @@
 //! Objects into what the mesh distributes: workloads, services and policies.
 
 mod authorization;
+mod egress;
 mod endpoints;
 mod external;
+mod mesh_config;
 mod owner;
 mod peer_authentication;
 mod service_entries;
@@ -55,6 +57,7 @@ pub struct Translation {
 
 /// Translates every object in force.
 pub fn translate(objects: &Objects, config: &Config) -> Translation {
+    let config = &mesh_config::with_aliases(objects, config);
     let mut translation = Translation {
         services: services::services(objects, config),
         ..Translation::default()
@@ -81,8 +84,10 @@ pub fn translate(objects: &Objects, config: &Config) -> Translation {
         .collect();
     authorization::apply(objects, config, &mut pods, &mut translation);
     peer_authentication::apply(objects, config, &mut pods, &mut translation);
+    egress::apply(objects, config, &mut pods, &mut translation);
     translation.workloads = pods.into_iter().map(|(_, workload)| workload).collect();
     translation.workloads.extend(membership.into_foreign());
+    mesh_config::apply(objects, config, &mut translation);
     translation
 }
 

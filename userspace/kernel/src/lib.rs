@@ -3,19 +3,23 @@
 //! The broker owns a [`Kernel`]; the worker, which has no privileges, gets [`SocketMaps`] built from
 //! map descriptors that the broker handed over.
 
+mod counters;
 mod error;
 mod events;
 mod load;
 mod pins;
 mod pods;
+mod registry;
 mod sockets;
 mod sys;
 
+pub use counters::Counters;
 pub use error::Error;
 pub use events::{EventReader, Events};
 pub use load::{Config, Kernel};
 pub use pins::cleanup;
 pub use pods::{EnrolledPod, PodSpec};
-pub use sluice_abi::{ports, verdict::Reason};
+pub use registry::Outbound;
+pub use sluice_abi::{maps::MAX_REGISTRY, ports, verdict::Reason};
 pub use sockets::{SocketMapFds, SocketMaps};
 pub use sys::netns_cookie;

@@ -8,16 +8,18 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, SockMap},
+    maps::{Array, HashMap, Map, MapData, SockMap},
     programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps, links::FdLink},
 };
 use nix::sys::statfs;
-use sluice_abi::{Ip, maps, verdict::Reason};
+use sluice_abi::{Ip, maps};
 
 use crate::{
     Error, EventReader, SocketMapFds,
+    counters::COUNTERS,
     events::{self, Events},
     pins::Pins,
+    registry::{REGISTRY, Registry},
 };
 
 /// Where the programs are attached and pinned.
@@ -48,7 +50,7 @@ pub struct Kernel {
     pub(crate) pods: HashMap<MapData, u64, maps::Pod>,
     pub(crate) pod_ips: HashMap<MapData, Ip, maps::PodIp>,
     pub(crate) listeners: SockMap<MapData>,
-    counters: PerCpuArray<MapData, u64>,
+    pub(crate) registry: Registry,
     config: Array<MapData, u32>,
     pub(crate) slots: Vec<bool>,
     /// Slots of pods that an earlier broker enrolled; `None` once they have been let go.
@@ -71,10 +73,12 @@ static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/sluice.bpf.o")));
 
 /// The maps that outlive a broker: the next one finds connections that were under way.
-const PINNED: [&str; 8] = [
+const PINNED: [&str; 10] = [
     "PODS",
     "POD_IPS",
     "LISTENERS",
+    REGISTRY,
+    COUNTERS,
     "ORIG_PENDING",
     "CLIENT_PENDING",
     "ORIG_DST",
@@ -114,7 +118,7 @@ impl Kernel {
             pods: take_map(&mut ebpf, "PODS")?,
             pod_ips: take_map(&mut ebpf, "POD_IPS")?,
             listeners: take_map(&mut ebpf, "LISTENERS")?,
-            counters: take_map(&mut ebpf, "COUNTERS")?,
+            registry: Registry::new(take_map(&mut ebpf, REGISTRY)?),
             config: take_map(&mut ebpf, "CONFIG")?,
             slots: vec![false; maps::MAX_PODS as usize],
             inherited: None,
@@ -123,23 +127,6 @@ impl Kernel {
         };
         kernel.inherit();
         Ok((kernel, reader))
-    }
-
-    /// How often each reason was met since the programs were loaded.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, Error> {
-        Reason::ALL
-            .iter()
-            .map(|&reason| {
-                let values = self
-                    .counters
-                    .get(&(reason as u32), 0)
-                    .map_err(Error::map("COUNTERS"));
-                Ok((reason, values?.iter().sum()))
-            })
-            .collect()
     }
 
     /// Turns events on or off. Off, they cost one map lookup per connection.

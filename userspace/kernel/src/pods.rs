@@ -12,6 +12,7 @@ use sluice_abi::{Ip, maps};
 use crate::{
     Error, Kernel,
     load::{self, LOOKUP},
+    registry::Outbound,
 };
 
 /// A pod to enrol.
@@ -25,16 +26,26 @@ pub struct PodSpec<'a> {
     pub ips: &'a [IpAddr],
     /// The ztunnel's listener for inbound plaintext in it, a member of its reuseport group.
     pub listener: BorrowedFd<'a>,
+    /// Where it may go; a pod that an earlier broker held to the registry stays so.
+    pub outbound: Outbound,
 }
 
 /// A pod that was enrolled; give it back to [`Kernel::withdraw`].
 #[derive(Debug)]
 #[must_use = "the pod stays enrolled until it is withdrawn"]
 pub struct EnrolledPod {
-    cookie: u64,
-    slot: u32,
+    pub(crate) cookie: u64,
+    pub(crate) slot: u32,
     ips: Vec<Ip>,
     link: PathBuf,
+    outbound: Outbound,
+}
+
+impl EnrolledPod {
+    /// Where it might go when it was enrolled.
+    pub fn outbound(&self) -> Outbound {
+        self.outbound
+    }
 }
 
 impl Kernel {
@@ -52,11 +63,19 @@ impl Kernel {
             .position(|used| !used)
             .ok_or(Error::TooManyPods)?;
         let number = u32::try_from(slot).map_err(|_| Error::TooManyPods)?;
+        let inherited = self
+            .pods
+            .get(&pod.cookie, 0)
+            .map(|pod| Outbound::of(pod.flags));
         let enrolled = EnrolledPod {
             cookie: pod.cookie,
             slot: number,
             ips: pod.ips.iter().map(|&ip| ip.into()).collect(),
             link: self.pins.link(&format!("netns-{}", pod.cookie)),
+            outbound: match inherited {
+                Ok(Outbound::Registry) => Outbound::Registry,
+                _ => pod.outbound,
+            },
         };
         self.slots[slot] = true;
         match self.enrol_steps(pod, &enrolled) {
@@ -74,6 +93,7 @@ impl Kernel {
             slot,
             ref ips,
             ref link,
+            outbound,
         } = *enrolled;
         self.listeners
             .set(slot, &pod.listener.as_raw_fd(), 0)
@@ -100,8 +120,9 @@ impl Kernel {
         let id = program.attach(pod.netns.as_fd()).map_err(attach_error)?;
         let attached: FdLink = program.take_link(id).map_err(attach_error)?.into();
         load::pin_link(attached, link)?;
+        let flags = outbound.flags();
         self.pods
-            .insert(cookie, maps::Pod { slot, pad: 0 }, 0)
+            .insert(cookie, maps::Pod { slot, flags }, 0)
             .map_err(Error::map("PODS"))
     }
 

@@ -247,7 +247,8 @@ impl Values {
     }
 }
 
-/// A pattern for a namespace or a principal. An absent value is the empty string.
+/// A pattern for a namespace or a principal. Without an identity the namespace is the empty string,
+/// and no pattern matches the principal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StringMatch {
     Exact(Name),

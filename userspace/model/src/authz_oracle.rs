@@ -112,7 +112,7 @@ mod plain {
 
     fn principals(c: &Connection<'_>) -> Vec<String> {
         let Some(id) = c.source_identity else {
-            return vec![String::new()];
+            return Vec::new();
         };
         let mut names = vec![id.principal().to_string()];
         if c.equivalent.contains(id.trust_domain()) {

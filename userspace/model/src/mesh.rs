@@ -124,6 +124,19 @@ impl Mesh {
         self.workloads.by_address(network, ip.to_canonical())
     }
 
+    /// Every address of a network that stands for something: VIPs and workloads' own.
+    pub fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
+        let vips = self.vips.addresses();
+        vips.filter(move |vip| vip.network == *network)
+            .map(|vip| vip.ip)
+            .chain(self.workloads.addresses(network))
+    }
+
+    /// Whether whole ranges of a network stand for something, beside [`Mesh::addresses`].
+    pub fn has_ranges(&self, network: &Name) -> bool {
+        self.vips.has_ranges(network)
+    }
+
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.services.get(key)
     }

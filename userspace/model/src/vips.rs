@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{NetworkAddress, NetworkRange, Service};
+use crate::{Name, NetworkAddress, NetworkRange, Service};
 
 /// The virtual addresses of all services, single ones and ranges.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +50,15 @@ impl Vips {
                 }
             }
         }
+    }
+
+    /// Every single address.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &NetworkAddress> {
+        self.by_address.keys()
+    }
+
+    pub(crate) fn has_ranges(&self, network: &Name) -> bool {
+        self.by_range.keys().any(|range| range.network == *network)
     }
 
     /// The service of just this address.

@@ -82,6 +82,14 @@ impl Workloads {
             .map(|entry| &entry.workload)
     }
 
+    /// Every address of a network that names a workload.
+    pub(crate) fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
+        self.by_address.iter().filter_map(move |address| {
+            let workload = &self.at(address.slot)?.workload;
+            (workload.network == *network).then(|| workload.ips[address.index as usize])
+        })
+    }
+
     /// Adds a workload, whose uid must not be there. An address that another one has is its own from
     /// now on.
     pub(crate) fn insert(&mut self, entry: Entry) -> Slot {

@@ -148,7 +148,13 @@ codes! {
     /// that no other policy allows is refused. Mend the rules that were dropped, or remove the
     /// policy.
     DeniesAll,
-    /// Another PeerAuthentication of the same scope counts instead: the oldest does, or the first
+    /// A field that only a sidecar could obey, and there are none. It has no effect; the rest of the
+    /// object is applied.
+    SidecarOnly,
+    /// Settings of the mesh (the ConfigMap `istio`) that have no effect: Sluice does not read them,
+    /// or reads them elsewhere, from a flag of the control plane or in the root namespace.
+    UnusedSetting,
+    /// Another object of this kind counts instead, for the same scope: the oldest does, or the first
     /// by name among those without `metadata.creationTimestamp`. Remove one of them.
     Conflicted,
     /// The annotation `istio.io/dry-run` is true: the policy decides nothing, as it asks. What it

@@ -51,6 +51,22 @@ fn every_kind_of_mistake_has_its_code() {
         ),
         (SERVICE.to_owned(), Code::NoEndpoints),
         (
+            "apiVersion: networking.istio.io/v1\nkind: Sidecar\n\
+             metadata: {name: a, namespace: shop}\nspec: {egress: []}\n"
+                .to_owned(),
+            Code::SidecarOnly,
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio}\n\
+             data: {mesh: 'accessLogFile: x'}\n"
+                .to_owned(),
+            Code::UnusedSetting,
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n".to_owned(),
+            Code::UnusedKind,
+        ),
+        (
             format!(
                 "{SHOP}{web}---\n{}",
                 SERVICE.replace("  clusterIP: 10.96.0.1\n", "")

@@ -4,8 +4,10 @@ mod authorization_policy;
 mod endpoint_slice;
 mod export;
 mod external;
+mod mesh_config;
 mod namespace;
 mod node;
+mod outbound;
 mod patterns;
 mod peer_authentication;
 mod pod;
@@ -13,6 +15,7 @@ mod resource;
 mod selector;
 mod service;
 mod service_entry;
+mod sidecar;
 mod workload_entry;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -27,14 +30,18 @@ pub use authorization_policy::{
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice};
 pub use export::ExportTo;
 pub use external::{External, ExternalAddress};
+pub use mesh_config::MeshConfig;
+pub(crate) use mesh_config::is_mesh_config;
 pub use namespace::{Namespace, ServiceAccount};
 pub use node::Node;
+pub use outbound::OutboundPolicy;
 pub use patterns::AccountName;
 pub use peer_authentication::{MtlsMode, PeerAuthentication};
 pub use pod::{ContainerPort, DataplaneMode, Owner, Phase, Pod};
 pub use selector::{Target, TargetRef};
 pub use service::{Addressing, Protocol, Service, ServicePort, TargetPort, TrafficDistribution};
 pub use service_entry::{EntryPort, Resolution, ServiceEntry};
+pub use sidecar::Sidecar;
 pub use workload_entry::WorkloadEntry;
 
 use crate::{Diagnostic, Located, Origin, decode::decode, report::Report};
@@ -62,10 +69,13 @@ pub enum Kind {
     Node,
     ServiceEntry,
     WorkloadEntry,
+    Sidecar,
+    /// Only the one named `istio`, with the settings of the mesh.
+    ConfigMap,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespace,
         Self::ServiceAccount,
         Self::Pod,
@@ -76,6 +86,8 @@ impl Kind {
         Self::Node,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::Sidecar,
+        Self::ConfigMap,
     ];
 
     /// The name in an object's `kind`.
@@ -91,20 +103,25 @@ impl Kind {
             Self::Node => "Node",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::Sidecar => "Sidecar",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 
     /// The values of `apiVersion` that are read.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::Pod | Self::Service | Self::Node => {
-                &["v1"]
-            }
+            Self::Namespace
+            | Self::ServiceAccount
+            | Self::Pod
+            | Self::Service
+            | Self::Node
+            | Self::ConfigMap => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::AuthorizationPolicy | Self::PeerAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
-            Self::ServiceEntry | Self::WorkloadEntry => &[
+            Self::Sidecar | Self::ServiceEntry | Self::WorkloadEntry => &[
                 "networking.istio.io/v1",
                 "networking.istio.io/v1beta1",
                 "networking.istio.io/v1alpha3",
@@ -137,6 +154,8 @@ pub(crate) enum Object {
     Node(Arc<Located<Node>>),
     ServiceEntry(Arc<Located<ServiceEntry>>),
     WorkloadEntry(Arc<Located<WorkloadEntry>>),
+    Sidecar(Arc<Located<Sidecar>>),
+    MeshConfig(Arc<Located<MeshConfig>>),
 }
 
 impl Object {
@@ -152,6 +171,8 @@ impl Object {
             Self::Node(o) => &o.origin,
             Self::ServiceEntry(o) => &o.origin,
             Self::WorkloadEntry(o) => &o.origin,
+            Self::Sidecar(o) => &o.origin,
+            Self::MeshConfig(o) => &o.origin,
         }
     }
 }
@@ -190,6 +211,13 @@ pub(crate) fn parse(
         Kind::WorkloadEntry => {
             let convert = workload_entry::workload_entry;
             one(value, origin, convert, Object::WorkloadEntry)
+        }
+        Kind::Sidecar => one(value, origin, sidecar::sidecar, Object::Sidecar),
+        Kind::ConfigMap => {
+            let (text, origin) = mesh_config::open(value, origin);
+            let convert =
+                |raw, report: &mut Report<'_>| mesh_config::mesh_config(raw, text, report);
+            one(value, origin, convert, Object::MeshConfig)
         }
     }
 }

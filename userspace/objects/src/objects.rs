@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::Name;
 
 use crate::{
-    AuthorizationPolicy, EndpointSlice, Located, Namespace, Node, PeerAuthentication, Pod, Service,
-    ServiceAccount, ServiceEntry, WorkloadEntry, kinds::Object, read::DEFAULT_NAMESPACE,
+    AuthorizationPolicy, EndpointSlice, Located, MeshConfig, Namespace, Node, PeerAuthentication,
+    Pod, Service, ServiceAccount, ServiceEntry, Sidecar, WorkloadEntry, kinds::Object,
+    read::DEFAULT_NAMESPACE,
 };
 
 /// The namespace and name of an object.
@@ -28,6 +29,9 @@ pub struct Objects {
     pub nodes: BTreeMap<Name, Arc<Located<Node>>>,
     pub service_entries: Map<ServiceEntry>,
     pub workload_entries: Map<WorkloadEntry>,
+    pub sidecars: Map<Sidecar>,
+    /// One for a namespace; which counts is the control plane's to say.
+    pub mesh_configs: Map<MeshConfig>,
 }
 
 impl Objects {
@@ -102,6 +106,12 @@ impl FromIterator<Object> for Objects {
                 }
                 Object::WorkloadEntry(o) => {
                     objects.workload_entries.insert(key, o);
+                }
+                Object::Sidecar(o) => {
+                    objects.sidecars.insert(key, o);
+                }
+                Object::MeshConfig(o) => {
+                    objects.mesh_configs.insert(key, o);
                 }
             }
         }

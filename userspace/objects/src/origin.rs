@@ -31,6 +31,24 @@ impl Origin {
         self.lines.of(field)
     }
 
+    /// The line after which the text of a field begins: that of the field for a block, whose text
+    /// is below it, and else the one before.
+    pub(crate) fn text_begins_after(&self, field: &str) -> u32 {
+        let lines = self.lines.find(field);
+        match lines.children {
+            Children::Block => lines.line,
+            _ => lines.line.saturating_sub(1),
+        }
+    }
+
+    /// With the lines of what was read from the text of a field.
+    pub(crate) fn with_text(mut self, field: &str, lines: Lines) -> Self {
+        if let Some(at) = self.lines.find_mut(field) {
+            *at = lines;
+        }
+        self
+    }
+
     /// A diagnostic about a field of this object.
     pub fn diagnostic(
         &self,
@@ -78,12 +96,27 @@ pub(crate) struct Lines {
 pub(crate) enum Children {
     #[default]
     None,
+    /// A text that begins on the line below its key.
+    Block,
     Map(Vec<(Box<str>, Lines)>),
     List(Vec<Lines>),
 }
 
 impl Lines {
+    /// Of something without parts.
+    pub(crate) fn at(line: u32) -> Self {
+        Self {
+            line,
+            children: Children::None,
+        }
+    }
+
     pub(crate) fn of(&self, field: &str) -> u32 {
+        self.find(field).line
+    }
+
+    /// Those of a field, or of its nearest parent that was written.
+    fn find(&self, field: &str) -> &Self {
         let mut at = self;
         for step in steps(field) {
             let next = match (&at.children, step) {
@@ -93,14 +126,41 @@ impl Lines {
                 (Children::List(items), step) => {
                     step.parse().ok().and_then(|index: usize| items.get(index))
                 }
-                (Children::None, _) => None,
+                (Children::None | Children::Block, _) => None,
             };
             match next {
                 Some(next) => at = next,
                 None => break,
             }
         }
-        at.line
+        at
+    }
+
+    /// Those of a field of objects in objects.
+    fn find_mut(&mut self, field: &str) -> Option<&mut Self> {
+        steps(field).try_fold(self, |at, step| match &mut at.children {
+            Children::Map(entries) => {
+                let mut entries = entries.iter_mut();
+                entries.find(|(key, _)| **key == *step).map(|e| &mut e.1)
+            }
+            _ => None,
+        })
+    }
+
+    /// The same so many lines further down.
+    pub(crate) fn moved(mut self, by: u32) -> Self {
+        self.line += by;
+        self.children = match self.children {
+            Children::Map(entries) => {
+                let entries = entries.into_iter();
+                Children::Map(entries.map(|(key, at)| (key, at.moved(by))).collect())
+            }
+            Children::List(items) => {
+                Children::List(items.into_iter().map(|at| at.moved(by)).collect())
+            }
+            other => other,
+        };
+        self
     }
 }
 

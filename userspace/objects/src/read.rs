@@ -105,6 +105,17 @@ impl Reader<'_> {
         }
         let reference = reference(kind, value);
         match classify(api_version, kind) {
+            // All others are applications' own.
+            Class::Read(Kind::ConfigMap) if !kinds::is_mesh_config(&reference) => {
+                let message = "a ConfigMap but that of the mesh, istio, is not read";
+                self.about(
+                    (Severity::Info, Code::UnusedKind),
+                    &lines,
+                    reference,
+                    "",
+                    message.into(),
+                );
+            }
             Class::Read(kind) => self.object(kind, reference, value, lines),
             Class::Known => {
                 let message = format!("{api_version} {kind} is not a kind that Sluice reads");
@@ -156,7 +167,7 @@ impl Reader<'_> {
         let items = value.get("items").and_then(Value::as_array);
         let children = match lines.children {
             Children::Map(entries) => entries.into_iter().find(|(key, _)| **key == *"items"),
-            Children::List(_) | Children::None => None,
+            Children::List(_) | Children::Block | Children::None => None,
         };
         match (items, children.map(|(_, lines)| lines.children)) {
             (Some(items), Some(Children::List(lines))) => {
@@ -296,7 +307,6 @@ enum Class {
 const CORE: &[&str] = &[
     "Binding",
     "ComponentStatus",
-    "ConfigMap",
     "Endpoints",
     "Event",
     "LimitRange",

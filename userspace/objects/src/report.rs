@@ -55,6 +55,17 @@ impl<'a> Report<'a> {
         self.diagnostics.push(diagnostic);
     }
 
+    /// Nothing is wrong, but something was left out.
+    pub(crate) fn info(
+        &mut self,
+        code: Code,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        let diagnostic = self.origin.diagnostic(Severity::Info, code, field, message);
+        self.diagnostics.push(diagnostic);
+    }
+
     pub(crate) fn has_errors(&self) -> bool {
         self.diagnostics
             .iter()

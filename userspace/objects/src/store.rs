@@ -345,6 +345,8 @@ impl Snapshot {
             Kind::Node => objects.nodes.len(),
             Kind::ServiceEntry => objects.service_entries.len(),
             Kind::WorkloadEntry => objects.workload_entries.len(),
+            Kind::Sidecar => objects.sidecars.len(),
+            Kind::ConfigMap => objects.mesh_configs.len(),
         }
     }
 }

@@ -229,3 +229,6 @@ mod entries;
 
 #[path = "policy_tests.rs"]
 mod policies;
+
+#[path = "outbound_tests.rs"]
+mod outbound;

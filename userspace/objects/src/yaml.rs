@@ -155,7 +155,7 @@ impl Loader {
             Event::Scalar(text, style, anchor, tag) => {
                 let value = scalar(text.as_ref(), style, tag.as_deref())
                     .map_err(|message| self.error(line, message))?;
-                self.add(leaf(value, line), anchor, Some(&text))
+                self.add(leaf(value, style, line), anchor, Some(&text))
             }
             Event::Alias(anchor) => {
                 let Some(mut node) = self.anchors.get(&anchor).cloned() else {
@@ -265,13 +265,14 @@ impl Loader {
     }
 }
 
-fn leaf(value: Value, line: u32) -> Node {
+fn leaf(value: Value, style: ScalarStyle, line: u32) -> Node {
+    let children = match style {
+        ScalarStyle::Literal => Children::Block,
+        _ => Children::None,
+    };
     Node {
         value,
-        lines: Lines {
-            line,
-            children: Children::None,
-        },
+        lines: Lines { line, children },
         size: 1,
     }
 }

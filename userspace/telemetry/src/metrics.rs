@@ -1,11 +1,13 @@
 //! Metrics, with Istio's names and labels where it has them.
 
+mod foreign;
 mod labels;
 mod policy;
 mod tcp;
 
 use std::sync::{Mutex, PoisonError};
 
+use foreign::ForeignCounter;
 pub use labels::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels};
 pub use policy::{Denial, Phase, PolicyMetrics};
 /// For metrics of other components, to be given to [`Metrics::register`].
@@ -59,6 +61,24 @@ impl Metrics {
     /// name of a counter.
     pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
         self.with(|registry| registry.register(name, help, metric));
+    }
+
+    /// Adds a counter, with one label, that somebody else counts: `read` tells the value for each
+    /// value of the label, at every scrape.
+    pub fn register_foreign(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        label: &'static str,
+        read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static,
+    ) {
+        let counter = ForeignCounter {
+            name,
+            help,
+            label,
+            read: Box::new(read),
+        };
+        self.with(|registry| registry.register_collector(Box::new(counter)));
     }
 
     /// All metrics in the OpenMetrics text format.

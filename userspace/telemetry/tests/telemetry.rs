@@ -231,6 +231,9 @@ async fn the_endpoints_answer_as_their_readers_expect() {
     let events = Counter::<u64>::default();
     metrics.register("sluice_events", "Events", events.clone());
     events.inc();
+    metrics.register_foreign("sluice_verdicts", "Verdicts", "reason", || {
+        vec![("captured", 3), ("local", 0)]
+    });
     let router = Router::new()
         .readiness(readiness.clone())
         .metrics(metrics)
@@ -259,6 +262,10 @@ async fn the_endpoints_answer_as_their_readers_expect() {
     for path in ["/metrics", "/stats/prometheus"] {
         let (_, body) = ask(address, "GET", path).await;
         assert!(body.contains("sluice_events_total 1"), "{body}");
+        for sample in ["{reason=\"captured\"} 3", "{reason=\"local\"} 0"] {
+            let sample = format!("sluice_verdicts_total{sample}");
+            assert!(body.contains(&sample), "{body}");
+        }
     }
     let (status, body) = ask(address, "GET", "/echo?a=b").await;
     assert_eq!((&*status, &*body), ("HTTP/1.1 202 Accepted", "a=b"));

@@ -3,10 +3,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use sluice_identity::ControlPlane;
-use sluice_proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status as RpcStatus,
-    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-};
+use sluice_proto::discovery::{DeltaDiscoveryRequest, Status as RpcStatus};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
@@ -17,9 +14,9 @@ use tonic::Streaming;
 use crate::{
     Error, Node, Status, View,
     store::{Applied, Kind, Store},
+    wire::{self, Response},
 };
 
-const MAX_MESSAGE: usize = 200 * 1024 * 1024;
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const LAST_BACKOFF: Duration = Duration::from_secs(15);
 /// A stream that lasted this long was a good one: the next failure begins with a short wait again.
@@ -116,18 +113,10 @@ impl Client {
 
     async fn open(
         &self,
-    ) -> Result<
-        (
-            mpsc::Sender<DeltaDiscoveryRequest>,
-            Streaming<DeltaDiscoveryResponse>,
-        ),
-        Error,
-    > {
+    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<Response>), Error> {
         let control_plane = &self.config.control_plane;
         let endpoint = control_plane.endpoint()?.http2_adaptive_window(true);
         let channel = endpoint.connect().await.map_err(Error::Connect)?;
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (sender, receiver) = mpsc::channel(PENDING_REQUESTS);
         for request in self.subscriptions() {
             // There is room: the channel is new and larger than the number of types.
@@ -135,12 +124,12 @@ impl Client {
         }
         let mut request = tonic::Request::new(ReceiverStream::new(receiver));
         control_plane.authorize(request.metadata_mut())?;
-        let responses = client.delta_aggregated_resources(request).await?;
+        let responses = wire::open(channel, request).await?;
         tracing::info!(
             address = control_plane.address,
             "connected to the control plane"
         );
-        Ok((sender, responses.into_inner()))
+        Ok((sender, responses))
     }
 
     /// The first request for each type: everything, except for what we have.
@@ -154,7 +143,7 @@ impl Client {
     }
 
     /// Applies a response, and returns the request that accepts or refuses it.
-    fn handle(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    fn handle(&mut self, response: Response) -> DeltaDiscoveryRequest {
         let type_url = response.type_url.clone();
         let response_nonce = response.nonce.clone();
         let (resources, removed) = (response.resources.len(), response.removed_resources.len());

@@ -9,6 +9,7 @@ mod error;
 mod node;
 mod store;
 mod view;
+mod wire;
 
 pub use client::{Client, Config};
 pub use error::Error;

@@ -6,17 +6,16 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use compact_str::CompactString;
 use prost::Message as _;
 use sluice_model::{
     Interner, Mesh, Name, Uid, Update,
     authz::{Policy, Scope},
 };
-use sluice_proto::{
-    convert::names,
-    discovery::{DeltaDiscoveryResponse, Resource},
-    security, workload,
-};
+use sluice_proto::{convert::names, discovery::Resource, security, workload};
+
+use crate::wire::Response;
 
 /// A type of resource that we subscribe to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,7 +93,7 @@ impl Store {
     }
 
     /// Applies all of a response that is right, at once: nobody sees half of it.
-    pub(crate) fn apply(&mut self, kind: Kind, response: DeltaDiscoveryResponse) -> Applied {
+    pub(crate) fn apply(&mut self, kind: Kind, response: Response) -> Applied {
         let received = match kind {
             Kind::Address => &mut self.addresses,
             Kind::Authorization => &mut self.policies,
@@ -107,12 +106,12 @@ impl Store {
         let mut edit = self.mesh.load().edit();
         // Removals first, since what is added may have taken over an address of what is removed. A
         // resource that is named as both has been removed and made anew.
-        let present: HashSet<&str> = match response.removed_resources[..] {
+        let present: HashSet<String> = match response.removed_resources[..] {
             [] => HashSet::new(),
-            _ => response.resources.iter().map(|r| &*r.name).collect(),
+            _ => response.resources.iter().filter_map(name_in).collect(),
         };
         for name in &response.removed_resources {
-            if present.contains(&**name) {
+            if present.contains(name) {
                 continue;
             }
             received.versions.remove(&**name);
@@ -121,8 +120,15 @@ impl Store {
                 applied.changed = true;
             }
         }
-        drop(present);
-        for resource in response.resources {
+        for (i, bytes) in response.resources.into_iter().enumerate() {
+            let resource = match Resource::decode(bytes) {
+                Ok(resource) => resource,
+                Err(error) => {
+                    let place = format!("resource {i}");
+                    applied.rejected.push((place, error.to_string()));
+                    continue;
+                }
+            };
             match parse(kind, &resource) {
                 Ok(update) => {
                     let update = shared(update, &mut self.interner);
@@ -153,6 +159,11 @@ impl Store {
         }
         applied
     }
+}
+
+/// The name of a resource that is not taken apart yet.
+fn name_in(resource: &Bytes) -> Option<String> {
+    Some(Resource::decode(resource.clone()).ok()?.name)
 }
 
 /// The update that a resource stands for, or the reason why there is none.

@@ -17,7 +17,7 @@ pub(crate) enum Group {
     Bpf,
     /// To build nodes and pods, and to run the servers in them.
     Run,
-    /// To test with peers that others wrote.
+    /// To test with what others wrote: as a peer, and as an oracle.
     Peers,
     /// To measure.
     Bench,
@@ -30,7 +30,7 @@ impl Group {
         match self {
             Self::Bpf => "to build the eBPF programs",
             Self::Run => "to run nodes and pods (demo, netns tests)",
-            Self::Peers => "to test with peers that others wrote (netns tests)",
+            Self::Peers => "to test with Envoy, as peer and as oracle (direct and netns tests)",
             Self::Bench => "to measure (bench)",
         }
     }

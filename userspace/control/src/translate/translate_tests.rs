@@ -442,3 +442,6 @@ mod rules;
 
 #[path = "peer_tests.rs"]
 mod peer;
+
+#[path = "egress_tests.rs"]
+mod egress;

@@ -166,7 +166,6 @@ fn end(text: &str) -> Option<Fact<'_>> {
 /// fact for what no principal can be.
 fn principal(pattern: &StringMatch) -> Option<Option<Fact<'_>>> {
     match pattern {
-        StringMatch::Exact(text) if text.is_empty() => None,
         StringMatch::Exact(text) => Some(whole_principal(text)),
         StringMatch::Prefix(text) => {
             let (_, path) = text.split_once('/')?;

@@ -24,7 +24,7 @@ impl<'a> Subject<'a> {
     /// Whether a pattern matches the principal, or the same of an equivalent trust domain.
     fn principal_matches(&self, pattern: &StringMatch) -> bool {
         let Some(id) = self.connection.source_identity else {
-            return pattern.matches("");
+            return false;
         };
         let matches = |domain: &str| {
             let (namespace, account) = (id.namespace(), id.service_account());

@@ -4,8 +4,8 @@ use k8s_openapi::api::core::v1 as raw;
 use sluice_model::Name;
 
 use super::{
-    DataplaneMode, Labels, TrafficDistribution, labels, pod::dataplane_mode,
-    service::annotated_distribution,
+    DataplaneMode, Labels, OutboundPolicy, TrafficDistribution, labels, outbound,
+    pod::dataplane_mode, service::annotated_distribution,
 };
 use crate::report::Report;
 
@@ -16,18 +16,22 @@ pub struct Namespace {
     pub labels: Labels,
     /// From the label `istio.io/dataplane-mode`.
     pub dataplane_mode: Option<DataplaneMode>,
+    /// From the annotation `sluice.io/outbound-traffic-policy`.
+    pub outbound: Option<OutboundPolicy>,
     /// For services that say nothing of it themselves.
     pub traffic_distribution: Option<TrafficDistribution>,
 }
 
 pub(super) fn namespace(raw: raw::Namespace, report: &mut Report<'_>) -> Namespace {
     let annotations = raw.metadata.annotations.as_ref();
+    let outbound = outbound::annotated(annotations, report);
     let traffic_distribution = annotated_distribution(annotations, report);
     let labels = labels(raw.metadata.labels);
     Namespace {
         name: report.name(),
         dataplane_mode: dataplane_mode(&labels, report),
         traffic_distribution,
+        outbound,
         labels,
     }
 }

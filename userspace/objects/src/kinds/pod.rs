@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1 as raw;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use sluice_model::Name;
 
-use super::{Labels, Protocol, labels, service::protocol};
+use super::{Labels, OutboundPolicy, Protocol, labels, outbound, service::protocol};
 use crate::{Code, report::Report};
 
 /// The label that says whether a pod, or every pod of a namespace, is part of the mesh.
@@ -38,6 +38,8 @@ pub struct Pod {
     pub netns: Option<PathBuf>,
     /// From its own label `istio.io/dataplane-mode`.
     pub dataplane_mode: Option<DataplaneMode>,
+    /// From its own annotation `sluice.io/outbound-traffic-policy`.
+    pub outbound: Option<OutboundPolicy>,
 }
 
 /// Where a pod is in its life.
@@ -110,6 +112,7 @@ pub(super) fn pod(raw: raw::Pod, report: &mut Report<'_>) -> Pod {
         ports: ports(&spec, report),
         owner: owner(&metadata),
         netns: netns(&metadata, report),
+        outbound: outbound::annotated(metadata.annotations.as_ref(), report),
     }
 }
 

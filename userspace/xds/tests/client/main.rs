@@ -1,5 +1,6 @@
 //! The client against a control plane that behaves, and one that does not.
 
+mod misbehaving;
 mod server;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -16,9 +17,13 @@ use tokio::time::timeout;
 use tonic::Status;
 
 fn start(server: &ControlPlane) -> View {
+    start_at(server.address())
+}
+
+fn start_at(address: String) -> View {
     let client = Client::new(Config {
         control_plane: Reach {
-            address: server.address(),
+            address,
             server_name: None,
             roots: Live::default(),
             token: Live::default(),

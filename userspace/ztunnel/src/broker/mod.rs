@@ -4,6 +4,7 @@
 //! fixed messages of its own worker. One thread owns all state and takes [`Event`]s; the others
 //! only wait for something and report it.
 
+mod egress;
 mod netns;
 mod pods;
 mod signals;
@@ -26,7 +27,7 @@ use nix::{
 use sluice_kernel::{EventReader, Events, Kernel};
 use sluice_objects::{Directory, directory};
 
-use crate::link::Settings;
+use crate::link::{self, Settings};
 use pods::Pods;
 use worker::Worker;
 
@@ -63,6 +64,12 @@ enum Event {
     },
     WorkerReady {
         pid: u32,
+    },
+    Egress {
+        pid: u32,
+        news: link::Egress,
+        /// Dropped when it has been dealt with; the worker's next message is not read before.
+        _pending: mpsc::Sender<()>,
     },
     Stop,
 }
@@ -122,6 +129,12 @@ impl Broker {
             Event::Pods(wanted) => self.pods.reconcile(wanted, &self.worker),
             Event::WorkerReady { pid } => tracing::info!(pid, "worker serves"),
             Event::WorkerExited { pid, status } => self.worker.exited(pid, &status),
+            // A worker that is gone may have left something to say.
+            Event::Egress { pid, news, .. } => {
+                if self.worker.is_running(pid) {
+                    self.pods.hear_of_egress(news);
+                }
+            }
             Event::Stop => {}
         }
     }

@@ -11,13 +11,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use sluice_kernel::{EnrolledPod, Kernel, PodSpec, SocketMapFds};
+use sluice_kernel::{EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds};
 use sluice_model::Name;
 use sluice_objects::enrolment::Enrolment;
 
-use super::{netns::Netns, supply::Namespaces, worker::Worker};
+use super::{egress::Egress, netns::Netns, supply::Namespaces, worker::Worker};
 use crate::{
-    link::{PodId, PodInfo, message::Listener},
+    link::{self, PodId, PodInfo, message::Listener},
     one_line,
 };
 
@@ -36,6 +36,7 @@ pub(super) struct Pods {
     wanted: Vec<Enrolment>,
     /// What keeps which pod out; said once, and tried again with every tick.
     failures: BTreeMap<Key, String>,
+    egress: Egress,
     /// Says to operators what is enrolled: a line for each pod.
     report: PathBuf,
     next_id: u32,
@@ -46,6 +47,8 @@ pub(super) struct PodRecord {
     pub(super) info: PodInfo,
     /// By thread.
     pub(super) listeners: Vec<Vec<(Listener, OwnedFd)>>,
+    /// Where it may go, as the worker last said.
+    pub(super) outbound: Outbound,
     netns: Arc<Netns>,
     membership: Membership,
 }
@@ -65,6 +68,7 @@ impl Pods {
             pods: BTreeMap::new(),
             wanted: Vec::new(),
             failures: BTreeMap::new(),
+            egress: Egress::default(),
             report,
             next_id: 1,
         }
@@ -72,6 +76,17 @@ impl Pods {
 
     pub(super) fn socket_maps(&self) -> Result<SocketMapFds> {
         Ok(self.kernel.socket_maps()?)
+    }
+
+    /// The kernel's counters, to be read only.
+    pub(super) fn counters(&self) -> Result<OwnedFd> {
+        Ok(self.kernel.counters()?)
+    }
+
+    /// Carries out what the worker says of where pods may go.
+    pub(super) fn hear_of_egress(&mut self, news: link::Egress) {
+        self.egress
+            .hear(news, &mut self.kernel, self.pods.values_mut());
     }
 
     pub(super) fn namespaces(&self) -> &Namespaces {
@@ -176,7 +191,8 @@ impl Pods {
             if record.netns.cookie == netns.cookie
                 && record.info.service_account == pod.service_account
             {
-                return record.refresh(&mut self.kernel);
+                let outbound = self.egress.enforceable(record.outbound);
+                return record.refresh(&mut self.kernel, outbound);
             }
             // The same name, but another pod: nothing of the old one may serve the new one.
             self.forget(&key, worker);
@@ -198,7 +214,10 @@ impl Pods {
             ips: routable(&ips),
         };
         let netns = Arc::new(netns);
-        let membership = enrol(&mut self.kernel, &netns, &ips, &listeners)?;
+        // The worker says where it may go when it has heard of it. Until then it stays as it was
+        // under an earlier broker.
+        let anywhere = Outbound::Anywhere;
+        let enrolled = enrol(&mut self.kernel, &netns, &ips, &listeners, anywhere)?;
         self.next_id += 1;
         self.namespaces.insert(info.id, netns.clone());
         tracing::info!(
@@ -209,8 +228,9 @@ impl Pods {
         let record = PodRecord {
             info,
             listeners,
+            outbound: enrolled.outbound(),
             netns,
-            membership,
+            membership: Membership::Enrolled(enrolled),
         };
         // Connections captured before the worker hears of the pod wait in the listeners.
         worker.add_pod(&record);
@@ -228,12 +248,13 @@ impl Pods {
 
 impl PodRecord {
     /// Enrols a leaving pod again, or brings an enrolled one's addresses up to date.
-    fn refresh(&mut self, kernel: &mut Kernel) -> Result<()> {
+    fn refresh(&mut self, kernel: &mut Kernel, outbound: Outbound) -> Result<()> {
         let ips = self.netns.addresses()?;
         match &mut self.membership {
             Membership::Enrolled(enrolled) => Ok(kernel.set_ips(enrolled, &ips)?),
             Membership::Leaving(_) => {
-                self.membership = enrol(kernel, &self.netns, &ips, &self.listeners)?;
+                let enrolled = enrol(kernel, &self.netns, &ips, &self.listeners, outbound)?;
+                self.membership = Membership::Enrolled(enrolled);
                 tracing::info!(pod = self.name(), "pod enrolled again");
                 Ok(())
             }
@@ -249,6 +270,18 @@ impl PodRecord {
                 tracing::info!(pod = self.name(), "pod withdrawn");
             }
             already => self.membership = already,
+        }
+    }
+
+    /// Has the kernel let it go there and nowhere else, if it is in the kernel's hands.
+    pub(super) fn enforce(
+        &self,
+        kernel: &mut Kernel,
+        outbound: Outbound,
+    ) -> Result<(), sluice_kernel::Error> {
+        match &self.membership {
+            Membership::Enrolled(enrolled) => kernel.set_outbound(enrolled, outbound),
+            Membership::Leaving(_) => Ok(()),
         }
     }
 
@@ -270,7 +303,8 @@ fn enrol(
     netns: &Netns,
     ips: &[IpAddr],
     listeners: &[Vec<(Listener, OwnedFd)>],
-) -> Result<Membership> {
+    outbound: Outbound,
+) -> Result<EnrolledPod> {
     let plaintext = |(kind, fd): &(Listener, OwnedFd)| {
         (*kind == Listener::Plaintext).then(|| fd.as_fd().try_clone_to_owned())
     };
@@ -284,8 +318,9 @@ fn enrol(
         cookie: netns.cookie,
         ips,
         listener: listener.as_fd(),
+        outbound,
     };
-    Ok(Membership::Enrolled(kernel.enrol(&spec)?))
+    Ok(kernel.enrol(&spec)?)
 }
 
 /// The addresses that name the pod to others.

@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     process::{Command, Stdio},
-    sync::{Arc, mpsc::Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,12 +17,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use sluice_kernel::SocketMapFds;
 
 use super::{
     Config, Event,
     pods::{PodRecord, Pods},
-    supply::{self, Namespaces},
+    supply,
 };
 use crate::{
     link::{Link, PodId, ToBroker, ToWorker},
@@ -87,7 +89,7 @@ impl Worker {
                     .map_or_else(|e| e.to_string(), |s| s.to_string());
                 let _ = events.send(Event::WorkerExited { pid, status });
             })?;
-        let running = self.equip(pid, link, pods.socket_maps()?, pods.namespaces())?;
+        let running = self.equip(pid, link, pods)?;
         for pod in pods.records() {
             running.add_pod(pod);
         }
@@ -96,17 +98,13 @@ impl Worker {
         Ok(())
     }
 
-    fn equip(
-        &self,
-        pid: u32,
-        link: Link,
-        maps: SocketMapFds,
-        namespaces: &Namespaces,
-    ) -> Result<Running> {
+    fn equip(&self, pid: u32, link: Link, pods: &Pods) -> Result<Running> {
+        let (maps, counters) = (pods.socket_maps()?, pods.counters()?);
         let pairs = (0..self.config.threads)
             .map(|_| Link::pair())
             .collect::<Result<Vec<_>, _>>()?;
-        let ends: Vec<_> = pairs.iter().map(|(_, worker)| worker.as_fd()).collect();
+        let ends = pairs.iter().map(|(_, worker)| worker.as_fd());
+        let ends: Vec<_> = std::iter::once(counters.as_fd()).chain(ends).collect();
         link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
         link.send(&self.credentials.message(), &[])?;
         let mut threads = Vec::new();
@@ -114,7 +112,7 @@ impl Worker {
             thread.send(&ToWorker::Maps, &maps.as_fds())?;
             let thread = Arc::new(thread);
             threads.push(thread.clone());
-            let namespaces = namespaces.clone();
+            let namespaces = pods.namespaces().clone();
             std::thread::Builder::new()
                 .name(format!("supply-{index}"))
                 .spawn(move || supply::serve(thread, &namespaces))?;
@@ -125,9 +123,7 @@ impl Worker {
             .name("worker-link".into())
             .spawn(move || {
                 while let Ok(Some(received)) = listening.recv::<ToBroker>() {
-                    if matches!(received.message, ToBroker::Ready) {
-                        let _ = events.send(Event::WorkerReady { pid });
-                    }
+                    hear(pid, received.message, &events);
                 }
             })?;
         Ok(Running {
@@ -144,6 +140,12 @@ impl Worker {
         if let Some(running) = &self.running {
             running.add_pod(pod);
         }
+    }
+
+    pub(super) fn is_running(&self, pid: u32) -> bool {
+        self.running
+            .as_ref()
+            .is_some_and(|running| running.pid == pid)
     }
 
     pub(super) fn remove_pod(&self, id: PodId) {
@@ -207,6 +209,30 @@ impl Worker {
         for name in ["worker.pid", "broker.pid", "pods"] {
             let _ = fs::remove_file(self.config.run_dir.join(name));
         }
+    }
+}
+
+/// Passes a message of the worker on, and waits until it has been dealt with: a worker that talks
+/// without end fills its own link, and not the broker's memory.
+fn hear(pid: u32, message: ToBroker, events: &Sender<Event>) {
+    match message {
+        ToBroker::Ready => {
+            let _ = events.send(Event::WorkerReady { pid });
+        }
+        ToBroker::Egress(news) => {
+            let (_pending, done) = mpsc::channel();
+            let event = Event::Egress {
+                pid,
+                news,
+                _pending,
+            };
+            if events.send(event).is_ok() {
+                // Nothing is ever sent: the other end is dropped.
+                let _ = done.recv();
+            }
+        }
+        // Asked for on the links of threads only.
+        ToBroker::NeedSockets { .. } => {}
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sluice_model::Name;
 
 /// A pod, for as long as it is in the mesh; a pod that leaves and comes back gets another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodId(pub u32);
 
 /// An address family.
@@ -68,7 +68,7 @@ pub struct Settings {
 /// link `Maps`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// With the links of the worker's threads.
+    /// With the descriptor of the kernel's counters, and then the links of the worker's threads.
     Start(Settings),
     /// With the descriptors of the kernel's socket maps.
     Maps,
@@ -102,4 +102,29 @@ pub enum ToBroker {
         family: Family,
         count: u8,
     },
+    Egress(Egress),
+}
+
+/// The most addresses in one message.
+pub const MAX_ADDRESSES: usize = 1024;
+
+/// Which pods may go only to what the mesh knows, and what that is.
+///
+/// A worker begins with a whole list: `Begin`, any number of `Known`, and `Outbound`. Later it tells
+/// differences in the same order, with `Forgotten` last, so that a restricted pod is never refused
+/// what is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Egress {
+    /// A new list begins; what the one before said stays in force until it is complete.
+    Begin,
+    /// These addresses are known too.
+    Known(Vec<IpAddr>),
+    /// All addresses have been told, unless no pod is restricted: from now on these are, and those
+    /// are not. A pod of which the worker knows nothing yet, it does not name: it stays as it is.
+    Outbound {
+        restricted: Vec<PodId>,
+        free: Vec<PodId>,
+    },
+    /// These addresses are known no more.
+    Forgotten(Vec<IpAddr>),
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-pub use message::{Family, PodId, PodInfo, Settings, ToBroker, ToWorker};
+pub use message::{Egress, Family, PodId, PodInfo, Settings, ToBroker, ToWorker};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
@@ -148,6 +148,16 @@ impl AsyncLink {
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.link.send(message, fds)
     }
+
+    /// Sends a message as soon as there is room for it.
+    ///
+    /// # Errors
+    /// As [`Link::send`].
+    pub async fn send_when_room<T: Serialize>(&self, message: &T) -> io::Result<()> {
+        self.readiness
+            .async_io(Interest::WRITABLE, || self.link.send(message, &[]))
+            .await
+    }
 }
 
 impl AsFd for Link {
@@ -178,7 +188,7 @@ fn invalid_data(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> i
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Read as _, io::Write as _};
+    use std::{fs::File, io::Read as _, io::Write as _, net::IpAddr};
 
     use super::*;
 
@@ -210,6 +220,35 @@ mod tests {
         assert!(b.recv::<ToBroker>().unwrap().is_none());
         let error = b.send(&ToBroker::Ready, &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn the_largest_list_of_addresses_fits_into_a_message() {
+        let (a, b) = Link::pair().unwrap();
+        let ip = "fd00:1111:2222:3333:4444:5555:6666:7777".parse().unwrap();
+        let known = Egress::Known(vec![ip; message::MAX_ADDRESSES]);
+        a.send(&ToBroker::Egress(known.clone()), &[]).unwrap();
+        let received = b.recv::<ToBroker>().unwrap().unwrap().message;
+        assert!(matches!(received, ToBroker::Egress(list) if list == known));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_message_waits_for_room() {
+        let (a, b) = Link::pair().unwrap();
+        let a = AsyncLink::new(a).unwrap();
+        let ip = IpAddr::from([192, 0, 2, 1]);
+        let message = ToBroker::Egress(Egress::Known(vec![ip; message::MAX_ADDRESSES]));
+        let mut sent = 0;
+        while a.send(&message, &[]).is_ok() {
+            sent += 1;
+        }
+        let reader = std::thread::spawn(move || {
+            for _ in 0..=sent {
+                b.recv::<ToBroker>().unwrap().unwrap();
+            }
+        });
+        a.send_when_room(&message).await.unwrap();
+        reader.join().unwrap();
     }
 
     #[test]

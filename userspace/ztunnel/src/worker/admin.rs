@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluice_model::{
     Mesh, Service, Workload,
     authz::{Action, Policy, Scope},
-    workload::{Health, TunnelProtocol},
+    workload::{Egress, Health, TunnelProtocol},
 };
 use sluice_telemetry::serve::{JSON, Readiness, Reply, Router, serve};
 use tokio::net::TcpListener;
@@ -87,6 +87,10 @@ fn workload(workload: &Workload) -> Value {
         },
         "hostname": workload.hostname.as_deref(),
         "authorizationPolicies": strings(&workload.policies),
+        "outboundTrafficPolicy": match workload.egress {
+            Egress::Anywhere => "ALLOW_ANY",
+            Egress::Registry => "REGISTRY_ONLY",
+        },
         "services": strings(workload.services.keys()),
     })
 }

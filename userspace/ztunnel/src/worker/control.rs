@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use sluice_identity::{CaClient, ControlPlane, Live, Manager};
-use sluice_model::SpiffeId;
+use sluice_kernel::Counters;
+use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
 use sluice_xds::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::{Shared, admin, shard};
+use super::{Shared, admin, egress, shard};
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
 
 /// How this node and the control plane prove themselves to each other.
@@ -22,6 +23,7 @@ pub(super) struct Credentials {
 pub(super) async fn run(
     settings: Settings,
     credentials: Credentials,
+    counters: Counters,
     link: Link,
     threads: Vec<Link>,
 ) -> Result<()> {
@@ -50,6 +52,7 @@ pub(super) async fn run(
         metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
         settings,
     });
+    show_verdicts(&shared.metrics, counters);
     let readiness = Readiness::default();
     let snapshot = readiness.pending("the first snapshot from the control plane");
     admin::start(&shared, &readiness).await?;
@@ -57,6 +60,7 @@ pub(super) async fn run(
     let mut failures = start_shards(threads, &shared)?;
     let broker = Broker {
         link: AsyncLink::new(link)?,
+        pods: watch::Sender::default(),
     };
     let follow = broker.follow(&shared, &token, &roots);
     tokio::pin!(follow);
@@ -70,8 +74,31 @@ pub(super) async fn run(
     tracing::info!("worker serves");
     tokio::select! {
         result = follow => result,
+        result = egress::tell(&shared, &broker.link, broker.pods.subscribe()) => {
+            result.context("write to the broker")
+        }
         Some(result) = failures.recv() => result.context("a thread of traffic ended"),
     }
+}
+
+/// Shows what the kernel decided by itself.
+fn show_verdicts(metrics: &Metrics, counters: Counters) {
+    let read = move || match counters.read() {
+        Ok(counts) => counts
+            .into_iter()
+            .map(|(reason, count)| (reason.name(), count))
+            .collect(),
+        Err(error) => {
+            tracing::warn!(%error, "the kernel's counters cannot be read");
+            Vec::new()
+        }
+    };
+    metrics.register_foreign(
+        "sluice_kernel_verdicts",
+        "Connections judged in the kernel, and what went wrong there, by reason",
+        "reason",
+        read,
+    );
 }
 
 fn node(settings: &Settings) -> sluice_xds::Node {
@@ -106,6 +133,8 @@ fn start_shards(
 
 struct Broker {
     link: AsyncLink,
+    /// The pods of this node that are in the mesh.
+    pods: watch::Sender<BTreeMap<PodId, Uid>>,
 }
 
 impl Broker {
@@ -122,8 +151,19 @@ impl Broker {
                 return Ok(());
             };
             match received.message {
-                ToWorker::AddPod { pod, .. } => identities.add(shared, &pod),
-                ToWorker::RemovePod(id) => identities.remove(shared, id),
+                ToWorker::AddPod { pod, .. } => {
+                    identities.add(shared, &pod);
+                    let uid = Uid::pod(&shared.settings.cluster, &pod.namespace, &pod.name);
+                    self.pods.send_modify(|pods| {
+                        pods.insert(pod.id, uid);
+                    });
+                }
+                ToWorker::RemovePod(id) => {
+                    identities.remove(shared, id);
+                    self.pods.send_modify(|pods| {
+                        pods.remove(&id);
+                    });
+                }
                 ToWorker::Credentials {
                     token: text,
                     control_root,

@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod control;
+mod egress;
 mod flows;
 mod inbound;
 mod outbound;
@@ -23,6 +24,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use sluice_identity::Manager;
+use sluice_kernel::Counters;
 use sluice_model::{Mesh, Name, TrustDomain, Workload};
 use sluice_telemetry::metrics::Metrics;
 use sluice_xds::View;
@@ -104,7 +106,10 @@ pub fn run() -> Result<()> {
     };
     privileges::drop_all(settings.uid).context("give up privileges")?;
     sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
-    let threads = fds.into_iter().map(Link::from).collect();
+    let mut fds = fds.into_iter();
+    let counters = fds.next().context("the broker sent no counters")?;
+    let counters = Counters::from_fd(counters).context("open the kernel's counters")?;
+    let threads = fds.map(Link::from).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -114,6 +119,7 @@ pub fn run() -> Result<()> {
             token,
             control_root,
         },
+        counters,
         link,
         threads,
     ))

@@ -38,6 +38,8 @@ pub(super) enum Error {
     Refused(#[from] Refusal),
     #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
     NotSynced,
+    #[error("the workload is not known to the control plane")]
+    UnknownWorkload,
     #[error("{}", explain(*.0, .1))]
     Open(SocketAddr, #[source] OpenError),
     #[error("connect to {0}: {why}", why = words::connect(.1))]
@@ -119,11 +121,12 @@ async fn reach(
     if !shared.synced().await {
         return Err(Error::NotSynced);
     }
-    let source = shared.workload(pod).await;
-    report.source(source.as_ref());
+    // What it may reach is part of what the control plane says of it.
+    let source = shared.workload(pod).await.ok_or(Error::UnknownWorkload)?;
+    report.source(Some(&source));
     let client = Client {
         network: &shared.network,
-        workload: source.as_deref(),
+        workload: Some(&source),
     };
     let mut attempts = Attempts::begin();
     loop {
@@ -150,7 +153,7 @@ async fn reach(
             }
             Route::Hbone(hop) => {
                 report.hop(&hop);
-                match open(shard, pod, address, source.as_deref(), &hop).await {
+                match open(shard, pod, address, &source, &hop).await {
                     Ok(opened) => {
                         let flow = note(shard, pod, &hop, &opened);
                         return Ok(Reached::Tunnel(opened, flow));
@@ -255,7 +258,11 @@ impl Error {
                 OpenError::Refused(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
                 _ => false,
             },
-            Self::Refused(_) | Self::NotSynced | Self::Carry(_) | Self::Cut(_) => false,
+            Self::Refused(_)
+            | Self::NotSynced
+            | Self::UnknownWorkload
+            | Self::Carry(_)
+            | Self::Cut(_) => false,
         }
     }
 
@@ -282,7 +289,7 @@ async fn open(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
     client: SocketAddr,
-    source: Option<&Workload>,
+    source: &Workload,
     hop: &Hop,
 ) -> Result<Opened, OpenError> {
     let request = ConnectRequest {
@@ -294,7 +301,7 @@ async fn open(
                 .as_ref()
                 .map(|service| service.hostname.to_string()),
         },
-        baggage: source.map(sluice_hbone::Baggage::of).unwrap_or_default(),
+        baggage: sluice_hbone::Baggage::of(source),
     };
     let key = TunnelKey {
         source: pod.identity.clone(),

@@ -16,7 +16,12 @@ use sluice_telemetry::{
 };
 
 use super::{
-    Shared, admission::Refusal, flows::Cut, inbound, outbound, plaintext, pods::Pod, route::Hop,
+    Shared,
+    admission::Refusal,
+    flows::Cut,
+    inbound, outbound, plaintext,
+    pods::Pod,
+    route::{self, Hop},
 };
 
 /// The target of what policies have to say besides their decision, for log filters.
@@ -372,6 +377,9 @@ impl From<outbound::Error> for Failure {
                 | OpenError::Request(_) => ResponseFlags::Connect,
             },
             outbound::Error::Cut(cut) => return Self::cut(cut),
+            outbound::Error::Refused(route::Refusal::NotInRegistry(..)) => {
+                return Self::denied(&error, Denial::NotInRegistry, Phase::New);
+            }
             _ => ResponseFlags::Connect,
         };
         Self::new(&error, flags)

@@ -8,7 +8,7 @@ use sluice_model::{
     Mesh, Name, OrigDst, Service, SpiffeId, Uid, Workload,
     mesh::{Destination, Endpoint},
     service::{GatewayAddress, GatewayDestination, Mode},
-    workload::{Health, TunnelProtocol},
+    workload::{Egress, Health, TunnelProtocol},
 };
 use std::sync::Arc;
 
@@ -52,6 +52,11 @@ pub(super) enum Refusal {
     Recursive,
     #[error("workload {0} has an identity that cannot be verified")]
     Identity(Name),
+    #[error(
+        "the mesh does not know {0}, and the outbound traffic policy of {1} is REGISTRY_ONLY; \
+         declare it with a ServiceEntry, or set ALLOW_ANY for the pod"
+    )]
+    NotInRegistry(SocketAddr, Uid),
 }
 
 /// Who asks.
@@ -75,11 +80,7 @@ pub(super) fn outbound(
         return Route::Refuse(Refusal::Recursive);
     }
     match mesh.destination(client.network, dst.ip()) {
-        Destination::Unknown => Route::Plain {
-            to: dst,
-            workload: None,
-            service: None,
-        },
+        Destination::Unknown => outside(client, dst),
         Destination::Workload(workload) => {
             // What comes from a workload's own waypoint has been there already.
             match &workload.waypoint {
@@ -90,6 +91,20 @@ pub(super) fn outbound(
             }
         }
         Destination::Service(service) => to_service(mesh, client, service, dst, tried, roll),
+    }
+}
+
+/// The kernel refuses most of these itself, where it has been told.
+fn outside(client: Client<'_>, dst: SocketAddr) -> Route {
+    match client.workload {
+        Some(own) if own.egress == Egress::Registry => {
+            Route::Refuse(Refusal::NotInRegistry(dst, own.uid.clone()))
+        }
+        _ => Route::Plain {
+            to: dst,
+            workload: None,
+            service: None,
+        },
     }
 }
 

@@ -102,6 +102,51 @@ fn unknown_destinations_pass_through_untouched() {
 }
 
 #[test]
+fn a_restricted_workload_reaches_only_what_the_mesh_knows() {
+    let mut own = workload("web", "10.0.0.1", TunnelProtocol::Hbone);
+    own.profile_mut().egress = Egress::Registry;
+    let mesh = mesh(vec![
+        Update::Workload(workload("db", "10.0.0.2", TunnelProtocol::None)),
+        Update::Workload(endpoint_of(workload(
+            "c1",
+            "10.0.0.3",
+            TunnelProtocol::Hbone,
+        ))),
+        Update::Service(service("10.96.0.1")),
+    ]);
+    let network = "".into();
+    let client = Client {
+        network: &network,
+        workload: Some(&own),
+    };
+    let to = |dst: &str| outbound(&mesh, client, OrigDst(dst.parse().unwrap()), &[], 0.0);
+    assert!(matches!(to("10.0.0.2:6379"), Route::Plain { .. }));
+    hop(to("10.96.0.1:80"));
+    let refused = refusal(to("1.2.3.4:443"));
+    assert_eq!(
+        refused,
+        Refusal::NotInRegistry("1.2.3.4:443".parse().unwrap(), own.uid.clone())
+    );
+    let text = refused.to_string();
+    for word in ["1.2.3.4:443", "Kubernetes//Pod/shop/web", "REGISTRY_ONLY"] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn a_peer_may_prove_its_identity_in_any_of_the_trust_domains_that_are_one() {
+    let mut db = workload("db", "10.0.0.2", TunnelProtocol::Hbone);
+    let domains = ["cluster.local", "old.example"];
+    db.profile_mut().equivalent_domains = domains.map(|domain| domain.parse().unwrap()).into();
+    let hop = hop(route(&mesh(vec![Update::Workload(db)]), "10.0.0.2:6379"));
+    let expected: Vec<_> = hop.expected.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        expected,
+        domains.map(|domain| format!("spiffe://{domain}/ns/shop/sa/db"))
+    );
+}
+
+#[test]
 fn a_workload_in_the_mesh_is_reached_by_its_own_tunnel_and_identity() {
     let mesh = mesh(vec![Update::Workload(workload(
         "db",

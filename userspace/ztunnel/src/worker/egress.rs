@@ -1,0 +1,141 @@
+//! Tells the broker which pods may go only to what the mesh knows, and what that is, so that the
+//! kernel refuses the rest at `connect`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
+
+use sluice_kernel::MAX_REGISTRY;
+use sluice_model::{Mesh, Name, Uid, workload::Egress as Policy};
+use tokio::sync::watch;
+
+use super::Shared;
+use crate::link::{AsyncLink, Egress, PodId, ToBroker, message::MAX_ADDRESSES};
+
+/// How long changes are gathered before they are told. A service that has just come is refused to
+/// restricted pods for so long.
+const GATHER: Duration = Duration::from_millis(50);
+
+type Pods = BTreeMap<PodId, Uid>;
+
+/// Tells it once, and then every change, until the broker is gone.
+pub(super) async fn tell(
+    shared: &Shared,
+    link: &AsyncLink,
+    mut pods: watch::Receiver<Pods>,
+) -> io::Result<()> {
+    let mut told = Told::default();
+    let mut fitted = true;
+    loop {
+        let seen = shared.mesh.status().version;
+        let wanted = {
+            let here = pods.borrow_and_update();
+            Wanted::of(&shared.mesh.load(), &shared.network, &here)
+        };
+        if fitted && !wanted.fits() {
+            tracing::warn!(
+                addresses = wanted.known.len(),
+                ranges = wanted.ranges,
+                "the mesh has ranges of addresses, or more than the kernel's {MAX_REGISTRY}: \
+                 outbound traffic policy is enforced by the worker alone, by a reset after connect"
+            );
+        }
+        fitted = wanted.fits();
+        let wanted = if fitted { wanted } else { wanted.lifted() };
+        for message in told.catch_up(wanted) {
+            link.send_when_room(&ToBroker::Egress(message)).await?;
+        }
+        tokio::select! {
+            _ = shared.mesh.changed(seen) => {}
+            // The sender lives as long as the link.
+            _ = pods.changed() => {}
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// What the broker should know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    restricted: BTreeSet<PodId>,
+    /// A pod that the control plane has not described yet is in neither set.
+    free: BTreeSet<PodId>,
+    /// Empty when no pod is restricted.
+    known: HashSet<IpAddr>,
+    /// Whole ranges are known too, which the kernel's list cannot hold.
+    ranges: bool,
+}
+
+impl Wanted {
+    fn of(mesh: &Mesh, network: &Name, pods: &Pods) -> Self {
+        let mut wanted = Self::default();
+        for (id, uid) in pods {
+            match mesh.workload(uid).map(|workload| workload.egress) {
+                Some(Policy::Registry) => wanted.restricted.insert(*id),
+                Some(Policy::Anywhere) => wanted.free.insert(*id),
+                None => continue,
+            };
+        }
+        if !wanted.restricted.is_empty() {
+            wanted.known = mesh.addresses(network).collect();
+            wanted.ranges = mesh.has_ranges(network);
+        }
+        wanted
+    }
+
+    /// Without any restriction.
+    fn lifted(mut self) -> Self {
+        self.free.append(&mut self.restricted);
+        self.known.clear();
+        self.ranges = false;
+        self
+    }
+
+    /// Whether the kernel can hold it.
+    fn fits(&self) -> bool {
+        !self.ranges && self.known.len() <= MAX_REGISTRY as usize
+    }
+}
+
+/// What the broker has been told; nothing before the first list.
+#[derive(Debug, Default)]
+struct Told(Option<Wanted>);
+
+impl Told {
+    /// What brings the broker up to date, in the order in which it must hear it.
+    fn catch_up(&mut self, wanted: Wanted) -> Vec<Egress> {
+        let first = self.0.is_none();
+        let told = self.0.take().unwrap_or_default();
+        let mut messages = Vec::new();
+        // Without a restricted pod the list before has ended.
+        if first || (told.restricted.is_empty() && !wanted.restricted.is_empty()) {
+            messages.push(Egress::Begin);
+        }
+        messages.extend(batches(&wanted.known, &told.known).map(Egress::Known));
+        if first || (&told.restricted, &told.free) != (&wanted.restricted, &wanted.free) {
+            messages.push(Egress::Outbound {
+                restricted: wanted.restricted.iter().copied().collect(),
+                free: wanted.free.iter().copied().collect(),
+            });
+        }
+        if !wanted.restricted.is_empty() {
+            messages.extend(batches(&told.known, &wanted.known).map(Egress::Forgotten));
+        }
+        self.0 = Some(wanted);
+        messages
+    }
+}
+
+/// What is in one set and not in another.
+fn batches(of: &HashSet<IpAddr>, without: &HashSet<IpAddr>) -> impl Iterator<Item = Vec<IpAddr>> {
+    let all: Vec<IpAddr> = of.difference(without).copied().collect();
+    let batches = all.chunks(MAX_ADDRESSES).map(<[IpAddr]>::to_vec);
+    batches.collect::<Vec<_>>().into_iter()
+}
+
+#[cfg(test)]
+#[path = "egress_tests.rs"]
+mod tests;

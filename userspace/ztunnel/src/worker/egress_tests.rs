@@ -1,0 +1,97 @@
+use super::*;
+
+fn ip(number: u32) -> IpAddr {
+    std::net::Ipv4Addr::from(0x0a00_0000 + number).into()
+}
+
+fn wanted(pods: &[u32], known: impl IntoIterator<Item = u32>) -> Wanted {
+    Wanted {
+        restricted: pods.iter().copied().map(PodId).collect(),
+        free: [PodId(1)].into(),
+        known: known.into_iter().map(ip).collect(),
+        ranges: false,
+    }
+}
+
+fn restricted(pods: &[u32]) -> Egress {
+    Egress::Outbound {
+        restricted: pods.iter().copied().map(PodId).collect(),
+        free: vec![PodId(1)],
+    }
+}
+
+#[test]
+fn the_first_list_is_whole_even_when_it_is_empty() {
+    let mut told = Told::default();
+    let nothing = told.catch_up(wanted(&[], []));
+    assert_eq!(nothing, [Egress::Begin, restricted(&[])]);
+    assert_eq!(told.catch_up(wanted(&[], [])), []);
+    let mut told = Told::default();
+    let all = told.catch_up(wanted(&[7], [1]));
+    let expected = [Egress::Begin, Egress::Known(vec![ip(1)]), restricted(&[7])];
+    assert_eq!(all, expected);
+}
+
+#[test]
+fn later_only_differences_are_told_with_what_is_known_first_and_forgotten_last() {
+    let mut told = Told::default();
+    told.catch_up(wanted(&[7], [1, 2]));
+    assert_eq!(told.catch_up(wanted(&[7], [1, 2])), []);
+    let changed = told.catch_up(wanted(&[7, 8], [2, 3]));
+    let expected = [
+        Egress::Known(vec![ip(3)]),
+        restricted(&[7, 8]),
+        Egress::Forgotten(vec![ip(1)]),
+    ];
+    assert_eq!(changed, expected);
+}
+
+#[test]
+fn the_last_restriction_takes_the_list_with_it() {
+    let mut told = Told::default();
+    told.catch_up(wanted(&[7], [1]));
+    assert_eq!(told.catch_up(wanted(&[], [])), [restricted(&[])]);
+    let again = told.catch_up(wanted(&[7], [1]));
+    let expected = [Egress::Begin, Egress::Known(vec![ip(1)]), restricted(&[7])];
+    assert_eq!(again, expected, "the broker has forgotten them");
+}
+
+#[test]
+fn lists_are_cut_into_messages_that_fit() {
+    let mut told = Told::default();
+    let count = MAX_ADDRESSES as u32 * 2 + 1;
+    let messages = told.catch_up(wanted(&[7], 0..count));
+    let sizes: Vec<usize> = messages
+        .iter()
+        .filter_map(|message| match message {
+            Egress::Known(ips) => Some(ips.len()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sizes, [MAX_ADDRESSES, MAX_ADDRESSES, 1]);
+}
+
+#[test]
+fn a_pod_that_the_control_plane_has_not_described_is_left_as_it_is() {
+    let pods: Pods = [(PodId(7), Uid::pod("c", "shop", "web"))].into();
+    let nothing = Wanted::of(&Mesh::default(), &"".into(), &pods);
+    assert_eq!(nothing, Wanted::default());
+}
+
+#[test]
+fn what_does_not_fit_into_the_kernel_is_lifted_and_not_left_in_part() {
+    let fits = wanted(&[7], 0..MAX_REGISTRY);
+    assert!(fits.fits());
+    let too_many = wanted(&[7], 0..=MAX_REGISTRY);
+    let ranges = Wanted {
+        ranges: true,
+        ..wanted(&[7], [1])
+    };
+    for unfit in [too_many, ranges] {
+        assert!(!unfit.fits());
+        let lifted = unfit.lifted();
+        assert!(lifted.fits());
+        assert_eq!(lifted.free, [PodId(1), PodId(7)].into());
+        assert!(lifted.restricted.is_empty() && lifted.known.is_empty());
+    }
+}
