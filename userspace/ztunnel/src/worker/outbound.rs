@@ -12,7 +12,7 @@ use http::StatusCode;
 use sluice_hbone::{
     CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey,
 };
-use sluice_model::{OrigDst, Uid, Workload};
+use sluice_model::{Name, OrigDst, Uid, Workload};
 use tokio::net::TcpStream;
 
 use super::{
@@ -20,7 +20,8 @@ use super::{
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::{Failure, Report},
-    route::{self, Client, Hop, Refusal, Route},
+    resolver,
+    route::{self, Client, Hop, Named, Refusal, Route},
     shard::Shard,
     words,
 };
@@ -44,6 +45,8 @@ pub(super) enum Error {
     Open(SocketAddr, #[source] OpenError),
     #[error("connect to {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
+    #[error("{0}, the host of a service, has no address: {1}")]
+    Resolve(Name, #[source] resolver::Error),
     #[error("{0}")]
     Carry(#[from] CarryError),
     #[error("{0}")]
@@ -143,14 +146,15 @@ async fn reach(
                 service,
             } => {
                 report.plain(to, workload.as_ref(), service.as_deref());
-                let destination = orig.0;
-                let mut flow = pod.flows.note(Claim::Plain { destination });
-                let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
-                match dialled.await? {
-                    Ok(peer) => return Ok(Reached::Plain(peer, flow)),
-                    Err(error) => (Error::Connect(to, error), workload, service),
+                match plain(shard, pod, orig, to).await {
+                    Ok(reached) => return Ok(reached),
+                    Err(error) => (error, workload, service),
                 }
             }
+            Route::Named(host) => match named(shard, pod, orig, &host, roll, report).await {
+                Ok(reached) => return Ok(reached),
+                Err(error) => (error, Some(host.workload), host.service),
+            },
             Route::Hbone(hop) => {
                 report.hop(&hop);
                 match open(shard, pod, address, &source, &hop).await {
@@ -169,6 +173,52 @@ async fn reach(
         let service = service.is_some();
         attempts.go_on(failure, workload, service).await?;
     }
+}
+
+/// Dials in plaintext.
+async fn plain(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    orig: OrigDst,
+    to: SocketAddr,
+) -> Result<Reached, Error> {
+    let destination = orig.0;
+    let mut flow = pod.flows.note(Claim::Plain { destination });
+    let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
+    match dialled.await? {
+        Ok(peer) => Ok(Reached::Plain(peer, flow)),
+        Err(error) => Err(Error::Connect(to, error)),
+    }
+}
+
+/// Resolves a host, and dials its addresses until one answers.
+async fn named(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    orig: OrigDst,
+    host: &Named,
+    roll: f64,
+    report: &mut Report,
+) -> Result<Reached, Error> {
+    // For the line in the log, should there be no address.
+    report.plain(orig.0, Some(&host.workload), host.service.as_deref());
+    let resolved = shard.resolver.addresses(&host.host).await;
+    let addresses = resolved.map_err(|error| Error::Resolve(host.host.clone(), error))?;
+    let mut failure = None;
+    let order = host.order(&addresses, roll);
+    // A pod without IPv6 cannot dial it.
+    let reachable = order
+        .into_iter()
+        .filter(|to| pod.ip(Family::of(to.ip())).is_some());
+    for to in reachable.take(ATTEMPTS) {
+        report.plain(to, Some(&host.workload), host.service.as_deref());
+        match plain(shard, pod, orig, to).await {
+            Err(error) if error.is_unreached() => failure = Some(error),
+            result => return result,
+        }
+    }
+    let no_family = || Refusal::NoAddress(host.host.clone(), orig.0).into();
+    Err(failure.unwrap_or_else(no_family))
 }
 
 /// Notes a connection to a workload that has proven its own identity. It is compared with what the
@@ -252,7 +302,7 @@ impl Error {
     /// Whether the endpoint cannot be reached, or its application cannot: 503 (wire contract §3).
     fn is_unreached(&self) -> bool {
         match self {
-            Self::Connect(..) => true,
+            Self::Connect(..) | Self::Resolve(..) => true,
             Self::Open(_, error) => match error {
                 OpenError::Connect(_) | OpenError::ConnectTimeout(_) => true,
                 OpenError::Refused(status) => *status == StatusCode::SERVICE_UNAVAILABLE,

@@ -1,6 +1,6 @@
 //! Where an outbound connection goes. Pure: everything it needs is in its arguments.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::uri::Authority;
 use sluice_kernel::ports;
@@ -23,7 +23,35 @@ pub(super) enum Route {
         workload: Option<Arc<Workload>>,
         service: Option<Arc<Service>>,
     },
+    /// To a host in plaintext, once its name is resolved.
+    Named(Named),
     Refuse(Refusal),
+}
+
+/// A host that only has a name.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) host: Name,
+    pub(super) port: u16,
+    /// The application dialled an IPv4 address.
+    ipv4: bool,
+    pub(super) workload: Arc<Workload>,
+    pub(super) service: Option<Arc<Service>>,
+}
+
+impl Named {
+    /// Where to dial, in which order: first the family that the application chose, in each family
+    /// beginning anywhere. `roll` is random, below 1.
+    pub(super) fn order(&self, addresses: &[IpAddr], roll: f64) -> Vec<SocketAddr> {
+        let (mut first, mut rest): (Vec<IpAddr>, Vec<IpAddr>) =
+            addresses.iter().partition(|ip| ip.is_ipv4() == self.ipv4);
+        for family in [&mut first, &mut rest] {
+            let begin = (roll * family.len() as f64) as usize;
+            family.rotate_left(begin);
+        }
+        let all = first.into_iter().chain(rest);
+        all.map(|ip| SocketAddr::new(ip, self.port)).collect()
+    }
 }
 
 /// A tunnel to take.
@@ -164,7 +192,17 @@ fn to_workload(
         .or_else(|| workload.ips.first())
         .copied()
     else {
-        return Route::Refuse(Refusal::NoAddress(workload.name().into(), dst));
+        return match &workload.hostname {
+            // Who is promised a tunnel is not reached without one.
+            Some(host) if workload.protocol == TunnelProtocol::None => Route::Named(Named {
+                host: host.clone(),
+                port,
+                ipv4: dst.is_ipv4(),
+                workload,
+                service,
+            }),
+            _ => Route::Refuse(Refusal::NoAddress(workload.name().into(), dst)),
+        };
     };
     let to = SocketAddr::new(ip, port);
     if workload.protocol == TunnelProtocol::None {

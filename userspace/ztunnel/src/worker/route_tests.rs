@@ -245,6 +245,7 @@ fn chosen(mesh: &Mesh, tried: &[Uid]) -> Result<Uid, Refusal> {
     match outbound(mesh, client, dst, tried, 0.0) {
         Route::Hbone(hop) => Ok(hop.workload.uid.clone()),
         Route::Plain { workload, .. } => Ok(workload.unwrap().uid.clone()),
+        Route::Named(named) => Ok(named.workload.uid.clone()),
         Route::Refuse(refusal) => Err(refusal),
     }
 }
@@ -292,6 +293,46 @@ fn an_address_of_a_range_leads_to_the_service_and_passthrough_to_itself() {
     };
     assert_eq!(to.to_string(), "192.0.2.77:9999");
     assert_eq!(&*service.unwrap().name, "catalog");
+}
+
+#[test]
+fn a_host_without_address_is_resolved_and_dialled_in_the_family_that_was_asked_for() {
+    let mut host = endpoint_of(workload("db", "10.0.0.3", TunnelProtocol::None));
+    host.ips = Box::default();
+    host.profile_mut().hostname = Some("db.example.com".into());
+    let updates = vec![
+        Update::Service(service("10.96.0.1")),
+        Update::Workload(host.clone()),
+    ];
+    let Route::Named(named) = route(&mesh(updates), "10.96.0.1:80") else {
+        panic!("not by name")
+    };
+    assert_eq!((&*named.host, named.port), ("db.example.com", 8080));
+    let addresses = ["fd00::1", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+    let order = |roll| {
+        named
+            .order(&addresses, roll)
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        order(0.0),
+        ["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::1]:8080"]
+    );
+    assert_eq!(
+        order(0.9),
+        ["10.0.0.2:8080", "10.0.0.1:8080", "[fd00::1]:8080"]
+    );
+    assert!(named.order(&[], 0.5).is_empty());
+    // One that should be reached by a tunnel is not reached otherwise.
+    host.profile_mut().protocol = TunnelProtocol::Hbone;
+    let mesh = mesh(vec![
+        Update::Service(service("10.96.0.1")),
+        Update::Workload(host),
+    ]);
+    let refused = refusal(route(&mesh, "10.96.0.1:80"));
+    assert!(matches!(refused, Refusal::NoAddress(..)), "{refused}");
 }
 
 #[test]
