@@ -3,8 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
+use sluice_tests::mesh::Options;
 use sluice_tests::podtool::{self, Connection, Serve};
-use sluice_tests::scenario::{Scenario, scenario};
+use sluice_tests::scenario::{Scenario, scenario, scenario_with};
 use sluice_tests::{Pod, eventually, objects};
 
 /// Waits until node `a` knows of `count` endpoints of a service.
@@ -219,5 +220,59 @@ fn a_pod_that_ends_serves_until_another_is_ready() {
             ensure!(at.ip() == new.v4(), "{at} answered");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn a_host_is_resolved_for_each_connection() {
+    const NAMESERVER: &str = "127.0.0.1:5300";
+    let options = Options {
+        ztunnel: vec!["--nameserver".to_owned(), NAMESERVER.to_owned()],
+        ..Options::default()
+    };
+    scenario_with(&["a", "b"], options, |s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let machine = |name| {
+            s.topology.node("b").pod(sluice_tests::PodSpec {
+                namespace: "legacy",
+                name,
+                service_account: name,
+            })
+        };
+        let (before, after) = (machine("before")?, machine("after")?);
+        let _before = podtool::serve(&before, "before", Serve::Greet, "[::]:7000")?;
+        let _after = podtool::serve(&after, "after", Serve::Greet, "[::]:7000")?;
+        let text = service_entry(
+            "db",
+            "hosts: [db.example.com], addresses: [192.0.2.9], resolution: DNS, \
+             ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 7000}]",
+        );
+        s.mesh.config().apply("db", &text)?;
+        wait_for_endpoints(s, "db.example.com", 1)?;
+        let node = s.topology.node("a");
+        let names = podtool::answer_names(node, "names", NAMESERVER, before.v4())?;
+        let at = reached(&client, "192.0.2.9:80")?;
+        ensure!(at == SocketAddr::from((before.v4(), 7000)), "{at} answered");
+        // The name moves.
+        drop(names);
+        let names = podtool::answer_names(node, "names-2", NAMESERVER, after.v4())?;
+        let at = reached(&client, "192.0.2.9:80")?;
+        ensure!(at == SocketAddr::from((after.v4(), 7000)), "{at} answered");
+        s.mesh.ztunnel("a").wait_for_access(&[
+            ("direction", "outbound"),
+            ("dst.addr", &at.to_string()),
+            ("dst.service", "db.example.com"),
+        ])?;
+        // Nobody knows it any more: the client is told by a reset, and the log says why.
+        drop(names);
+        ensure!(reached(&client, "192.0.2.9:80").is_err());
+        eventually(|| {
+            let log = s.mesh.ztunnel("a").access_log()?;
+            let why =
+                |error: &str| error.contains("db.example.com") && error.contains("no address");
+            ensure!(log.iter().any(|line| why(line.get("error"))), "no line");
+            Ok(())
+        })
     });
 }
