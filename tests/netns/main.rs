@@ -16,5 +16,6 @@ mod peers;
 mod policy;
 mod processes;
 mod revocation;
+mod services;
 mod stranger;
 mod topology;

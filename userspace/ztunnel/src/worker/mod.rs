@@ -16,6 +16,7 @@ mod plaintext;
 mod pods;
 mod privileges;
 mod report;
+mod resolver;
 mod review;
 mod route;
 mod shard;
