@@ -20,5 +20,5 @@ pub use certificate::{peer_identity, uri_sans};
 pub use control_plane::{ControlPlane, Live};
 pub use error::{CaProblem, Error, peer_error};
 pub use manager::{CertificateState, CertificateStatus, Manager};
-pub use svid::Svid;
+pub use svid::{Svid, SvidParts};
 pub use trust::{Roots, Trust};

@@ -28,7 +28,6 @@ const SHORTEST_REST: Duration = Duration::from_millis(500);
 const JITTER: f64 = 0.05;
 
 /// Where a keeper leaves the certificate.
-#[derive(Default)]
 pub(super) struct Slot {
     svid: ArcSwapOption<Svid>,
     /// Somebody waits for a certificate.
@@ -36,6 +35,13 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    pub(super) fn new(svid: Option<Svid>) -> Self {
+        Self {
+            svid: ArcSwapOption::new(svid.map(Arc::new)),
+            hurry: Notify::new(),
+        }
+    }
+
     pub(super) fn valid(&self) -> Option<Arc<Svid>> {
         self.latest().filter(|svid| !svid.is_expired())
     }
@@ -58,12 +64,24 @@ pub(super) async fn keep(
     slot: Arc<Slot>,
     progress: watch::Sender<Progress>,
 ) {
+    let mut adopted = slot.latest();
     loop {
-        let svid = obtain(&shared, &identity, &slot, &progress).await;
-        tracing::info!(%identity, serial = svid.serial(), "certificate obtained");
-        let rest = until_renewal(&svid, SystemTime::now(), rand::random());
-        slot.svid.store(Some(Arc::new(svid)));
+        let (svid, rest) = match adopted.take() {
+            Some(svid) => {
+                tracing::info!(%identity, serial = svid.serial(), "certificate taken over");
+                let rest = until_half_life(&svid, SystemTime::now(), rand::random());
+                (svid, rest)
+            }
+            None => {
+                let svid = obtain(&shared, &identity, &slot, &progress).await;
+                tracing::info!(%identity, serial = svid.serial(), "certificate obtained");
+                let rest = until_renewal(&svid, SystemTime::now(), rand::random());
+                (Arc::new(svid), rest)
+            }
+        };
+        slot.svid.store(Some(svid));
         progress.send_replace(Progress::default());
+        shared.changes.send_modify(|changes| *changes += 1);
         sleep(rest).await;
     }
 }
@@ -103,6 +121,17 @@ async fn attempt(shared: &Shared, identity: &SpiffeId) -> Result<Svid, Error> {
     let request = Request::new(identity)?;
     let answer = shared.ca.sign(&request.pem, identity).await?;
     request.accept(identity, &answer, |roots| shared.trust(roots))
+}
+
+/// How long to rest after a certificate was taken over, with a random number below 1.
+///
+/// Not half of what is left: with each process that takes it over, renewal would come later.
+fn until_half_life(svid: &Svid, now: SystemTime, random: f64) -> Duration {
+    let (begin, end) = (svid.not_before(), svid.not_after());
+    let life = end.duration_since(begin).unwrap_or_default();
+    let renewal = begin + life.mul_f64(0.5 - JITTER * random);
+    let rest = renewal.duration_since(now).unwrap_or_default();
+    rest.max(SHORTEST_REST)
 }
 
 /// How long to rest, with a random number below 1.

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use sluice_model::SpiffeId;
 use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::timeout};
 
-use crate::{CertificateAuthority, Error, Roots, Svid, Trust};
+use crate::{CertificateAuthority, Error, Roots, Svid, SvidParts, Trust};
 use keeper::{Progress, Slot};
 
 /// Hands out certificates, and has them renewed at half their life. Clones are handles to the same.
@@ -32,6 +32,10 @@ struct Shared {
     ca: Arc<dyn CertificateAuthority>,
     /// The roots of the CA's latest answer; absent before the first.
     trust: Mutex<Option<Trust>>,
+    /// Of another process, until somebody asks for these identities.
+    adopted: Mutex<HashMap<SpiffeId, Svid>>,
+    /// Grows when a certificate comes or goes.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -85,6 +89,8 @@ impl Manager {
             shared: Arc::new(Shared {
                 ca: Arc::new(ca),
                 trust: Mutex::new(None),
+                adopted: Mutex::default(),
+                changes: watch::Sender::default(),
             }),
             entries: Arc::default(),
             runtime,
@@ -140,6 +146,35 @@ impl Manager {
     /// Gives an identity up: its key is dropped, and it is not renewed any more.
     pub fn forget(&self, identity: &SpiffeId) {
         self.entries.update(|entries| entries.remove(identity));
+        self.shared.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Takes over a certificate that another process has obtained, as if it had been obtained here.
+    /// Before its identity is first asked for; until then it is only put aside.
+    ///
+    /// # Errors
+    /// When the parts do not belong together. One that has expired is left out without an error.
+    pub fn adopt(&self, parts: SvidParts) -> Result<(), Error> {
+        let trust = self.shared.trust(Roots::new(parts.roots)?);
+        let svid = Svid::new(parts.identity, parts.chain, &parts.key, trust)?;
+        if !svid.is_expired() {
+            let adopted = &self.shared.adopted;
+            let mut adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner);
+            adopted.insert(svid.identity().clone(), svid);
+        }
+        Ok(())
+    }
+
+    /// The valid certificates of all identities in use, with their keys.
+    pub fn export(&self) -> Vec<SvidParts> {
+        let entries = self.entries.current.load();
+        let valid = entries.values().filter_map(|entry| entry.slot.valid());
+        valid.map(|svid| svid.parts()).collect()
+    }
+
+    /// Changes when [`Manager::export`] does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
     }
 
     /// All identities in use, in order.
@@ -162,7 +197,10 @@ impl Manager {
     }
 
     fn start(&self, identity: SpiffeId) -> Entry {
-        let slot = Arc::new(Slot::default());
+        let adopted = &self.shared.adopted;
+        let mut adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = Arc::new(Slot::new(adopted.remove(&identity)));
+        drop(adopted);
         let (sender, progress) = watch::channel(Progress::default());
         let keeper = keeper::keep(self.shared.clone(), identity, slot.clone(), sender);
         Entry {
