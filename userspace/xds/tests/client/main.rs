@@ -1,6 +1,7 @@
 //! The client against a control plane that behaves, and one that does not.
 
 mod server;
+mod snapshot;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,7 +17,17 @@ use tokio::time::timeout;
 use tonic::Status;
 
 fn start(server: &ControlPlane) -> View {
-    let client = Client::new(Config {
+    run(client(server))
+}
+
+fn run(client: Client) -> View {
+    let view = client.view();
+    tokio::spawn(client.run());
+    view
+}
+
+fn client(server: &ControlPlane) -> Client {
+    Client::new(Config {
         control_plane: Reach {
             address: server.address(),
             server_name: None,
@@ -32,10 +43,7 @@ fn start(server: &ControlPlane) -> View {
             cluster: "east".to_owned(),
             metadata: BTreeMap::new(),
         },
-    });
-    let view = client.view();
-    tokio::spawn(client.run());
-    view
+    })
 }
 
 /// Fails a test in place of letting it hang.
