@@ -10,7 +10,7 @@ use sluice_telemetry::{metrics::Metrics, serve::Readiness};
 use sluice_xds::Client;
 use tokio::sync::{mpsc, watch};
 
-use super::{Shared, admin, egress, shard};
+use super::{Shared, admin, egress, memory, memory::Memories, shard};
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
 
 /// How this node and the control plane prove themselves to each other.
@@ -23,6 +23,7 @@ pub(super) struct Credentials {
 pub(super) async fn run(
     settings: Settings,
     credentials: Credentials,
+    mut memories: Memories,
     counters: Counters,
     link: Link,
     threads: Vec<Link>,
@@ -40,10 +41,13 @@ pub(super) async fn run(
     };
     let validity = Duration::from_secs(settings.certificate_ttl);
     let ca = CaClient::new(control_plane.clone(), validity);
-    let client = Client::new(sluice_xds::Config {
+    let mut client = Client::new(sluice_xds::Config {
         control_plane,
         node: node(&settings),
     });
+    if let Some(snapshot) = memories.mesh.take() {
+        client.restore(snapshot);
+    }
     let shared = Arc::new(Shared {
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
@@ -54,7 +58,9 @@ pub(super) async fn run(
     });
     show_verdicts(&shared.metrics, counters);
     let readiness = Readiness::default();
-    let snapshot = readiness.pending("the first snapshot from the control plane");
+    let mesh = readiness.pending("the control plane's first answer (there is no snapshot)");
+    explain(&shared, &readiness);
+    memories.restore_certificates(&shared.identities);
     admin::start(&shared, &readiness).await?;
     tokio::spawn(client.run());
     let mut failures = start_shards(threads, &shared)?;
@@ -63,22 +69,43 @@ pub(super) async fn run(
         pods: watch::Sender::default(),
     };
     let follow = broker.follow(&shared, &token, &roots);
-    tokio::pin!(follow);
+    let keep = memory::keep(&shared, &broker.link);
+    tokio::pin!(follow, keep);
     tokio::select! {
         result = &mut follow => return result,
+        result = &mut keep => return result.context("write to the broker"),
         Some(result) = failures.recv() => return result.context("a thread of traffic ended"),
         () = shared.mesh.synced() => {}
     }
-    snapshot.done();
+    mesh.done();
     broker.link.send(&ToBroker::Ready, &[])?;
     tracing::info!("worker serves");
     tokio::select! {
         result = follow => result,
+        result = keep => result.context("write to the broker"),
         result = egress::tell(&shared, &broker.link, broker.pods.subscribe()) => {
             result.context("write to the broker")
         }
         Some(result) = failures.recv() => result.context("a thread of traffic ended"),
     }
+}
+
+/// Shows operators how old the mesh is, while it is from a snapshot.
+fn explain(shared: &Shared, readiness: &Readiness) {
+    let mesh = shared.mesh.clone();
+    let taken = move || mesh.status().snapshot;
+    let text = taken.clone();
+    readiness.explain(move || {
+        let taken = jiff::Timestamp::try_from(text()?).ok()?;
+        Some(format!(
+            "from the snapshot of {taken}, the control plane is not reached yet"
+        ))
+    });
+    shared.metrics.register_gauge(
+        "sluice_snapshot_age_seconds",
+        "Age of the snapshot in force; absent while the mesh is the control plane's own",
+        move || Some(taken()?.elapsed().unwrap_or_default().as_secs_f64()),
+    );
 }
 
 /// Shows what the kernel decided by itself.
@@ -171,7 +198,10 @@ impl Broker {
                     token.set(text);
                     roots.set(control_root);
                 }
-                ToWorker::Start(_) | ToWorker::Maps | ToWorker::Sockets { .. } => {}
+                ToWorker::Start(_)
+                | ToWorker::Maps
+                | ToWorker::Memories(_)
+                | ToWorker::Sockets { .. } => {}
             }
         }
     }

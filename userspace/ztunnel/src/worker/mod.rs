@@ -10,6 +10,7 @@ mod control;
 mod egress;
 mod flows;
 mod inbound;
+mod memory;
 mod outbound;
 mod plaintext;
 mod pods;
@@ -29,6 +30,7 @@ use sluice_model::{Mesh, Name, TrustDomain, Workload};
 use sluice_telemetry::metrics::Metrics;
 use sluice_xds::View;
 
+use memory::Memories;
 use pods::Pod;
 
 use crate::link::{Link, Received, Settings, ToWorker};
@@ -104,8 +106,16 @@ pub fn run() -> Result<()> {
     else {
         bail!("the broker sent no credentials");
     };
+    let Some(Received {
+        message: ToWorker::Memories(kinds),
+        fds: kept,
+    }) = first(&link)?
+    else {
+        bail!("the broker did not say what it remembers");
+    };
     privileges::drop_all(settings.uid).context("give up privileges")?;
     sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
+    let memories = Memories::read(&settings, &kinds, kept);
     let mut fds = fds.into_iter();
     let counters = fds.next().context("the broker sent no counters")?;
     let counters = Counters::from_fd(counters).context("open the kernel's counters")?;
@@ -119,6 +129,7 @@ pub fn run() -> Result<()> {
             token,
             control_root,
         },
+        memories,
         counters,
         link,
         threads,

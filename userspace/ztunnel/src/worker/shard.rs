@@ -96,7 +96,10 @@ impl Shard {
                     pod.stock(family).add(fds);
                 }
             }
-            ToWorker::Start(_) | ToWorker::Maps | ToWorker::Credentials { .. } => {}
+            ToWorker::Start(_)
+            | ToWorker::Maps
+            | ToWorker::Memories(_)
+            | ToWorker::Credentials { .. } => {}
         }
     }
 
