@@ -15,5 +15,6 @@ mod membership;
 mod peers;
 mod policy;
 mod processes;
+mod snapshot;
 mod stranger;
 mod topology;
