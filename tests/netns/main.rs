@@ -15,6 +15,7 @@ mod membership;
 mod peers;
 mod policy;
 mod processes;
+mod revocation;
 mod snapshot;
 mod stranger;
 mod topology;

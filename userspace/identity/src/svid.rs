@@ -9,14 +9,14 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use sluice_model::{SpiffeId, TrustDomain};
 use zeroize::Zeroizing;
 
 use crate::{
-    Error, Roots, Trust,
-    certificate::Leaf,
-    verify::{ExpectPeer, RequirePeer, provider},
+    Error, Trust,
+    certificate::{self, Leaf},
+    verify::{self, ExpectPeer, RequirePeer, provider},
 };
 
 /// The application protocol of tunnels.
@@ -128,9 +128,22 @@ impl Svid {
         &self.leaf.serial
     }
 
-    /// The trust anchors in force.
-    pub fn roots(&self) -> Arc<Roots> {
-        self.trust.current()
+    /// Whom it believes.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Whether peers that believe whom we believe may still accept it.
+    pub fn is_vouched_for(&self) -> bool {
+        let (Some(roots), [leaf, intermediates @ ..]) = (self.trust.roots(), &*self.chain) else {
+            return false;
+        };
+        // One that has expired, or is about to become valid, is not what this is about.
+        let when = SystemTime::now().min(self.leaf.not_after);
+        let when = certificate::since_1970(when.max(self.leaf.not_before));
+        let when = UnixTime::since_unix_epoch(when);
+        verify::chain(leaf, intermediates, &roots, when).is_ok()
+            && self.trust.lists().find(self.chain.iter(), &roots).is_none()
     }
 
     pub fn is_expired(&self) -> bool {
@@ -142,7 +155,7 @@ impl Svid {
             identity: self.identity.clone(),
             chain: self.chain.clone(),
             key: Zeroizing::new(self.key.clone_key()),
-            roots: self.roots().certificates().to_vec(),
+            roots: (self.trust.roots()).map_or_else(Vec::new, |r| r.certificates().to_vec()),
         }
     }
 

@@ -61,6 +61,9 @@ struct BrokerArgs {
     /// Token that admits this node to the control plane; read again when it changes.
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
+    /// Certificate revocation lists, in PEM or DER, one or several; read again when they change.
+    #[arg(long, value_name = "FILE")]
+    crl: Option<PathBuf>,
     /// The cgroup (v2) that holds all pods, for example /sys/fs/cgroup/kubepods.slice.
     #[arg(long, value_name = "DIR")]
     pods_cgroup: PathBuf,
@@ -163,6 +166,7 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         run_dir: args.run_dir,
         token_file: args.token_file,
         control_root: args.control_root,
+        crl: args.crl,
         threads,
         events: if args.flow_events {
             Events::On

@@ -63,7 +63,7 @@ impl Certificates {
                 tracing::warn!(node = %caller.node, %identity, %error, "certificate not issued");
                 Err(Status::invalid_argument(error.to_string()))
             }
-            Err(error @ SignError::Signing(_)) => {
+            Err(error @ (SignError::Signing(_) | SignError::Expired)) => {
                 tracing::error!(node = %caller.node, %identity, %error, "certificate not issued");
                 Err(Status::internal("signing failed"))
             }

@@ -11,12 +11,18 @@ use std::{
 
 use arc_swap::ArcSwap;
 use sluice_model::SpiffeId;
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    task::AbortHandle,
+    time::{Instant, timeout},
+};
 
 use crate::{CertificateAuthority, Error, Roots, Svid, SvidParts, Trust};
 use keeper::{Progress, Slot};
 
-/// Hands out certificates, and has them renewed at half their life. Clones are handles to the same.
+/// Hands out certificates, and has them renewed at half their life, or earlier when the CA's roots
+/// have changed. Clones are handles to the same.
 ///
 /// A key is made when an identity is first asked for, and a new one with each renewal. While the CA
 /// fails, the certificate at hand is kept until it expires.
@@ -27,11 +33,35 @@ pub struct Manager {
     runtime: Handle,
 }
 
+/// How a manager behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// After this long without an answer of the CA, one certificate is renewed for no other reason
+    /// than to hear of changed roots: renewals by age may be half a day apart.
+    pub ask_at_least: Duration,
+    /// How many certificates are asked for at a time that no connection waits for.
+    pub unhurried: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ask_at_least: Duration::from_secs(15 * 60),
+            unhurried: 4,
+        }
+    }
+}
+
 /// What the keepers of all identities share.
 struct Shared {
     ca: Arc<dyn CertificateAuthority>,
-    /// The roots of the CA's latest answer; absent before the first.
-    trust: Mutex<Option<Trust>>,
+    /// With the roots of the CA's latest answer.
+    trust: Trust,
+    ask_at_least: Duration,
+    /// When the CA was last asked for the roots' sake, or answered.
+    heard: Mutex<Instant>,
+    /// Those who ask without hurry take turns.
+    turns: Semaphore,
     /// Of another process, until somebody asks for these identities.
     adopted: Mutex<HashMap<SpiffeId, Svid>>,
     /// Grows when a certificate comes or goes.
@@ -84,11 +114,14 @@ pub enum CertificateState {
 
 impl Manager {
     /// A manager whose requests run on `runtime`, whichever runtime asks.
-    pub fn new(ca: impl CertificateAuthority, runtime: Handle) -> Self {
+    pub fn new(ca: impl CertificateAuthority, config: Config, runtime: Handle) -> Self {
         Self {
             shared: Arc::new(Shared {
                 ca: Arc::new(ca),
-                trust: Mutex::new(None),
+                trust: Trust::default(),
+                ask_at_least: config.ask_at_least,
+                heard: Mutex::new(Instant::now()),
+                turns: Semaphore::new(config.unhurried),
                 adopted: Mutex::default(),
                 changes: watch::Sender::default(),
             }),
@@ -138,6 +171,12 @@ impl Manager {
         })
     }
 
+    /// What all identities believe: the roots of the CA's latest answer, and the revocation lists
+    /// that somebody puts in force here.
+    pub fn trust(&self) -> &Trust {
+        &self.shared.trust
+    }
+
     /// Has a certificate ready before the first connection asks for it.
     pub fn prefetch(&self, identity: &SpiffeId) {
         self.watch(identity);
@@ -155,8 +194,10 @@ impl Manager {
     /// # Errors
     /// When the parts do not belong together. One that has expired is left out without an error.
     pub fn adopt(&self, parts: SvidParts) -> Result<(), Error> {
-        let trust = self.shared.trust(Roots::new(parts.roots)?);
+        let roots = Roots::new(parts.roots)?;
+        let trust = self.shared.trust.clone();
         let svid = Svid::new(parts.identity, parts.chain, &parts.key, trust)?;
+        self.shared.trust.replace(roots);
         if !svid.is_expired() {
             let adopted = &self.shared.adopted;
             let mut adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,17 +292,12 @@ impl Entry {
 }
 
 impl Shared {
-    /// Puts the CA's roots in force for all identities.
-    fn trust(&self, roots: Roots) -> Trust {
-        let mut trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*trust {
-            None => trust.insert(Trust::new(roots)).clone(),
-            Some(trust) => {
-                if trust.replace(roots) {
-                    tracing::info!("trust anchors changed");
-                }
-                trust.clone()
-            }
-        }
+    /// When the roots should be asked for.
+    fn ask_at(&self) -> Instant {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) + self.ask_at_least
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }

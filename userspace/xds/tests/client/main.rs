@@ -1,5 +1,6 @@
 //! The client against a control plane that behaves, and one that does not.
 
+mod misbehaving;
 mod server;
 mod snapshot;
 
@@ -17,7 +18,11 @@ use tokio::time::timeout;
 use tonic::Status;
 
 fn start(server: &ControlPlane) -> View {
-    run(client(server))
+    start_at(server.address())
+}
+
+fn start_at(address: String) -> View {
+    run(client(address))
 }
 
 fn run(client: Client) -> View {
@@ -26,10 +31,10 @@ fn run(client: Client) -> View {
     view
 }
 
-fn client(server: &ControlPlane) -> Client {
+fn client(address: String) -> Client {
     Client::new(Config {
         control_plane: Reach {
-            address: server.address(),
+            address,
             server_name: None,
             roots: Live::default(),
             token: Live::default(),

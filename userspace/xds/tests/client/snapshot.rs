@@ -28,7 +28,7 @@ async fn restored() -> (ControlPlane, Session, View) {
     let mut bytes = Vec::new();
     Snapshot::write(&view.load(), "east", taken(), &mut bytes).unwrap();
     let mut server = ControlPlane::start().await;
-    let mut client = client(&server);
+    let mut client = client(server.address());
     client.restore(Snapshot::parse(bytes, "east").unwrap());
     let view = run(client);
     let session = server.session().await;

@@ -4,6 +4,7 @@
 //! fixed messages of its own worker. One thread owns all state and takes [`Event`]s; the others
 //! only wait for something and report it.
 
+mod crl;
 mod egress;
 mod memory;
 mod netns;
@@ -47,6 +48,8 @@ pub struct Config {
     pub token_file: PathBuf,
     /// The certificate that the control plane must be signed by, in PEM.
     pub control_root: PathBuf,
+    /// Revocation lists, followed.
+    pub crl: Option<PathBuf>,
     /// How many threads carry traffic.
     pub threads: usize,
     pub kernel: sluice_kernel::Config,

@@ -20,6 +20,7 @@ use nix::{
 
 use super::{
     Config, Event,
+    crl::RevocationFile,
     memory::Memories,
     pods::{PodRecord, Pods},
     supply,
@@ -41,6 +42,7 @@ pub(super) struct Worker {
     config: Config,
     events: Sender<Event>,
     credentials: Credentials,
+    crl: Option<RevocationFile>,
     memories: Memories,
     running: Option<Running>,
     pause: Duration,
@@ -64,6 +66,7 @@ impl Worker {
             config: config.clone(),
             events,
             credentials,
+            crl: config.crl.clone().map(RevocationFile::open).transpose()?,
             memories: Memories::open(&config.state_dir)?,
             running: None,
             pause: FIRST_PAUSE,
@@ -101,7 +104,7 @@ impl Worker {
         Ok(())
     }
 
-    fn equip(&self, pid: u32, link: Link, pods: &Pods) -> Result<Running> {
+    fn equip(&mut self, pid: u32, link: Link, pods: &Pods) -> Result<Running> {
         let (maps, counters) = (pods.socket_maps()?, pods.counters()?);
         let pairs = (0..self.config.threads)
             .map(|_| Link::pair())
@@ -110,6 +113,9 @@ impl Worker {
         let ends: Vec<_> = std::iter::once(counters.as_fd()).chain(ends).collect();
         link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
         link.send(&self.credentials.message(), &[])?;
+        if let Some(crl) = &mut self.crl {
+            crl.send(&link)?;
+        }
         self.memories.tell(&link)?;
         let mut threads = Vec::new();
         for (index, (thread, _)) in pairs.into_iter().enumerate() {
@@ -198,7 +204,7 @@ impl Worker {
         }
     }
 
-    /// Passes changed credentials on.
+    /// Passes changed credentials and revocation lists on.
     pub(super) fn refresh_credentials(&mut self) {
         match self.credentials.refresh() {
             Ok(true) => {
@@ -208,6 +214,12 @@ impl Worker {
             }
             Ok(false) => {}
             Err(error) => tracing::warn!(error = one_line(&error), "credentials not refreshed"),
+        }
+        if let Some(crl) = &mut self.crl {
+            crl.refresh();
+            if let Some(running) = &self.running {
+                crl.pass_on(&running.link);
+            }
         }
     }
 

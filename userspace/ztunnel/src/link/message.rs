@@ -81,6 +81,8 @@ pub enum ToWorker {
     /// What the workers before left, the third message on the worker's own link. The descriptors
     /// come in the order of the list.
     Memories(Vec<Memory>),
+    /// With a descriptor of all revocation lists; sent again when they change.
+    Revocations,
     /// With listeners on thread links, without on the worker's.
     AddPod {
         pod: PodInfo,

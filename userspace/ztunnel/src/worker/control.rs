@@ -1,9 +1,12 @@
 //! The worker's main thread: the control plane, certificates, the broker's news, operators.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs::File, io::Read as _, net::Ipv4Addr, os::fd::OwnedFd, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use sluice_identity::{CaClient, ControlPlane, Live, Manager};
+use sluice_identity::{CaClient, ControlPlane, Live, Manager, RevocationLists};
 use sluice_kernel::Counters;
 use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
@@ -52,7 +55,11 @@ pub(super) async fn run(
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
         mesh: client.view(),
-        identities: Manager::new(ca, tokio::runtime::Handle::current()),
+        identities: Manager::new(
+            ca,
+            sluice_identity::Config::default(),
+            tokio::runtime::Handle::current(),
+        ),
         metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
         settings,
     });
@@ -198,12 +205,32 @@ impl Broker {
                     token.set(text);
                     roots.set(control_root);
                 }
+                ToWorker::Revocations => revoke(shared, received.fds),
                 ToWorker::Start(_)
                 | ToWorker::Maps
                 | ToWorker::Memories(_)
                 | ToWorker::Sockets { .. } => {}
             }
         }
+    }
+}
+
+/// Puts revocation lists in force.
+fn revoke(shared: &Shared, fds: Vec<OwnedFd>) {
+    let mut bytes = Vec::new();
+    let read = fds
+        .into_iter()
+        .try_for_each(|fd| File::from(fd).read_to_end(&mut bytes).map(drop));
+    let lists = read
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(RevocationLists::parse(&bytes)?));
+    match lists {
+        Ok(lists) => {
+            tracing::info!(revoked = lists.revoked(), "revocation lists in force");
+            shared.identities.trust().revoke(lists);
+        }
+        // The broker has read them before.
+        Err(error) => tracing::error!(%error, "revocation lists from the broker"),
     }
 }
 

@@ -8,6 +8,7 @@ mod admin;
 mod admission;
 mod control;
 mod egress;
+mod failure;
 mod flows;
 mod inbound;
 mod memory;

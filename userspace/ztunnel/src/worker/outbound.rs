@@ -17,9 +17,10 @@ use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
+    failure::Failure,
     flows::{Claim, Cut, Flow},
     pods::Pod,
-    report::{Failure, Report},
+    report::Report,
     route::{self, Client, Hop, Refusal, Route},
     shard::Shard,
     words,
@@ -87,14 +88,11 @@ async fn run(
             let carried = flow.unless_cut(sluice_hbone::join(tcp, peer, &report.meter));
             Ok(carried.await??)
         }
-        Ok(Reached::Tunnel(opened, flow)) => {
-            report.peer(&pod.identity, opened.peer.as_ref());
+        Ok(Reached::Tunnel(opened, mut flow)) => {
+            report.peer(&pod.identity, opened.peer.identity());
             report.opened();
             let carried = opened.stream.carry(tcp, &report.meter);
-            match flow {
-                Some(mut flow) => Ok(flow.unless_cut(carried).await??),
-                None => Ok(carried.await?),
-            }
+            Ok(flow.unless_cut(carried).await??)
         }
         Err(error) => {
             sluice_hbone::reset(tcp);
@@ -106,8 +104,7 @@ async fn run(
 /// The other end of a connection, before a byte has moved.
 enum Reached {
     Plain(TcpStream, Flow),
-    /// Without a flow when the destination's identity is not its own, but its service's.
-    Tunnel(Opened, Option<Flow>),
+    Tunnel(Opened, Flow),
 }
 
 async fn reach(
@@ -169,20 +166,18 @@ async fn reach(
     }
 }
 
-/// Notes a connection to a workload that has proven its own identity. It is compared with what the
-/// mesh says now: that may have changed since the hop was chosen.
-fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened) -> Option<Flow> {
-    let identity = opened.peer.clone()?;
+/// Notes a connection through a tunnel. Its peer is compared with what the mesh says now: that may
+/// have changed since the hop was chosen.
+fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened) -> Flow {
     let mesh = shard.shared.mesh.load();
-    let destination = mesh.workload(&hop.workload.uid).unwrap_or(&hop.workload);
+    let uid = &hop.workload.uid;
+    let destination = mesh.workload(uid).unwrap_or(&hop.workload);
     let own = destination
         .identities()
-        .is_ok_and(|ids| ids.contains(&identity));
-    own.then(|| {
-        pod.flows.note(Claim::Tunnel {
-            destination: hop.workload.uid.clone(),
-            identity,
-        })
+        .is_ok_and(|ids| ids.contains(opened.peer.identity()));
+    pod.flows.note(Claim::Tunnel {
+        destination: own.then(|| uid.clone()),
+        peer: opened.peer.clone(),
     })
 }
 
@@ -314,6 +309,10 @@ async fn dial(shard: &Rc<Shard>, pod: &Rc<Pod>, hop: &Hop) -> Result<Dialled, Op
             io::ErrorKind::TimedOut => OpenError::ConnectTimeout(super::pods::CONNECT_TIMEOUT),
             _ => OpenError::Connect(Rc::new(error)),
         })?;
-    let tls = svid.client_config(hop.expected.as_slice());
-    Ok(Dialled { tcp, tls })
+    Ok(Dialled {
+        tcp,
+        tls: svid.client_config(hop.expected.as_slice()),
+        trust: svid.trust().clone(),
+        expires: svid.not_after(),
+    })
 }

@@ -99,7 +99,8 @@ impl Shard {
             ToWorker::Start(_)
             | ToWorker::Maps
             | ToWorker::Memories(_)
-            | ToWorker::Credentials { .. } => {}
+            | ToWorker::Credentials { .. }
+            | ToWorker::Revocations => {}
         }
     }
 
