@@ -78,8 +78,8 @@ pub enum ToWorker {
         token: String,
         control_root: String,
     },
-    /// What the workers before left, the third message on the worker's own link. The descriptors
-    /// come in the order of the list.
+    /// What the workers before left. The last message on the worker's own link before those of
+    /// pods. The descriptors come in the order of the list.
     Memories(Vec<Memory>),
     /// With a descriptor of all revocation lists; sent again when they change.
     Revocations,

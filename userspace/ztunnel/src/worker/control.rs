@@ -10,7 +10,7 @@ use sluice_identity::{CaClient, ControlPlane, Live, Manager, RevocationLists};
 use sluice_kernel::Counters;
 use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
-use sluice_xds::Client;
+use sluice_xds::{Client, Snapshot};
 use tokio::sync::{mpsc, watch};
 
 use super::{Shared, admin, egress, memory, memory::Memories, shard};
@@ -22,15 +22,28 @@ pub(super) struct Credentials {
     pub(super) control_root: String,
 }
 
+/// What the broker says before anything else.
+pub(super) struct Start {
+    pub(super) settings: Settings,
+    pub(super) credentials: Credentials,
+    /// The descriptor of revocation lists, if there are any.
+    pub(super) revocations: Vec<OwnedFd>,
+    pub(super) memories: Memories,
+    pub(super) counters: Counters,
+    /// The links of the threads that carry traffic.
+    pub(super) threads: Vec<Link>,
+}
+
 /// Runs the worker until the broker is gone or a thread of traffic fails.
-pub(super) async fn run(
-    settings: Settings,
-    credentials: Credentials,
-    mut memories: Memories,
-    counters: Counters,
-    link: Link,
-    threads: Vec<Link>,
-) -> Result<()> {
+pub(super) async fn run(start: Start, link: Link) -> Result<()> {
+    let Start {
+        settings,
+        credentials,
+        revocations,
+        mut memories,
+        counters,
+        threads,
+    } = start;
     let (token, roots) = (
         Live::new(credentials.token),
         Live::new(credentials.control_root),
@@ -42,32 +55,16 @@ pub(super) async fn run(
         token: token.clone(),
         cluster: settings.cluster.clone(),
     };
-    let validity = Duration::from_secs(settings.certificate_ttl);
-    let ca = CaClient::new(control_plane.clone(), validity);
-    let mut client = Client::new(sluice_xds::Config {
-        control_plane,
-        node: node(&settings),
-    });
-    if let Some(snapshot) = memories.mesh.take() {
-        client.restore(snapshot);
-    }
-    let shared = Arc::new(Shared {
-        network: settings.network.as_str().into(),
-        trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
-        mesh: client.view(),
-        identities: Manager::new(
-            ca,
-            sluice_identity::Config::default(),
-            tokio::runtime::Handle::current(),
-        ),
-        metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
-        settings,
-    });
+    let (client, shared) = share(settings, control_plane, memories.mesh.take())?;
     show_verdicts(&shared.metrics, counters);
     let readiness = Readiness::default();
     let mesh = readiness.pending("the control plane's first answer (there is no snapshot)");
     explain(&shared, &readiness);
     memories.restore_certificates(&shared.identities);
+    // Before the first peer: with the certificates at hand, nothing else has to be waited for.
+    if !revocations.is_empty() {
+        revoke(&shared, revocations);
+    }
     admin::start(&shared, &readiness).await?;
     tokio::spawn(client.run());
     let mut failures = start_shards(threads, &shared)?;
@@ -95,6 +92,36 @@ pub(super) async fn run(
         }
         Some(result) = failures.recv() => result.context("a thread of traffic ended"),
     }
+}
+
+/// What all threads know, and who keeps the mesh of it in step.
+fn share(
+    settings: Settings,
+    control_plane: ControlPlane,
+    snapshot: Option<Snapshot>,
+) -> Result<(Client, Arc<Shared>)> {
+    let validity = Duration::from_secs(settings.certificate_ttl);
+    let ca = CaClient::new(control_plane.clone(), validity);
+    let mut client = Client::new(sluice_xds::Config {
+        control_plane,
+        node: node(&settings),
+    });
+    if let Some(snapshot) = snapshot {
+        client.restore(snapshot);
+    }
+    let shared = Shared {
+        network: settings.network.as_str().into(),
+        trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
+        mesh: client.view(),
+        identities: Manager::new(
+            ca,
+            sluice_identity::Config::default(),
+            tokio::runtime::Handle::current(),
+        ),
+        metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
+        settings,
+    };
+    Ok((client, Arc::new(shared)))
 }
 
 /// Shows operators how old the mesh is, while it is from a snapshot.

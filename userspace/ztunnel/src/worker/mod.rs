@@ -107,12 +107,19 @@ pub fn run() -> Result<()> {
     else {
         bail!("the broker sent no credentials");
     };
-    let Some(Received {
-        message: ToWorker::Memories(kinds),
-        fds: kept,
-    }) = first(&link)?
-    else {
-        bail!("the broker did not say what it remembers");
+    let mut revocations = Vec::new();
+    let (kinds, kept) = loop {
+        match first(&link)? {
+            Some(Received {
+                message: ToWorker::Memories(kinds),
+                fds,
+            }) => break (kinds, fds),
+            Some(Received {
+                message: ToWorker::Revocations,
+                fds,
+            }) => revocations = fds,
+            _ => bail!("the broker did not say what it remembers"),
+        }
     };
     privileges::drop_all(settings.uid).context("give up privileges")?;
     sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
@@ -124,17 +131,18 @@ pub fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(control::run(
+    let start = control::Start {
         settings,
-        control::Credentials {
+        credentials: control::Credentials {
             token,
             control_root,
         },
+        revocations,
         memories,
         counters,
-        link,
         threads,
-    ))
+    };
+    runtime.block_on(control::run(start, link))
 }
 
 fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {
