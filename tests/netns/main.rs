@@ -17,5 +17,6 @@ mod policy;
 mod processes;
 mod revocation;
 mod services;
+mod snapshot;
 mod stranger;
 mod topology;

@@ -430,6 +430,7 @@ fn what_is_wrong_with_the_flags_is_said_in_one_line() {
             ("--config-dir", nowhere.clone(), "nowhere"),
             ("--token-file", nowhere.clone(), "(--token-file)"),
             ("--control-root", nowhere.clone(), "(--control-root)"),
+            ("--state-dir", "/proc/nowhere".to_owned(), "(--state-dir)"),
             ("--log", "in:fo=what".to_owned(), "in:fo=what"),
             ("--trust-domain", "no domain".to_owned(), "--trust-domain"),
             ("--control", "nonsense".to_owned(), "--control"),

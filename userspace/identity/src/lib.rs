@@ -24,5 +24,5 @@ pub use error::{CaProblem, Error, is_revoked, peer_error};
 pub use manager::{CertificateState, CertificateStatus, Config, Manager};
 pub use peer::{Distrust, Peer, Side};
 pub use revocation::{Due, RevocationLists, Revoked};
-pub use svid::Svid;
+pub use svid::{Svid, SvidParts};
 pub use trust::{Roots, Trust};

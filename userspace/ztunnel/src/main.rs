@@ -76,6 +76,10 @@ struct BrokerArgs {
     /// Holds the pid files, and the list of this node's pods in the mesh (`pods`).
     #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
     run_dir: PathBuf,
+    /// Holds the last good snapshot of the mesh (`snapshot`), for a start without the control plane;
+    /// one that survives a reboot is best, such as /var/lib/sluice [default: that of --run-dir].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     #[arg(long, default_value = "cluster.local", value_parser = trust_domain)]
     trust_domain: TrustDomain,
     /// The name of this cluster.
@@ -162,6 +166,7 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         },
         node: args.node,
         config_dir: args.config_dir,
+        state_dir: args.state_dir.unwrap_or_else(|| args.run_dir.clone()),
         run_dir: args.run_dir,
         token_file: args.token_file,
         control_root: args.control_root,

@@ -30,7 +30,6 @@ const SPREAD: Duration = Duration::from_secs(60);
 const JITTER: f64 = 0.05;
 
 /// Where a keeper leaves the certificate.
-#[derive(Default)]
 pub(super) struct Slot {
     svid: ArcSwapOption<Svid>,
     /// Somebody waits for a certificate.
@@ -38,6 +37,13 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    pub(super) fn new(svid: Option<Svid>) -> Self {
+        Self {
+            svid: ArcSwapOption::new(svid.map(Arc::new)),
+            hurry: Notify::new(),
+        }
+    }
+
     pub(super) fn valid(&self) -> Option<Arc<Svid>> {
         self.latest().filter(|svid| !svid.is_expired())
     }
@@ -60,13 +66,25 @@ pub(super) async fn keep(
     slot: Arc<Slot>,
     progress: watch::Sender<Progress>,
 ) {
+    let mut adopted = slot.latest();
     loop {
-        let svid = obtain(&shared, &identity, &slot, &progress).await;
-        tracing::info!(%identity, serial = svid.serial(), "certificate obtained");
-        let renewal = Instant::now() + until_renewal(&svid, SystemTime::now(), rand::random());
-        let svid = Arc::new(svid);
+        let (svid, age) = match adopted.take() {
+            Some(svid) => {
+                tracing::info!(%identity, serial = svid.serial(), "certificate taken over");
+                let age = until_half_life(&svid, SystemTime::now(), rand::random());
+                (svid, age)
+            }
+            None => {
+                let svid = obtain(&shared, &identity, &slot, &progress).await;
+                tracing::info!(%identity, serial = svid.serial(), "certificate obtained");
+                let age = until_renewal(&svid, SystemTime::now(), rand::random());
+                (Arc::new(svid), age)
+            }
+        };
+        let renewal = Instant::now() + age;
         slot.svid.store(Some(svid.clone()));
         progress.send_replace(Progress::default());
+        shared.changes.send_modify(|changes| *changes += 1);
         let why = rest(&shared, &svid, renewal).await;
         tracing::debug!(%identity, ?why, "certificate is renewed");
     }
@@ -173,6 +191,17 @@ async fn attempt(shared: &Shared, identity: &SpiffeId) -> Result<Svid, Error> {
     let svid = request.accept(identity, &answer, &shared.trust)?;
     shared.hear();
     Ok(svid)
+}
+
+/// How long to rest after a certificate was taken over, with a random number below 1.
+///
+/// Not half of what is left: with each process that takes it over, renewal would come later.
+fn until_half_life(svid: &Svid, now: SystemTime, random: f64) -> Duration {
+    let (begin, end) = (svid.not_before(), svid.not_after());
+    let life = end.duration_since(begin).unwrap_or_default();
+    let renewal = begin + life.mul_f64(0.5 - JITTER * random);
+    let rest = renewal.duration_since(now).unwrap_or_default();
+    rest.max(SHORTEST_REST)
 }
 
 /// How long to rest, with a random number below 1.

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{CertificateAuthority, Error, Svid, Trust};
+use crate::{CertificateAuthority, Error, Roots, Svid, SvidParts, Trust};
 use keeper::{Progress, Slot};
 
 /// Hands out certificates, and has them renewed at half their life, or earlier when the CA's roots
@@ -62,6 +62,10 @@ struct Shared {
     heard: Mutex<Instant>,
     /// Those who ask without hurry take turns.
     turns: Semaphore,
+    /// Of another process, until somebody asks for these identities.
+    adopted: Mutex<HashMap<SpiffeId, Svid>>,
+    /// Grows when a certificate comes or goes.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -118,6 +122,8 @@ impl Manager {
                 ask_at_least: config.ask_at_least,
                 heard: Mutex::new(Instant::now()),
                 turns: Semaphore::new(config.unhurried),
+                adopted: Mutex::default(),
+                changes: watch::Sender::default(),
             }),
             entries: Arc::default(),
             runtime,
@@ -179,6 +185,37 @@ impl Manager {
     /// Gives an identity up: its key is dropped, and it is not renewed any more.
     pub fn forget(&self, identity: &SpiffeId) {
         self.entries.update(|entries| entries.remove(identity));
+        self.shared.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Takes over a certificate that another process has obtained, as if it had been obtained here.
+    /// Before its identity is first asked for; until then it is only put aside.
+    ///
+    /// # Errors
+    /// When the parts do not belong together. One that has expired is left out without an error.
+    pub fn adopt(&self, parts: SvidParts) -> Result<(), Error> {
+        let roots = Roots::new(parts.roots)?;
+        let trust = self.shared.trust.clone();
+        let svid = Svid::new(parts.identity, parts.chain, &parts.key, trust)?;
+        self.shared.trust.replace(roots);
+        if !svid.is_expired() {
+            let adopted = &self.shared.adopted;
+            let mut adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner);
+            adopted.insert(svid.identity().clone(), svid);
+        }
+        Ok(())
+    }
+
+    /// The valid certificates of all identities in use, with their keys.
+    pub fn export(&self) -> Vec<SvidParts> {
+        let entries = self.entries.current.load();
+        let valid = entries.values().filter_map(|entry| entry.slot.valid());
+        valid.map(|svid| svid.parts()).collect()
+    }
+
+    /// Changes when [`Manager::export`] does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
     }
 
     /// All identities in use, in order.
@@ -201,7 +238,10 @@ impl Manager {
     }
 
     fn start(&self, identity: SpiffeId) -> Entry {
-        let slot = Arc::new(Slot::default());
+        let adopted = &self.shared.adopted;
+        let mut adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = Arc::new(Slot::new(adopted.remove(&identity)));
+        drop(adopted);
         let (sender, progress) = watch::channel(Progress::default());
         let keeper = keeper::keep(self.shared.clone(), identity, slot.clone(), sender);
         Entry {

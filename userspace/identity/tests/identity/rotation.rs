@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sluice_identity::{CertificateState, Config, Error, Manager, RevocationLists};
+use sluice_identity::{CertificateState, Config, Error, Manager, RevocationLists, Svid};
 use tokio::{
     runtime::Handle,
     time::{Instant, sleep, timeout},
@@ -189,6 +189,77 @@ async fn a_forgotten_identity_is_not_renewed() {
     };
     let (outcome, ()) = tokio::join!(waiting, forget);
     assert!(matches!(outcome, Err(Error::Forgotten(_))), "{outcome:?}");
+}
+
+/// Hands everything over to a new manager.
+fn successor(of: &Manager, ca: &TestCa) -> Manager {
+    let successor = manager(ca);
+    for parts in of.export() {
+        successor.adopt(parts).unwrap();
+    }
+    successor
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_successor_goes_on_with_the_same_certificates() {
+    let ca = TestCa::signing(DAY);
+    let manager = manager(&ca);
+    let mut changes = manager.changes();
+    let first = manager.certificate(&web(), PATIENCE).await.unwrap();
+    assert!(changes.has_changed().unwrap());
+    changes.borrow_and_update();
+    ca.fail();
+    let second = successor(&manager, &ca);
+    assert_eq!(second.status(), [], "nobody has asked for it yet");
+    let svid = second.certificate(&web(), PATIENCE).await.unwrap();
+    assert_eq!(svid.serial(), first.serial());
+    let roots = |svid: &Svid| svid.trust().roots().unwrap().certificates().to_vec();
+    assert_eq!(roots(&svid), roots(&first));
+    assert_eq!(ca.requests(), 1, "the CA was not asked");
+    assert_eq!(second.export().len(), 1, "and hands it on in turn");
+
+    manager.forget(&web());
+    assert!(changes.has_changed().unwrap());
+    assert!(manager.export().is_empty(), "its key is handed on no more");
+    assert!(successor(&manager, &ca).cached(&web()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_was_taken_over_is_renewed_when_it_would_have_been() {
+    let ca = TestCa::signing(DAY);
+    let first = manager(&ca);
+    first.certificate(&web(), PATIENCE).await.unwrap();
+    let second = successor(&first, &ca);
+    drop(first);
+    let start = Instant::now();
+    second.prefetch(&web());
+    eventually(MINUTE, "renewal", || ca.requests() == 2).await;
+    let age = start.elapsed();
+    assert!(
+        (DAY * 2 / 5..=DAY / 2).contains(&age),
+        "renewed after {age:?}"
+    );
+}
+
+/// On the real clock, since certificates expire by that one, in whole seconds.
+#[tokio::test]
+async fn what_has_expired_meanwhile_is_not_taken_over() {
+    let ca = TestCa::signing(Duration::from_secs(2));
+    let first = manager(&ca);
+    first.certificate(&web(), PATIENCE).await.unwrap();
+    ca.fail();
+    let parts = first.export();
+    eventually(Duration::from_millis(20), "expiry", || {
+        first.cached(&web()).is_none()
+    })
+    .await;
+    assert!(first.export().is_empty());
+    let second = manager(&ca);
+    for parts in parts {
+        second.adopt(parts).unwrap();
+    }
+    second.prefetch(&web());
+    assert_eq!(second.status()[0].state, CertificateState::Requested);
 }
 
 fn other() -> sluice_model::SpiffeId {

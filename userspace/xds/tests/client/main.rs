@@ -2,6 +2,7 @@
 
 mod misbehaving;
 mod server;
+mod snapshot;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,7 +22,17 @@ fn start(server: &ControlPlane) -> View {
 }
 
 fn start_at(address: String) -> View {
-    let client = Client::new(Config {
+    run(client(address))
+}
+
+fn run(client: Client) -> View {
+    let view = client.view();
+    tokio::spawn(client.run());
+    view
+}
+
+fn client(address: String) -> Client {
+    Client::new(Config {
         control_plane: Reach {
             address,
             server_name: None,
@@ -37,10 +48,7 @@ fn start_at(address: String) -> View {
             cluster: "east".to_owned(),
             metadata: BTreeMap::new(),
         },
-    });
-    let view = client.view();
-    tokio::spawn(client.run());
-    view
+    })
 }
 
 /// Fails a test in place of letting it hang.

@@ -6,6 +6,7 @@
 
 mod crl;
 mod egress;
+mod memory;
 mod netns;
 mod pods;
 mod signals;
@@ -14,7 +15,7 @@ mod worker;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
@@ -41,6 +42,8 @@ pub struct Config {
     pub config_dir: PathBuf,
     /// `broker.pid`, `worker.pid` and `pods`, a list of what is enrolled, are kept here.
     pub run_dir: PathBuf,
+    /// Where the last good snapshot of the mesh is kept.
+    pub state_dir: PathBuf,
     /// What authenticates this node to the control plane.
     pub token_file: PathBuf,
     /// The certificate that the control plane must be signed by, in PEM.
@@ -72,6 +75,14 @@ enum Event {
         pid: u32,
         news: link::Egress,
         /// Dropped when it has been dealt with; the worker's next message is not read before.
+        _pending: mpsc::Sender<()>,
+    },
+    /// A worker leaves something to the next one.
+    Keep {
+        pid: u32,
+        memory: link::Memory,
+        fd: OwnedFd,
+        /// As above.
         _pending: mpsc::Sender<()>,
     },
     Stop,
@@ -136,6 +147,13 @@ impl Broker {
             Event::Egress { pid, news, .. } => {
                 if self.worker.is_running(pid) {
                     self.pods.hear_of_egress(news);
+                }
+            }
+            Event::Keep {
+                pid, memory, fd, ..
+            } => {
+                if self.worker.is_running(pid) {
+                    self.worker.keep(memory, fd);
                 }
             }
             Event::Stop => {}

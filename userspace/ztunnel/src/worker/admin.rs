@@ -53,6 +53,7 @@ fn dump(shared: &Shared) -> Value {
         "services": mesh.services().map(|s| service(s)).collect::<Vec<_>>(),
         "policies": mesh.policies().map(|p| policy(p)).collect::<Vec<_>>(),
         "certificates": certificates(shared),
+        "controlPlane": control_plane(shared),
     })
 }
 
@@ -127,6 +128,15 @@ fn policy(policy: &Policy) -> Value {
         },
         "rules": policy.rules.len(),
         "dryRun": policy.dry_run,
+    })
+}
+
+fn control_plane(shared: &Shared) -> Value {
+    let status = shared.mesh.status();
+    json!({
+        "connected": status.connected,
+        // Of what is in force in its place.
+        "snapshotTaken": status.snapshot.map(unix_seconds),
     })
 }
 

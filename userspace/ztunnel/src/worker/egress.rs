@@ -46,7 +46,7 @@ pub(super) async fn tell(
         fitted = wanted.fits();
         let wanted = if fitted { wanted } else { wanted.lifted() };
         for message in told.catch_up(wanted) {
-            link.send_when_room(&ToBroker::Egress(message)).await?;
+            link.send_when_room(&ToBroker::Egress(message), &[]).await?;
         }
         tokio::select! {
             _ = shared.mesh.changed(seen) => {}

@@ -102,6 +102,7 @@ impl Shard {
             }
             ToWorker::Start(_)
             | ToWorker::Maps
+            | ToWorker::Memories(_)
             | ToWorker::Credentials { .. }
             | ToWorker::Revocations => {}
         }
