@@ -50,6 +50,16 @@ impl Root {
 
     /// An identity whose certificate names these URIs.
     pub(crate) fn svid_with(&self, identity: &SpiffeId, uris: &[&str], trust: Trust) -> Arc<Svid> {
+        self.svid_valid_for(Duration::from_secs(3600), identity, uris, trust)
+    }
+
+    pub(crate) fn svid_valid_for(
+        &self,
+        validity: Duration,
+        identity: &SpiffeId,
+        uris: &[&str],
+        trust: Trust,
+    ) -> Arc<Svid> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         let uri = |uri: &&str| SanType::URI((*uri).try_into().unwrap());
@@ -59,7 +69,7 @@ impl Root {
             ExtendedKeyUsagePurpose::ServerAuth,
         ];
         params.not_before = SystemTime::now().into();
-        params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
+        params.not_after = (SystemTime::now() + validity).into();
         let leaf = params.signed_by(&key, &self.0).unwrap().der().clone();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         Arc::new(Svid::new(identity.clone(), vec![leaf], &key, trust).unwrap())

@@ -11,7 +11,7 @@ use std::{
 
 use sluice_hbone::{
     Baggage, CarryError, ConnectRequest, Dialled, ForwardedFor, Incoming, Meter, OpenError, Opened,
-    Pool, ServeError, Server, TunnelKey, serve,
+    Pool, ServeError, Session, TunnelKey,
 };
 use sluice_identity::Svid;
 use tokio::{
@@ -125,7 +125,7 @@ struct Serving {
 
 impl Destination {
     pub(crate) async fn start<F>(
-        svid: &Svid,
+        svid: &Arc<Svid>,
         on_stream: impl Fn(Incoming) -> F + Clone + 'static,
     ) -> Self
     where
@@ -139,20 +139,19 @@ impl Destination {
             tunnels: Rc::default(),
             ended: Mutex::new(ended),
         };
-        let tls = svid.server_config();
+        let svid = svid.clone();
         let (accepted, tunnels) = (destination.accepted.clone(), destination.tunnels.clone());
         spawn_local(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 accepted.set(accepted.get() + 1);
                 let (drain, drained) = watch::channel(false);
-                let server = Server {
-                    tls: tls.clone(),
-                    drain: drained,
-                };
-                let (ends, on_stream) = (ends.clone(), on_stream.clone());
+                let (ends, on_stream, svid) = (ends.clone(), on_stream.clone(), svid.clone());
                 let task = spawn_local(async move {
-                    let result = serve(tcp, server, on_stream).await;
+                    let result = match Session::accept(tcp, &svid, Arc::new([])).await {
+                        Ok(session) => session.serve(drained, on_stream).await,
+                        Err(error) => Err(error),
+                    };
                     // The test may be over.
                     let _ = ends.send(result);
                 });
@@ -254,6 +253,8 @@ impl Source {
         Ok(Dialled {
             tcp: tcp.map_err(|error| OpenError::Connect(Rc::new(error)))?,
             tls: self.svid.client_config(key.expected.as_slice()),
+            trust: self.svid.trust().clone(),
+            expires: self.svid.not_after(),
         })
     }
 

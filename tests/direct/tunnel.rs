@@ -12,3 +12,4 @@ mod many;
 mod pool;
 mod requests;
 mod resets;
+mod trust;

@@ -16,5 +16,8 @@ mod membership;
 mod peers;
 mod policy;
 mod processes;
+mod revocation;
+mod services;
+mod snapshot;
 mod stranger;
 mod topology;

@@ -13,8 +13,9 @@ use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::{Method, Request, StatusCode, Version};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
@@ -54,11 +55,18 @@ pub(crate) struct Authority(Issuer<'static, KeyPair>);
 pub(crate) struct Credentials {
     certificate: rcgen::Certificate,
     key: KeyPair,
+    serial: Vec<u8>,
 }
 
 impl Credentials {
     pub(crate) fn certificate_pem(&self) -> String {
         self.certificate.pem()
+    }
+
+    /// The certificate's serial number in hexadecimal.
+    pub(crate) fn serial(&self) -> String {
+        let digits = self.serial.iter().map(|byte| format!("{byte:02x}"));
+        digits.collect()
     }
 
     pub(crate) fn key_pem(&self) -> String {
@@ -91,7 +99,7 @@ impl Authority {
     pub(crate) fn foreign() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params
             .distinguished_name
             .push(DnType::CommonName, "nobody's root");
@@ -103,6 +111,32 @@ impl Authority {
         self.issue_with(vec![SanType::URI(uri.try_into()?)], |_| {})
     }
 
+    /// A list that revokes the certificates of these serial numbers, in PEM.
+    pub(crate) fn revoke(&self, serials: &[&str]) -> Result<String> {
+        let now = SystemTime::now();
+        let revoked = |serial: &&str| {
+            let digits = (0..serial.len()).step_by(2);
+            let bytes: Result<Vec<u8>, _> = digits
+                .map(|at| u8::from_str_radix(&serial[at..at + 2], 16))
+                .collect();
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&bytes?),
+                revocation_time: now.into(),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect::<Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.0)?.pem()?)
+    }
+
     /// A certificate with these names, and otherwise as `change` wants it.
     pub(crate) fn issue_with(
         &self,
@@ -111,6 +145,10 @@ impl Authority {
     ) -> Result<Credentials> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
+        // Positive and without zeros in front (RFC 5280 §4.1.2.2).
+        let mut serial = key.public_key_raw()[1..17].to_vec();
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = names;
         params.extended_key_usages = vec![
@@ -121,7 +159,11 @@ impl Authority {
         params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
         change(&mut params);
         let certificate = params.signed_by(&key, &self.0)?;
-        Ok(Credentials { certificate, key })
+        Ok(Credentials {
+            certificate,
+            key,
+            serial,
+        })
     }
 }
 

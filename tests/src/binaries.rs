@@ -46,6 +46,10 @@ impl Binaries {
         self.find("sluice-control")
     }
 
+    pub fn sluicectl(&self) -> Result<PathBuf> {
+        self.find("sluicectl")
+    }
+
     pub fn podtool(&self) -> Result<PathBuf> {
         self.find("podtool")
     }

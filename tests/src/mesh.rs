@@ -33,6 +33,8 @@ pub struct Options {
     pub ztunnel: Vec<String>,
     /// More arguments for the control plane.
     pub control: Vec<String>,
+    /// A revocation list that the ztunnels begin with.
+    pub crl: Option<String>,
 }
 
 /// A mesh that runs; stopped when dropped.
@@ -76,6 +78,11 @@ impl Mesh {
     }
 
     fn start_all(&mut self, topology: &Topology) -> Result<()> {
+        if let Some(list) = self.options.crl.take() {
+            self.write_crl(&list)?;
+            let flag = ["--crl".to_owned(), self.crl().display().to_string()];
+            self.options.ztunnel.extend(flag);
+        }
         let mut tokens = String::new();
         let mut uplinks = Vec::new();
         for node in topology.nodes() {
@@ -166,6 +173,18 @@ impl Mesh {
     #[must_use]
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    fn crl(&self) -> PathBuf {
+        self.tokens.with_extension("crl")
+    }
+
+    /// Replaces the revocation list that the ztunnels were started with.
+    pub fn write_crl(&self, list: &str) -> Result<()> {
+        let (file, draft) = (self.crl(), self.tokens.with_extension("draft"));
+        fs::write(&draft, list)
+            .and_then(|()| fs::rename(&draft, &file))
+            .with_context(|| format!("writing {}", file.display()))
     }
 
     /// The file with the join tokens of all nodes, as the control plane reads it.

@@ -116,6 +116,12 @@ impl Ztunnel {
         &self.run_dir
     }
 
+    /// The mesh as the control plane described it last, for a start without one.
+    #[must_use]
+    pub fn snapshot(&self) -> PathBuf {
+        self.run_dir.join("snapshot")
+    }
+
     #[must_use]
     pub fn broker(&mut self) -> &mut Process {
         &mut self.broker
@@ -125,6 +131,11 @@ impl Ztunnel {
     pub fn pods(&self) -> Result<String> {
         let path = self.run_dir.join("pods");
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// What it says of its readiness.
+    pub fn readiness(&self) -> Result<http::Response> {
+        http::get(&self.node.netns, local(15021), "/healthz/ready")
     }
 
     /// Waits until it says that it is ready.
@@ -197,8 +208,14 @@ impl Ztunnel {
 
     /// Starts it again after [`Self::stop`] or a crash.
     pub fn restart(&mut self) -> Result<()> {
-        self.broker = Self::spawn(&self.node, &self.uplink, &self.run_dir)?;
+        self.start_again()?;
         self.wait_until_ready()
+    }
+
+    /// The same, without waiting until it is ready.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.broker = Self::spawn(&self.node, &self.uplink, &self.run_dir)?;
+        Ok(())
     }
 
     pub fn metrics(&self) -> Result<String> {

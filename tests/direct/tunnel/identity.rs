@@ -20,13 +20,13 @@ fn both_ends_learn_who_the_other_is() {
     on_worker(async {
         let (sender, mut seen) = tokio::sync::mpsc::unbounded_channel();
         let world = World::serving(move |incoming| {
-            sender.send(incoming.peer.clone()).unwrap();
+            sender.send(incoming.peer.identity().clone()).unwrap();
             let _ = incoming.accept(&sluice_hbone::Baggage::default());
             async {}
         })
         .await;
         let opened = world.source.open("10.0.0.1:80").await.unwrap();
-        assert_eq!(opened.peer, Some(id(DB)));
+        assert_eq!(*opened.peer.identity(), id(DB));
         assert_eq!(seen.recv().await, Some(id(WEB)));
     });
 }

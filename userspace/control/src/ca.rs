@@ -1,8 +1,13 @@
 //! The certificate authority.
 
 mod authority;
-mod root;
+#[cfg(test)]
+mod authority_tests;
+mod material;
+mod own;
 mod service;
+mod supplied;
 
-pub use authority::{Authority, ServerCertificate, ServerName, SignError};
+pub use authority::{Authority, ServerCertificate, ServerName, SignError, Source};
+pub use own::{Rotation, request_rotation};
 pub use service::Certificates;

@@ -22,6 +22,12 @@ pub enum Error {
         path.display()
     )]
     Root { path: PathBuf, why: String },
+    /// The operator's certificate authority.
+    #[error("{} cannot be used by the certificate authority: {why}", path.display())]
+    SuppliedCa { path: PathBuf, why: String },
+    /// A root cannot be replaced now.
+    #[error("the root cannot be replaced: {}: {why}", path.display())]
+    Rotation { path: PathBuf, why: String },
     /// A name that cannot stand in a certificate.
     #[error("{name:?} cannot be a server name; give a DNS name or an IP address")]
     ServerName { name: String },

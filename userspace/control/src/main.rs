@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use sluice_control::{
     auth::JoinTokens,
-    ca::{Authority, Certificates, ServerName},
+    ca::{self, Authority, Certificates, Rotation, ServerName},
     feed,
     memory::Keeper,
     metrics::ControlMetrics,
@@ -31,10 +31,16 @@ struct Args {
     /// Where ztunnels connect.
     #[arg(long, default_value = "127.0.0.1:15012")]
     listen: SocketAddr,
-    /// Where the root key and certificate are kept, and the last good version of every policy; made
-    /// on the first start.
+    /// Where the CA's own root is kept, and the last good version of every policy; made on the first
+    /// start.
     #[arg(long)]
     state_dir: PathBuf,
+    /// A CA to use instead of an own root, watched: a directory with ca-key.pem, ca-cert.pem,
+    /// cert-chain.pem and root-cert.pem. Without ca-cert.pem, the root itself signs.
+    #[arg(long, value_name = "DIR")]
+    cacerts: Option<PathBuf>,
+    #[command(flatten)]
+    rotation: Rotation,
     /// The file with the token of each node, as lines `NODE TOKEN`.
     #[arg(long)]
     join_tokens: PathBuf,
@@ -55,6 +61,16 @@ struct Args {
 }
 
 impl Args {
+    fn ca(&self) -> ca::Source {
+        match &self.cacerts {
+            Some(directory) => ca::Source::Supplied(directory.clone()),
+            None => ca::Source::Own {
+                directory: self.state_dir.clone(),
+                rotation: self.rotation,
+            },
+        }
+    }
+
     fn server(&self) -> server::Config {
         server::Config {
             listen: self.listen,
@@ -78,10 +94,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let clients = Clients::new(counters.clients.clone());
 
     let tokens = Arc::new(JoinTokens::open(&args.join_tokens)?);
-    let authority = Arc::new(Authority::open(
-        &args.state_dir,
-        args.translation.trust_domain.clone(),
-    )?);
+    let trust_domain = args.translation.trust_domain.clone();
+    let authority = Arc::new(Authority::open(args.ca(), trust_domain)?);
     let source = directory::Config::new(&args.dir);
     let keeper = Keeper::open(&args.state_dir)?;
     let (_directory, published) = feed::directory(source, args.translation.clone(), keeper)?;
@@ -101,7 +115,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         clients.clone(),
         counters.clone(),
     );
-    let certificates = Certificates::new(authority, tokens, published.clone(), counters);
+    let certificates = Certificates::new(authority.clone(), tokens, published.clone(), counters);
     let pages = status::router(published, clients, readiness, metrics);
     first_snapshot.done();
 
@@ -109,6 +123,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tokio::select! {
         served = server.serve(discovery, certificates) => served?,
         never = serve::serve(status, pages) => match never {},
+        () = authority.follow() => {}
         _ = terminate.recv() => {}
         interrupt = tokio::signal::ctrl_c() => interrupt?,
     }

@@ -36,6 +36,8 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after `accept` failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The own certificate is not renewed more often, however short the authority's own life is.
+const SHORTEST_REST: Duration = Duration::from_secs(1);
 /// Connections that may wait for the server to take them.
 const ACCEPTED: usize = 16;
 /// A reconnecting client lists everything that it has.
@@ -189,8 +191,14 @@ impl OwnCertificate {
     }
 
     async fn keep_fresh(&self) {
+        let mut changes = self.authority.changes();
         loop {
-            time::sleep(self.current.load().renew_after).await;
+            let rest = self.current.load().renew_after.max(SHORTEST_REST);
+            tokio::select! {
+                () = time::sleep(rest) => {}
+                // The authority outlives this.
+                Ok(()) = changes.changed() => {}
+            }
             match make(&self.authority, &self.names) {
                 Ok(fresh) => self.current.store(Arc::new(fresh)),
                 Err(error) => tracing::error!(%error, "cannot renew the server certificate"),

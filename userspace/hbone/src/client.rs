@@ -1,13 +1,18 @@
 //! One tunnel, from the side that dialled.
 
-use std::{any::Any, future::pending, rc::Rc, sync::Arc};
+use std::{any::Any, future::pending, rc::Rc, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use rustls::{ClientConfig, pki_types::ServerName};
-use sluice_model::SpiffeId;
-use tokio::{io::BufReader, net::TcpStream, sync::watch, time::timeout};
+use sluice_identity::{Distrust, Peer, Side, Trust};
+use tokio::{
+    io::BufReader,
+    net::TcpStream,
+    sync::{Notify, watch},
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
@@ -23,6 +28,10 @@ use crate::{
 pub struct Dialled {
     pub tcp: TcpStream,
     pub tls: Arc<ClientConfig>,
+    /// By which the peer is checked, also later.
+    pub trust: Trust,
+    /// When our own certificate expires.
+    pub expires: SystemTime,
 }
 
 /// A tunnel that is ready for streams.
@@ -31,7 +40,10 @@ pub(crate) struct Tunnel {
     requests: SendRequest<Bytes>,
     /// Held by every stream: their number is the count of streams.
     place: Rc<Place>,
-    peer: Option<SpiffeId>,
+    peer: Rc<Peer>,
+    /// When the first of both certificates expires.
+    expires: SystemTime,
+    end: Rc<Notify>,
     life: watch::Receiver<Life>,
 }
 
@@ -51,8 +63,14 @@ enum Life {
 impl Tunnel {
     /// Makes a tunnel over a socket, and drives it in a task of its own until it ends.
     pub(crate) async fn establish(dialled: Dialled) -> Result<Self, OpenError> {
-        let Dialled { tcp, tls } = dialled;
+        let Dialled {
+            tcp,
+            tls,
+            trust,
+            expires,
+        } = dialled;
         limits::no_delay(&tcp);
+        let version = trust.version();
         // Peers are told apart by SPIFFE ID; no name is sent (wire contract §4), and an address
         // never is.
         let address = tcp
@@ -66,11 +84,9 @@ impl Tunnel {
             .await
             .map_err(|_| OpenError::HandshakeTimeout(limit))?
             .map_err(|e| OpenError::Tls(Rc::new(e)))?;
-        let peer = tls
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(|certificates| sluice_identity::peer_identity(certificates).ok());
+        let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let peer = Peer::new(Side::Server, certificates, trust, version)
+            .map_err(|e| OpenError::Peer(Rc::new(e)))?;
         tls.get_mut().1.set_buffer_limit(Some(limits::WRITE_BUFFER));
         let (tls, heard) = Listening::new(tls);
         let (requests, connection) = timeout(limit, builder().handshake(tls))
@@ -78,11 +94,14 @@ impl Tunnel {
             .map_err(|_| OpenError::HandshakeTimeout(limit))?
             .map_err(|e| OpenError::Handshake(Rc::new(e)))?;
         let (sender, life) = watch::channel(Life::Young);
-        tokio::task::spawn_local(drive(connection, heard, sender));
+        let end = Rc::new(Notify::new());
+        tokio::task::spawn_local(drive(connection, heard, sender, end.clone()));
         Ok(Self {
             requests,
             place: Rc::new(Place),
-            peer,
+            expires: expires.min(peer.not_after()),
+            peer: Rc::new(peer),
+            end,
             life,
         })
     }
@@ -92,13 +111,27 @@ impl Tunnel {
         Rc::strong_count(&self.place) - 1
     }
 
-    /// Whether another stream can be opened now.
+    /// Whether another stream may be opened now: tunnels are replaced before what proved both ends
+    /// is outdated, so that nobody has to be cut when the roots of that are withdrawn.
     pub(crate) fn is_usable(&self) -> bool {
         let limit = self
             .requests
             .current_max_send_streams()
             .min(limits::MAX_STREAMS_OUT);
-        matches!(*self.life.borrow(), Life::Grown) && self.streams() < limit
+        matches!(*self.life.borrow(), Life::Grown)
+            && self.streams() < limit
+            && self.standing().is_ok()
+            && SystemTime::now() < self.expires
+    }
+
+    /// Whether the peer is still believed.
+    pub(crate) fn standing(&self) -> Result<(), Distrust> {
+        self.peer.standing()
+    }
+
+    /// Ends the tunnel at once, with all its streams.
+    pub(crate) fn end(&self) {
+        self.end.notify_one();
     }
 
     pub(crate) fn is_young(&self) -> bool {
@@ -163,6 +196,7 @@ async fn drive(
     mut connection: Connection<Listening<TlsStream<BufReader<TcpStream>>>, Bytes>,
     heard: Heard,
     life: watch::Sender<Life>,
+    end: Rc<Notify>,
 ) {
     let ping = connection.ping_pong();
     let silence = async {
@@ -183,6 +217,7 @@ async fn drive(
             Err(error) => OpenError::not_begun(error),
         },
         () = silence => OpenError::HandshakeTimeout(limits::HANDSHAKE_TIMEOUT),
+        () = end.notified() => OpenError::not_begun(h2::Reason::NO_ERROR.into()),
     };
     let young = matches!(*life.borrow(), Life::Young);
     life.send_replace(Life::Ended(young.then_some(why)));

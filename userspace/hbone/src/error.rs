@@ -14,6 +14,8 @@ pub enum OpenError {
     ConnectTimeout(std::time::Duration),
     #[error("TLS with the peer: {}", tls_reason(.0))]
     Tls(Rc<io::Error>),
+    #[error("{0}")]
+    Peer(Rc<sluice_identity::Error>),
     #[error("the peer began no HTTP/2 session: {0}")]
     Handshake(Rc<h2::Error>),
     #[error("no HTTP/2 session with the peer within {0:?}")]
@@ -31,6 +33,11 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Whether the peer was refused because its certificate is revoked.
+    pub fn is_revoked(&self) -> bool {
+        matches!(self, Self::Tls(error) if sluice_identity::is_revoked(error))
+    }
+
     /// A tunnel that broke before the peer said anything. In TLS 1.3 a client learns only then that
     /// its certificate was refused.
     pub(crate) fn not_begun(error: h2::Error) -> Self {
@@ -61,6 +68,7 @@ impl OpenError {
 pub(crate) fn tls_reason(error: &io::Error) -> String {
     match sluice_identity::peer_error(error) {
         Some(refused) => refused.to_string(),
+        None if sluice_identity::is_revoked(error) => "its certificate is revoked".to_owned(),
         None => error.to_string(),
     }
 }

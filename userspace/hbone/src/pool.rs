@@ -8,6 +8,7 @@ use std::{
     rc::Rc,
 };
 
+use sluice_identity::Peer;
 use sluice_model::SpiffeId;
 use tokio::sync::Mutex;
 
@@ -30,8 +31,8 @@ pub struct TunnelKey {
 #[derive(Debug)]
 pub struct Opened {
     pub stream: Stream,
-    /// The peer's identity, proven by TLS.
-    pub peer: Option<SpiffeId>,
+    /// Proven by TLS.
+    pub peer: Rc<Peer>,
     /// What the peer says about the destination.
     pub baggage: Baggage,
 }
@@ -93,6 +94,20 @@ impl Pool {
     /// Forgets the tunnels of a pod: those without streams close, the others with their last one.
     pub fn forget_source(&self, ip: IpAddr) {
         self.slots.borrow_mut().retain(|key, _| key.source_ip != ip);
+    }
+
+    /// Ends the tunnels whose peer is not believed any more, with all their streams.
+    pub fn review(&self) {
+        for slot in self.slots.borrow().values() {
+            slot.tunnels.borrow_mut().retain(|tunnel| {
+                let standing = tunnel.standing();
+                if let Err(why) = &standing {
+                    tracing::info!(%why, streams = tunnel.streams(), "tunnel ended");
+                    tunnel.end();
+                }
+                standing.is_ok()
+            });
+        }
     }
 
     /// Forgets tunnels that are dead; and, when called regularly, those that were idle for one

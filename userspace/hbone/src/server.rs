@@ -4,32 +4,33 @@ use std::{
     future::{Future, pending},
     io,
     pin::pin,
+    rc::Rc,
     sync::Arc,
+    time::SystemTime,
 };
 
 use bytes::Bytes;
-use h2::{RecvStream, server::SendResponse};
+use h2::{
+    RecvStream,
+    server::{Connection, SendResponse},
+};
 use http::{HeaderMap, Method, Request, Response, StatusCode, uri::Authority};
-use rustls::ServerConfig;
-use sluice_model::SpiffeId;
-use tokio::{net::TcpStream, sync::watch, time::timeout};
-use tokio_rustls::TlsAcceptor;
+use sluice_identity::{Peer, Side, Svid};
+use sluice_model::TrustDomain;
+use tokio::{
+    io::BufReader,
+    net::TcpStream,
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     Baggage, ForwardedFor, Stream,
-    alive::{self, Listening},
+    alive::{self, Heard, Listening},
     error::tls_reason,
     limits,
 };
-
-/// What a tunnel's server needs.
-#[derive(Debug)]
-pub struct Server {
-    /// Names us and checks the client.
-    pub tls: Arc<ServerConfig>,
-    /// Turns true when the tunnel should take no more streams.
-    pub drain: watch::Receiver<bool>,
-}
 
 /// Why a tunnel ended, or never began.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,7 @@ pub enum ServeError {
     Tls(#[source] io::Error),
     #[error("no TLS and HTTP/2 session within {0:?}")]
     Timeout(std::time::Duration),
-    #[error("the peer's certificate: {0}")]
+    #[error("{0}")]
     Identity(#[source] sluice_identity::Error),
     #[error("HTTP/2 with the peer: {0}")]
     Http(#[source] h2::Error),
@@ -46,11 +47,18 @@ pub enum ServeError {
     Silent,
 }
 
+impl ServeError {
+    /// Whether the peer was refused because its certificate is revoked.
+    pub fn is_revoked(&self) -> bool {
+        matches!(self, Self::Tls(error) if sluice_identity::is_revoked(error))
+    }
+}
+
 /// A peer's request for a stream, to be accepted or refused.
 #[derive(Debug)]
 pub struct Incoming {
-    /// The peer's identity, proven by TLS.
-    pub peer: SpiffeId,
+    /// Proven by TLS.
+    pub peer: Rc<Peer>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 }
@@ -97,61 +105,110 @@ impl Incoming {
     }
 }
 
-/// Serves one tunnel until it ends; `on_stream` is called for every stream and its future runs as a
-/// task of its own.
-///
-/// # Errors
-/// See [`ServeError`]. An orderly end is none.
-pub async fn serve<F>(
-    tcp: TcpStream,
-    server: Server,
-    on_stream: impl Fn(Incoming) -> F,
-) -> Result<(), ServeError>
-where
-    F: Future<Output = ()> + 'static,
-{
-    limits::no_delay(&tcp);
-    let Server { tls, mut drain } = server;
-    let limit = limits::HANDSHAKE_TIMEOUT;
-    let session = async {
-        let mut tls = TlsAcceptor::from(tls)
-            .accept(limits::buffered(tcp))
-            .await
-            .map_err(ServeError::Tls)?;
-        let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = sluice_identity::peer_identity(certificates).map_err(ServeError::Identity)?;
-        tls.get_mut().1.set_buffer_limit(Some(limits::WRITE_BUFFER));
-        let (tls, heard) = Listening::new(tls);
-        let connection = builder().handshake(tls).await.map_err(ServeError::Http)?;
-        Ok::<_, ServeError>((peer, connection, heard))
-    };
-    let (peer, mut connection, heard) = timeout(limit, session)
-        .await
-        .map_err(|_| ServeError::Timeout(limit))??;
-    let ping = connection.ping_pong();
-    let mut lost = pin!(async {
-        match ping {
-            Some(ping) => alive::lost(ping, heard).await,
-            None => pending().await,
-        }
-    });
-    let mut draining = false;
-    loop {
-        tokio::select! {
-            next = connection.accept() => match next {
-                Some(Ok((request, respond))) => {
-                    let incoming = Incoming { peer: peer.clone(), request, respond };
-                    tokio::task::spawn_local(on_stream(incoming));
-                }
-                Some(Err(error)) => return ended(error),
-                None => return Ok(()),
-            },
-            // A dropped sender is no reason to drain.
-            Ok(_) = drain.wait_for(|drain| *drain), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
+/// A tunnel whose peer has proven itself, and that has taken no stream yet.
+#[derive(Debug)]
+pub struct Session {
+    peer: Rc<Peer>,
+    /// When the first of both certificates expires.
+    expires: SystemTime,
+    connection: Connection<Listening<TlsStream<BufReader<TcpStream>>>, Bytes>,
+    heard: Heard,
+}
+
+impl Session {
+    /// Begins a tunnel on a socket, under the configuration that `svid` gives for `domains`.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub async fn accept(
+        tcp: TcpStream,
+        svid: &Svid,
+        domains: Arc<[TrustDomain]>,
+    ) -> Result<Self, ServeError> {
+        limits::no_delay(&tcp);
+        let tls = svid
+            .server_config_accepting(domains)
+            .map_err(ServeError::Identity)?;
+        let trust = svid.trust().clone();
+        let session = async {
+            let version = trust.version();
+            let mut tls = TlsAcceptor::from(tls)
+                .accept(limits::buffered(tcp))
+                .await
+                .map_err(ServeError::Tls)?;
+            let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
+            let peer = Peer::new(Side::Client, certificates, trust, version)
+                .map_err(ServeError::Identity)?;
+            tls.get_mut().1.set_buffer_limit(Some(limits::WRITE_BUFFER));
+            let (tls, heard) = Listening::new(tls);
+            let connection = builder().handshake(tls).await.map_err(ServeError::Http)?;
+            Ok(Self {
+                expires: svid.not_after().min(peer.not_after()),
+                peer: Rc::new(peer),
+                connection,
+                heard,
+            })
+        };
+        let limit = limits::HANDSHAKE_TIMEOUT;
+        let session = timeout(limit, session).await;
+        session.map_err(|_| ServeError::Timeout(limit))?
+    }
+
+    pub fn peer(&self) -> &Rc<Peer> {
+        &self.peer
+    }
+
+    /// Serves until the tunnel ends; `on_stream` is called for every stream and its future runs as
+    /// a task of its own. Takes no more streams once `drain` turns true, or when a certificate
+    /// expires that one of the ends has shown: the peer makes another tunnel then.
+    ///
+    /// # Errors
+    /// See [`ServeError`]. An orderly end is none.
+    pub async fn serve<F>(
+        self,
+        mut drain: watch::Receiver<bool>,
+        on_stream: impl Fn(Incoming) -> F,
+    ) -> Result<(), ServeError>
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let Self {
+            peer,
+            expires,
+            mut connection,
+            heard,
+        } = self;
+        let ping = connection.ping_pong();
+        let mut lost = pin!(async {
+            match ping {
+                Some(ping) => alive::lost(ping, heard).await,
+                None => pending().await,
             }
-            () = &mut lost => return Err(ServeError::Silent),
+        });
+        let left = expires.duration_since(SystemTime::now());
+        let mut expiry = pin!(sleep(left.unwrap_or_default()));
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                next = connection.accept() => match next {
+                    Some(Ok((request, respond))) => {
+                        let incoming = Incoming { peer: peer.clone(), request, respond };
+                        tokio::task::spawn_local(on_stream(incoming));
+                    }
+                    Some(Err(error)) => return ended(error),
+                    None => return Ok(()),
+                },
+                // A dropped sender is no reason to drain.
+                Ok(_) = drain.wait_for(|drain| *drain), if !draining => {
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+                () = &mut expiry, if !draining => {
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+                () = &mut lost => return Err(ServeError::Silent),
+            }
         }
     }
 }

@@ -6,7 +6,12 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 use sluice_model::SpiffeId;
 
-use crate::{Error, Roots, Svid, Trust, certificate::Leaf, error::CaProblem, verify};
+use crate::{
+    Error, Roots, Svid, Trust,
+    certificate::{self, Leaf},
+    error::CaProblem,
+    verify,
+};
 
 /// A request under way. Its outcome is the chain in PEM: the leaf, each intermediate, and the roots
 /// in the last element.
@@ -35,13 +40,12 @@ impl Request {
         Ok(Self { key, pem })
     }
 
-    /// Makes an identity of the CA's answer. The roots in it come into force for `trust`, or for
-    /// a trust of its own when there is none yet.
+    /// Makes an identity of the CA's answer. The roots in it come into force for `trust`.
     pub(crate) fn accept(
         &self,
         identity: &SpiffeId,
         answer: &[String],
-        trust: impl FnOnce(Roots) -> Trust,
+        trust: &Trust,
     ) -> Result<Svid, Error> {
         let refuse = |problem| Error::CaAnswer {
             identity: identity.clone(),
@@ -53,15 +57,16 @@ impl Request {
         let intermediates = chain.split_off(1);
         // Clocks differ: a certificate that becomes valid in a moment is no reason to refuse it.
         let when = SystemTime::now().max(leaf.not_before);
-        let when = when
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let when = UnixTime::since_unix_epoch(when);
+        let when = UnixTime::since_unix_epoch(certificate::since_1970(when));
         verify::chain(&chain[0], &intermediates, &roots, when)
             .map_err(|e| refuse(CaProblem::Unvouched(e)))?;
         chain.extend(intermediates);
         let key = PrivateKeyDer::Pkcs8(self.key.serialize_der().into());
-        Svid::new(identity.clone(), chain, &key, trust(roots))
+        let svid = Svid::new(identity.clone(), chain, &key, trust.clone())?;
+        if trust.replace(roots) {
+            tracing::info!("trust anchors changed");
+        }
+        Ok(svid)
     }
 
     fn check_leaf(

@@ -74,16 +74,26 @@ impl Leaf {
             public_key: parsed.public_key().raw.to_vec(),
             not_before: system_time(validity.not_before),
             not_after: system_time(validity.not_after),
-            serial: parsed.raw_serial().iter().fold(
-                String::with_capacity(2 * parsed.raw_serial().len()),
-                |text, byte| text + &format!("{byte:02x}"),
-            ),
+            serial: hex(parsed.raw_serial()),
         })
     }
 }
 
+/// As operators see serial numbers.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let text = String::with_capacity(2 * bytes.len());
+    bytes
+        .iter()
+        .fold(text, |text, byte| text + &format!("{byte:02x}"))
+}
+
 /// Times before 1970 are as good as 1970: long past.
-fn system_time(time: ASN1Time) -> SystemTime {
+pub(crate) fn system_time(time: ASN1Time) -> SystemTime {
     let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+pub(crate) fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }

@@ -12,6 +12,10 @@ pub enum Error {
     NoRoots,
     #[error("trust anchor {index} (from 0) is not a usable certificate: {reason}")]
     BadRoot { index: usize, reason: String },
+    #[error("no revocation list in it; give at least one, in PEM or in DER")]
+    NoRevocationLists,
+    #[error("revocation list {index} (from 0) cannot be used: {reason}")]
+    BadRevocationList { index: usize, reason: String },
     #[error("control plane address {0:?} cannot be used; give https://HOST:PORT")]
     ControlPlaneAddress(String),
     #[error("TLS to the control plane cannot be set up; check its trust anchors and server name")]
@@ -102,6 +106,13 @@ pub fn peer_error(error: &io::Error) -> Option<&Error> {
         }
         _ => None,
     }
+}
+
+/// Whether a TLS handshake failed because the peer's certificate is revoked.
+pub fn is_revoked(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    let revoked = rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked);
+    error.is_some_and(|error: &rustls::Error| *error == revoked)
 }
 
 /// As rustls wants it from a verifier.

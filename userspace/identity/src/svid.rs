@@ -9,23 +9,58 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use sluice_model::{SpiffeId, TrustDomain};
+use zeroize::Zeroizing;
 
 use crate::{
-    Error, Roots, Trust,
-    certificate::Leaf,
-    verify::{ExpectPeer, RequirePeer, provider},
+    Error, Trust,
+    certificate::{self, Leaf},
+    verify::{self, ExpectPeer, RequirePeer, provider},
 };
 
 /// The application protocol of tunnels.
 const ALPN_H2: &[u8] = b"h2";
+
+/// A private key, wiped when it is dropped.
+type Key = Zeroizing<PrivateKeyDer<'static>>;
+
+/// What an SVID is made of, to be handed to another process.
+pub struct SvidParts {
+    pub identity: SpiffeId,
+    /// The certificate, then its intermediates.
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: Key,
+    /// The trust anchors in force.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+impl SvidParts {
+    /// Parts in DER; `None` when the key is none. Whether they belong together is seen when they are
+    /// used.
+    pub fn from_der(
+        identity: SpiffeId,
+        chain: &[&[u8]],
+        key: &[u8],
+        roots: &[&[u8]],
+    ) -> Option<Self> {
+        let key = PrivateKeyDer::try_from(key).ok()?;
+        let own = |list: &[&[u8]]| list.iter().map(|der| der.to_vec().into()).collect();
+        Some(Self {
+            identity,
+            chain: own(chain),
+            key: Zeroizing::new(key.clone_key()),
+            roots: own(roots),
+        })
+    }
+}
 
 /// An identity, proven: certificate chain, private key and trust anchors.
 pub struct Svid {
     identity: SpiffeId,
     leaf: Leaf,
     chain: Vec<CertificateDer<'static>>,
+    key: Key,
     trust: Trust,
     resolver: Arc<SingleCertAndKey>,
     server: Arc<ServerConfig>,
@@ -63,6 +98,7 @@ impl Svid {
             identity,
             leaf,
             chain,
+            key: Zeroizing::new(key.clone_key()),
             trust,
             resolver,
             server: Arc::new(server),
@@ -92,13 +128,35 @@ impl Svid {
         &self.leaf.serial
     }
 
-    /// The trust anchors in force.
-    pub fn roots(&self) -> Arc<Roots> {
-        self.trust.current()
+    /// Whom it believes.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Whether peers that believe whom we believe may still accept it.
+    pub fn is_vouched_for(&self) -> bool {
+        let (Some(roots), [leaf, intermediates @ ..]) = (self.trust.roots(), &*self.chain) else {
+            return false;
+        };
+        // One that has expired, or is about to become valid, is not what this is about.
+        let when = SystemTime::now().min(self.leaf.not_after);
+        let when = certificate::since_1970(when.max(self.leaf.not_before));
+        let when = UnixTime::since_unix_epoch(when);
+        verify::chain(leaf, intermediates, &roots, when).is_ok()
+            && self.trust.lists().find(self.chain.iter(), &roots).is_none()
     }
 
     pub fn is_expired(&self) -> bool {
         SystemTime::now() >= self.leaf.not_after
+    }
+
+    pub(crate) fn parts(&self) -> SvidParts {
+        SvidParts {
+            identity: self.identity.clone(),
+            chain: self.chain.clone(),
+            key: Zeroizing::new(self.key.clone_key()),
+            roots: (self.trust.roots()).map_or_else(Vec::new, |r| r.certificates().to_vec()),
+        }
     }
 
     /// For connections that come in: TLS 1.3, and a client must prove an identity of the own trust
@@ -176,6 +234,15 @@ fn client_config(
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// Never the key.
+impl fmt::Debug for SvidParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SvidParts")
+            .field("identity", &self.identity.to_string())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Never the key.

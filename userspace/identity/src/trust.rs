@@ -1,15 +1,22 @@
-//! Whom we believe: trust anchors, replaceable while in use.
+//! Whom we believe: trust anchors and revocation lists, replaceable while in use.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{
     RootCertStore,
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::sync::watch;
 
-use crate::{Error, verify};
+use crate::{Error, RevocationLists, verify};
 
 /// An immutable set of trust anchors, at least one.
 pub struct Roots {
@@ -73,6 +80,12 @@ impl Roots {
     pub(crate) fn client_verifier(&self) -> &Arc<dyn ClientCertVerifier> {
         &self.client_verifier
     }
+
+    /// Whether these are the same anchors, in whatever order.
+    fn is_same(&self, other: &Self) -> bool {
+        let within = |a: &Self, b: &Self| a.certificates.iter().all(|c| b.certificates.contains(c));
+        within(self, other) && within(other, self)
+    }
 }
 
 impl fmt::Debug for Roots {
@@ -81,26 +94,72 @@ impl fmt::Debug for Roots {
     }
 }
 
-/// The trust anchors in force. Clones share them, and handshakes look them up anew, so a
-/// replacement holds at once for every configuration made from it.
-#[derive(Clone, Debug)]
-pub struct Trust(Arc<ArcSwap<Roots>>);
+/// The trust anchors and revocation lists in force. Clones share them, and handshakes look them up
+/// anew, so a replacement holds at once for every configuration made from it. Nobody is believed
+/// before there are anchors.
+#[derive(Clone, Debug, Default)]
+pub struct Trust(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    roots: ArcSwapOption<Roots>,
+    lists: ArcSwap<RevocationLists>,
+    /// Grows after every change.
+    version: AtomicU64,
+    changed: watch::Sender<u64>,
+}
 
 impl Trust {
     pub fn new(roots: Roots) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(roots)))
+        let trust = Self::default();
+        trust.replace(roots);
+        trust
     }
 
-    pub fn current(&self) -> Arc<Roots> {
-        self.0.load_full()
+    /// The anchors in force; `None` before there are any.
+    pub fn roots(&self) -> Option<Arc<Roots>> {
+        self.0.roots.load_full()
     }
 
     /// Puts other anchors in force. Returns whether they differ.
     pub fn replace(&self, roots: Roots) -> bool {
-        let differ = self.0.load().certificates != roots.certificates;
+        let differ = !self.roots().is_some_and(|old| old.is_same(&roots));
         if differ {
-            self.0.store(Arc::new(roots));
+            self.0.roots.store(Some(Arc::new(roots)));
+            self.bump();
         }
         differ
+    }
+
+    /// The revocation lists in force.
+    pub fn lists(&self) -> Arc<RevocationLists> {
+        self.0.lists.load_full()
+    }
+
+    /// Puts other revocation lists in force.
+    pub fn revoke(&self, lists: RevocationLists) {
+        self.0.lists.store(Arc::new(lists));
+        self.bump();
+    }
+
+    /// Differs after every change; cheap to ask.
+    pub fn version(&self) -> u64 {
+        self.0.version.load(Ordering::Acquire)
+    }
+
+    /// Waits until the version is another than `seen`, and returns that one.
+    pub async fn changed(&self, seen: u64) -> u64 {
+        let mut changed = self.0.changed.subscribe();
+        let version = changed.wait_for(|version| *version != seen).await;
+        // The sender is ours, so there is one.
+        version.map_or(seen, |version| *version)
+    }
+
+    fn bump(&self) {
+        // Within the lock of the channel, so that its value never goes back.
+        self.0.changed.send_modify(|version| {
+            *version += 1;
+            self.0.version.store(*version, Ordering::Release);
+        });
     }
 }

@@ -17,7 +17,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sluice_model::{SpiffeId, TrustDomain};
 
-use crate::{Error, Trust, certificate, trust::Roots};
+use crate::{Error, Side, Trust, certificate, trust::Roots};
 
 /// How many of a peer's names an error repeats; a peer may present very many.
 const NAMES_SHOWN: usize = 4;
@@ -55,6 +55,46 @@ pub(crate) fn chain(
         now,
         provider().signature_verification_algorithms.all,
     )
+}
+
+/// Checks that a peer's certificate chains to the roots in force for its side of the connection,
+/// and that nothing in the chain is revoked.
+fn peer(
+    trust: &Trust,
+    side: Side,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let unknown = rustls::Error::from(rustls::CertificateError::UnknownIssuer);
+    let roots = trust.roots().ok_or(unknown)?;
+    vouched_for(side, leaf, intermediates, &roots, now)?;
+    let chain = std::iter::once(leaf).chain(intermediates);
+    let Some(revoked) = trust.lists().find(chain, &roots) else {
+        return Ok(());
+    };
+    // The alert that follows tells the peer's operator; this line tells ours.
+    let names = certificate::uri_sans(leaf).unwrap_or_default();
+    let name = names.first().map_or("", |name| name.as_str());
+    tracing::warn!(peer = name, "refused: {revoked}");
+    Err(rustls::CertificateError::Revoked.into())
+}
+
+/// As [`chain`], for the side that the peer has taken.
+pub(crate) fn vouched_for(
+    side: Side,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &Roots,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    match side {
+        Side::Server => chain(leaf, intermediates, roots, now),
+        Side::Client => roots
+            .client_verifier()
+            .verify_client_cert(leaf, intermediates, now)
+            .map(|_| ()),
+    }
 }
 
 fn tls13_signature(
@@ -117,7 +157,7 @@ impl ServerCertVerifier for ExpectPeer {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        chain(leaf, intermediates, &self.trust.current(), now)?;
+        peer(&self.trust, Side::Server, leaf, intermediates, now)?;
         let mut presented = certificate::uri_sans(leaf)?;
         let identities = presented.iter().filter_map(|uri| uri.parse().ok());
         if identities
@@ -157,10 +197,7 @@ impl ClientCertVerifier for RequirePeer {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let roots = self.trust.current();
-        let verified = roots
-            .client_verifier()
-            .verify_client_cert(leaf, intermediates, now)?;
+        peer(&self.trust, Side::Client, leaf, intermediates, now)?;
         let identity = match certificate::peer_identity(std::slice::from_ref(leaf)) {
             Err(Error::NoPeerIdentity { mut presented }) => {
                 presented.truncate(NAMES_SHOWN);
@@ -175,7 +212,7 @@ impl ClientCertVerifier for RequirePeer {
             }
             .into());
         }
-        Ok(verified)
+        Ok(ClientCertVerified::assertion())
     }
 
     signatures!();

@@ -7,15 +7,17 @@
 pub mod address;
 pub mod authz;
 pub mod balance;
+pub mod hosts;
 pub mod identity;
 pub mod mesh;
-pub mod names;
+mod names;
 mod policies;
 pub mod service;
+mod vips;
 pub mod workload;
 mod workloads;
 
-pub use address::{NetworkAddress, OrigDst};
+pub use address::{NetworkAddress, NetworkRange, OrigDst};
 pub use identity::{SpiffeId, TrustDomain};
 pub use mesh::{Mesh, Update};
 pub use service::{Service, ServiceKey};

@@ -1,12 +1,13 @@
 //! `sluicectl`: what an operator asks Sluice from a shell. A file per verb.
 
 mod analyze;
+mod rotate_root;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Checks the configuration of a Sluice mesh.
+/// Looks after a Sluice mesh.
 #[derive(Debug, Parser)]
 #[command(version, subcommand_required = true)]
 struct Cli {
@@ -17,6 +18,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Analyze(Box<analyze::Arguments>),
+    RotateRoot(rotate_root::Arguments),
 }
 
 /// What clap too returns for a command line that it does not understand.
@@ -25,6 +27,7 @@ const COULD_NOT_RUN: u8 = 2;
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Analyze(arguments) => analyze::run(&arguments),
+        Verb::RotateRoot(arguments) => rotate_root::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -9,7 +9,7 @@ mod tcp;
 use std::sync::{Mutex, PoisonError};
 
 pub use dns::{DnsLabels, DnsMetrics};
-use foreign::ForeignCounter;
+use foreign::{ForeignCounter, ForeignGauge};
 pub use labels::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels};
 pub use policy::{Denial, Phase, PolicyMetrics};
 /// For metrics of other components, to be given to [`Metrics::register`].
@@ -90,6 +90,18 @@ impl Metrics {
             read: Box::new(read),
         };
         self.with(|registry| registry.register_collector(Box::new(counter)));
+    }
+
+    /// Adds a gauge that `read` tells at every scrape; it is absent while there is no value.
+    pub fn register_gauge(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> Option<f64> + Send + Sync + 'static,
+    ) {
+        let read = Box::new(read);
+        let gauge = ForeignGauge { name, help, read };
+        self.with(|registry| registry.register_collector(Box::new(gauge)));
     }
 
     /// All metrics in the OpenMetrics text format.

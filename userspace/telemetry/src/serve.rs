@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -165,10 +165,14 @@ async fn serve_connection(stream: TcpStream, router: &Router) {
     }
 }
 
+/// What there is to say of a process that is ready.
+type Explanation = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// What the process still waits for before it can serve.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Readiness {
     pending: Arc<Mutex<BTreeSet<&'static str>>>,
+    explanation: Arc<OnceLock<Explanation>>,
 }
 
 impl Readiness {
@@ -181,6 +185,11 @@ impl Readiness {
         }
     }
 
+    /// Has something said, once it is ready, beside that it is. The first caller counts.
+    pub fn explain(&self, explanation: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        let _ = self.explanation.set(Box::new(explanation));
+    }
+
     pub fn is_ready(&self) -> bool {
         self.with(|pending| pending.is_empty())
     }
@@ -188,7 +197,10 @@ impl Readiness {
     fn reply(&self) -> Reply {
         let names = self.with(|pending| pending.iter().copied().collect::<Vec<_>>());
         if names.is_empty() {
-            return Reply::text(StatusCode::OK, "ready\n");
+            return match self.explanation.get().and_then(|explain| explain()) {
+                Some(text) => Reply::text(StatusCode::OK, format!("ready, {text}\n")),
+                None => Reply::text(StatusCode::OK, "ready\n"),
+            };
         }
         let body = format!("not ready, pending: {}\n", names.join(", "));
         Reply::text(StatusCode::INTERNAL_SERVER_ERROR, body)
@@ -197,6 +209,13 @@ impl Readiness {
     fn with<T>(&self, f: impl FnOnce(&mut BTreeSet<&'static str>) -> T) -> T {
         // Whoever panicked while holding it can have left nothing half done in a set of names.
         f(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pending = self.with(|pending| pending.clone());
+        f.debug_tuple("Readiness").field(&pending).finish()
     }
 }
 

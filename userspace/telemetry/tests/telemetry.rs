@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -234,6 +237,13 @@ async fn the_endpoints_answer_as_their_readers_expect() {
     metrics.register_foreign("sluice_verdicts", "Verdicts", "reason", || {
         vec![("captured", 3), ("local", 0)]
     });
+    let old = Arc::new(AtomicBool::new(true));
+    let is_old = old.clone();
+    readiness.explain(move || is_old.load(Relaxed).then(|| "but old".to_owned()));
+    let is_old = old.clone();
+    metrics.register_gauge("sluice_age_seconds", "Age", move || {
+        is_old.load(Relaxed).then_some(1.5)
+    });
     let router = Router::new()
         .readiness(readiness.clone())
         .metrics(metrics)
@@ -256,7 +266,14 @@ async fn the_endpoints_answer_as_their_readers_expect() {
     );
     readiness.pending("ca").done();
     let (status, body) = ask(address, "GET", "/healthz/ready").await;
+    assert_eq!((&*status, &*body), ("HTTP/1.1 200 OK", "ready, but old\n"));
+    let (_, body) = ask(address, "GET", "/metrics").await;
+    assert!(body.contains("\nsluice_age_seconds 1.5\n"), "{body}");
+    old.store(false, Relaxed);
+    let (status, body) = ask(address, "GET", "/healthz/ready").await;
     assert_eq!((&*status, &*body), ("HTTP/1.1 200 OK", "ready\n"));
+    let (_, body) = ask(address, "GET", "/metrics").await;
+    assert!(!body.contains("sluice_age_seconds"), "{body}");
     assert!(readiness.is_ready());
 
     for path in ["/metrics", "/stats/prometheus"] {

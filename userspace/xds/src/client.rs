@@ -12,8 +12,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::{
-    Error, Node, Status, View,
-    store::{Applied, Kind, Store},
+    Error, Node, Snapshot, Status, View,
+    store::{Kind, Store},
     wire::{self, Response},
 };
 
@@ -47,6 +47,8 @@ pub struct Client {
 #[derive(Debug, Default)]
 struct Session {
     answered: bool,
+    /// Responses that wait for those of the other types.
+    held: Vec<(Kind, Response)>,
 }
 
 impl Client {
@@ -61,6 +63,20 @@ impl Client {
     /// The mesh that this client keeps.
     pub fn view(&self) -> View {
         View::new(self.store.mesh().clone(), self.status.subscribe())
+    }
+
+    /// Begins with a snapshot: it is the mesh until the control plane answers. What has gone
+    /// meanwhile is removed then, since the control plane is told the names of all that is here.
+    pub fn restore(&mut self, snapshot: Snapshot) {
+        let taken = snapshot.taken();
+        for (name, reason) in self.store.restore(snapshot) {
+            tracing::warn!(name, reason, "a resource of the snapshot is not understood");
+        }
+        self.status.send_modify(|status| {
+            status.version += 1;
+            status.synced = true;
+            status.snapshot = Some(taken);
+        });
     }
 
     /// Connects, and connects again, forever. No failure empties the mesh.
@@ -101,11 +117,12 @@ impl Client {
         self.status.send_modify(|status| status.connected = true);
         while let Some(response) = responses.message().await? {
             session.answered = true;
-            let verdict = self.handle(response);
-            if requests.send(verdict).await.is_err() {
-                // The sending half has gone; the receiving half tells why.
-                responses.message().await?;
-                break;
+            for verdict in self.handle(response, &mut session.held) {
+                if requests.send(verdict).await.is_err() {
+                    // The sending half has gone; the receiving half tells why.
+                    responses.message().await?;
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -142,38 +159,87 @@ impl Client {
         })
     }
 
-    /// Applies a response, and returns the request that accepts or refuses it.
-    fn handle(&mut self, response: Response) -> DeltaDiscoveryRequest {
-        let type_url = response.type_url.clone();
-        let response_nonce = response.nonce.clone();
-        let (resources, removed) = (response.resources.len(), response.removed_resources.len());
-        let applied = match Kind::of(&type_url) {
-            Some(kind) => self.store.apply(kind, response),
+    /// Applies a response, and returns the requests that accept or refuse what was applied.
+    ///
+    /// What takes the place of a snapshot is held until there is something of each type: workloads
+    /// as they are now under policies as they were would be open to more than either.
+    fn handle(
+        &mut self,
+        response: Response,
+        held: &mut Vec<(Kind, Response)>,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let Some(kind) = Kind::of(&response.type_url) else {
             // Nothing that we asked for, and nothing that harms.
-            None => Applied::default(),
+            return vec![verdict(Received::of(&response), &[])];
         };
-        let rejected = applied.rejected.len();
-        tracing::debug!(type_url, resources, removed, rejected, "response");
-        self.announce(applied.changed);
-        DeltaDiscoveryRequest {
-            type_url,
-            response_nonce,
-            error_detail: refusal(&applied.rejected),
-            ..Default::default()
+        held.push((kind, response));
+        let is_there = |kind| held.iter().any(|(other, _)| *other == kind);
+        if self.status.borrow().snapshot.is_some() && !Kind::ALL.into_iter().all(is_there) {
+            return Vec::new();
         }
+        let received: Vec<_> = held
+            .iter()
+            .map(|(_, response)| Received::of(response))
+            .collect();
+        let applied = self.store.apply(std::mem::take(held));
+        self.announce(applied.iter().any(|applied| applied.changed));
+        let verdicts = received.into_iter().zip(&applied);
+        verdicts
+            .map(|(received, applied)| verdict(received, &applied.rejected))
+            .collect()
     }
 
     fn announce(&self, changed: bool) {
-        let synced = self.store.is_synced();
+        let answered = self.store.is_synced();
         self.status.send_if_modified(|status| {
-            if synced && !status.synced {
+            let first = answered && !status.is_live();
+            if first {
                 tracing::info!("the mesh is in step with the control plane");
+                status.synced = true;
+                status.snapshot = None;
             }
-            let modified = changed || synced != status.synced;
-            status.synced = synced;
             status.version += u64::from(changed);
-            modified
+            changed || first
         });
+    }
+}
+
+/// What remains of a response that has been applied.
+#[derive(Debug)]
+struct Received {
+    type_url: String,
+    nonce: String,
+    resources: usize,
+    removed: usize,
+}
+
+impl Received {
+    fn of(response: &Response) -> Self {
+        Self {
+            type_url: response.type_url.clone(),
+            nonce: response.nonce.clone(),
+            resources: response.resources.len(),
+            removed: response.removed_resources.len(),
+        }
+    }
+}
+
+/// The request that accepts or refuses a response.
+fn verdict(response: Received, rejected: &[(String, String)]) -> DeltaDiscoveryRequest {
+    let (resources, removed) = (response.resources, response.removed);
+    let (type_url, rejections) = (response.type_url, rejected.len());
+    tracing::debug!(
+        type_url,
+        resources,
+        removed,
+        rejected = rejections,
+        "response"
+    );
+    DeltaDiscoveryRequest {
+        type_url,
+        response_nonce: response.nonce,
+        error_detail: refusal(rejected),
+        ..Default::default()
     }
 }
 
@@ -205,7 +271,7 @@ fn refusal(rejected: &[(String, String)]) -> Option<RpcStatus> {
 async fn complain(view: &View) -> Infallible {
     loop {
         sleep(COMPLAINT).await;
-        if !view.is_synced() {
+        if !view.status().is_live() {
             tracing::warn!("the control plane has not sent the whole mesh yet");
         }
     }

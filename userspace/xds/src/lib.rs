@@ -7,6 +7,7 @@
 mod client;
 mod error;
 mod node;
+mod snapshot;
 mod store;
 mod view;
 mod wire;
@@ -14,4 +15,5 @@ mod wire;
 pub use client::{Client, Config};
 pub use error::Error;
 pub use node::Node;
+pub use snapshot::{Snapshot, SnapshotError};
 pub use view::{Status, View};

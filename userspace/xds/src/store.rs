@@ -12,10 +12,11 @@ use prost::Message as _;
 use sluice_model::{
     Interner, Mesh, Name, Uid, Update,
     authz::{Policy, Scope},
+    mesh::Edit,
 };
 use sluice_proto::{convert::names, discovery::Resource, security, workload};
 
-use crate::wire::Response;
+use crate::{snapshot::Snapshot, wire::Response};
 
 /// A type of resource that we subscribe to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,8 +93,43 @@ impl Store {
             .collect()
     }
 
-    /// Applies all of a response that is right, at once: nobody sees half of it.
-    pub(crate) fn apply(&mut self, kind: Kind, response: Response) -> Applied {
+    /// Begins with a snapshot, of which every resource is to be sent once more. Returns what of it
+    /// was not understood.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot) -> Vec<(String, String)> {
+        let contents = [
+            (Kind::Authorization, snapshot.policies),
+            (Kind::Address, snapshot.addresses),
+        ];
+        let responses = contents.map(|(kind, resources)| {
+            let response = Response {
+                resources,
+                ..Default::default()
+            };
+            (kind, response)
+        });
+        let applied = self.apply(responses.into());
+        let rejected = applied.into_iter().flat_map(|applied| applied.rejected);
+        let rejected = rejected.collect();
+        // That was not the control plane.
+        self.addresses.answered = false;
+        self.policies.answered = false;
+        rejected
+    }
+
+    /// Applies all of these responses that is right, at once: nobody sees half of it.
+    pub(crate) fn apply(&mut self, responses: Vec<(Kind, Response)>) -> Vec<Applied> {
+        let mut edit = self.mesh.load().edit();
+        let applied: Vec<_> = responses
+            .into_iter()
+            .map(|(kind, response)| self.apply_to(&mut edit, kind, response))
+            .collect();
+        if applied.iter().any(|applied| applied.changed) {
+            self.mesh.store(Arc::new(edit.finish()));
+        }
+        applied
+    }
+
+    fn apply_to(&mut self, edit: &mut Edit, kind: Kind, response: Response) -> Applied {
         let received = match kind {
             Kind::Address => &mut self.addresses,
             Kind::Authorization => &mut self.policies,
@@ -103,7 +139,6 @@ impl Store {
         if response.resources.is_empty() && response.removed_resources.is_empty() {
             return applied;
         }
-        let mut edit = self.mesh.load().edit();
         // Removals first, since what is added may have taken over an address of what is removed. A
         // resource that is named as both has been removed and made anew.
         let present: HashSet<String> = match response.removed_resources[..] {
@@ -142,7 +177,9 @@ impl Store {
                     }
                 }
                 Err(mut reason) => {
-                    if let Some(policy) = stand_in(kind, &resource).filter(|_| first) {
+                    if let Some(policy) = stand_in(kind, &resource)
+                        .filter(|policy| first && edit.mesh().policy(&policy.key).is_none())
+                    {
                         reason.push_str(", and until it is mended nothing is allowed");
                         // It is no version, but a name of which the removal must be told.
                         let name = resource.name.as_str().into();
@@ -153,9 +190,6 @@ impl Store {
                     applied.rejected.push((resource.name, reason));
                 }
             }
-        }
-        if applied.changed {
-            self.mesh.store(Arc::new(edit.finish()));
         }
         applied
     }

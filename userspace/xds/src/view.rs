@@ -1,6 +1,6 @@
 //! The snapshot, as everybody but the client sees it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::{ArcSwap, Guard};
 use sluice_model::Mesh;
@@ -11,11 +11,22 @@ use tokio::sync::watch;
 pub struct Status {
     /// Grows with each change of the mesh.
     pub version: u64,
-    /// The control plane has said all that it knew at first: workloads, services and policies.
+    /// The control plane has said all that it knew at first: workloads, services and policies; or
+    /// a snapshot of such a time is in force.
     /// Before, policies may be missing, and nothing may be let through on that account.
     pub synced: bool,
+    /// When the snapshot was taken that is in force, in whole or in part, because the control plane
+    /// has not answered yet.
+    pub snapshot: Option<SystemTime>,
     /// A stream is open now.
     pub connected: bool,
+}
+
+impl Status {
+    /// The control plane itself has said all that it knew at first.
+    pub fn is_live(&self) -> bool {
+        self.synced && self.snapshot.is_none()
+    }
 }
 
 /// A handle to the current mesh. Clones see the same.
@@ -50,8 +61,17 @@ impl View {
 
     /// Waits for [`Status::synced`]; forever if the client has been dropped before.
     pub async fn synced(&self) {
+        self.wait_for(|status| status.synced).await;
+    }
+
+    /// Waits for [`Status::is_live`]; forever if the client has been dropped before.
+    pub async fn live(&self) {
+        self.wait_for(Status::is_live).await;
+    }
+
+    async fn wait_for(&self, condition: impl FnMut(&Status) -> bool) {
         let mut status = self.status.clone();
-        if status.wait_for(|status| status.synced).await.is_err() {
+        if status.wait_for(condition).await.is_err() {
             std::future::pending::<()>().await;
         }
     }

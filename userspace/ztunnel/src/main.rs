@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use sluice_kernel::Events;
 use sluice_model::TrustDomain;
-use sluice_ztunnel::{broker, link::Settings, one_line, worker};
+use sluice_ztunnel::{broker, link::Settings, nameservers, one_line, worker};
 
 /// The node proxy of the Sluice mesh.
 ///
@@ -61,6 +61,9 @@ struct BrokerArgs {
     /// Token that admits this node to the control plane; read again when it changes.
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
+    /// Certificate revocation lists, in PEM or DER, one or several; read again when they change.
+    #[arg(long, value_name = "FILE")]
+    crl: Option<PathBuf>,
     /// The cgroup (v2) that holds all pods, for example /sys/fs/cgroup/kubepods.slice.
     #[arg(long, value_name = "DIR")]
     pods_cgroup: PathBuf,
@@ -73,6 +76,10 @@ struct BrokerArgs {
     /// Holds the pid files, and the list of this node's pods in the mesh (`pods`).
     #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
     run_dir: PathBuf,
+    /// Holds the last good snapshot of the mesh (`snapshot`), for a start without the control plane;
+    /// one that survives a reboot is best, such as /var/lib/sluice [default: that of --run-dir].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     #[arg(long, default_value = "cluster.local", value_parser = trust_domain)]
     trust_domain: TrustDomain,
     /// The DNS domain of the cluster's services.
@@ -94,6 +101,10 @@ struct BrokerArgs {
     /// User and group id of the worker.
     #[arg(long, value_name = "ID", default_value_t = 65532)]
     worker_uid: u32,
+    /// Whom to ask for the addresses of hosts that a ServiceEntry names, as IP:PORT; may be repeated
+    /// [default: those of /etc/resolv.conf]
+    #[arg(long = "nameserver", value_name = "ADDRESS")]
+    nameservers: Vec<SocketAddr>,
     /// How long certificates are asked to be valid, in seconds; they are renewed at half of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     certificate_ttl: u64,
@@ -162,9 +173,11 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         },
         node: args.node,
         config_dir: args.config_dir,
+        state_dir: args.state_dir.unwrap_or_else(|| args.run_dir.clone()),
         run_dir: args.run_dir,
         token_file: args.token_file,
         control_root: args.control_root,
+        crl: args.crl,
         threads,
         dns_capture: args.dns_capture,
         events: if args.flow_events {
@@ -191,6 +204,10 @@ fn settings(args: &BrokerArgs) -> Settings {
         admin: loopback(15000),
         metrics: anywhere(15020),
         readiness: anywhere(15021),
+        nameservers: match args.nameservers.as_slice() {
+            [] => nameservers::of_system(),
+            given => given.to_vec(),
+        },
         certificate_ttl: args.certificate_ttl,
     }
 }

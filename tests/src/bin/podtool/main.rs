@@ -7,6 +7,7 @@ mod datagram;
 mod dial;
 mod events;
 mod flood;
+mod names;
 mod server;
 
 use std::io;
@@ -40,6 +41,7 @@ usage: podtool VERB ADDRESS [--option VALUE]...
                              to a second address, --also ADDRESS
                              --bind IP:PORT     sends from there
   answer ADDRESS             sends datagrams back
+  names ADDRESS              a nameserver that answers every question with --ip IP
 An ADDRESS is IP:PORT; [::ffff:10.0.0.1]:80 connects by an IPv6 socket to an IPv4 address.";
 
 fn main() -> ExitCode {
@@ -67,6 +69,7 @@ fn run() -> io::Result<()> {
         "serve" => server::serve(&arguments),
         "ask" => datagram::ask(&arguments),
         "answer" => datagram::serve(&arguments),
+        "names" => names::serve(&arguments),
         _ => Err(io::Error::other(format!("no verb {verb}\n{USAGE}"))),
     }
 }

@@ -1,13 +1,26 @@
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use rcgen::PKCS_ECDSA_P384_SHA384;
+use rcgen::{
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, KeyPair,
+    PKCS_ECDSA_P384_SHA384, SanType,
+};
 use rustls::{RootCertStore, pki_types::UnixTime, server::WebPkiClientVerifier};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use sluice_model::SpiffeId;
 use x509_parser::extensions::ParsedExtension;
 
-use super::*;
+use super::{Authority, Rotation, ServerName, SignError, Source, authority::P256_POINT};
+use crate::Error;
 
 fn open(directory: &Path) -> Result<Authority, Error> {
-    Authority::open(directory, "cluster.local".parse().unwrap())
+    let source = Source::Own {
+        directory: directory.to_owned(),
+        rotation: Rotation {
+            root_announcement: 3600,
+            root_overlap: 3600,
+        },
+    };
+    Authority::open(source, "cluster.local".parse().unwrap())
 }
 
 fn web() -> SpiffeId {
@@ -26,7 +39,36 @@ fn csr() -> String {
     csr_of(&KeyPair::generate().unwrap())
 }
 
-fn der(pem: &str) -> CertificateDer<'static> {
+/// A chain for `web`, for as long as there is one.
+pub(super) fn sign(authority: &Authority) -> Vec<String> {
+    authority.sign(&csr(), &web(), Duration::ZERO).unwrap()
+}
+
+/// Whether peers that believe this root accept the leaf.
+pub(super) fn leads_to(leaf: &CertificateDer<'_>, root: &str) -> bool {
+    leads_through(leaf, &[], root)
+}
+
+pub(super) fn leads_through(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    root: &str,
+) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(der(root)).unwrap();
+    let algorithms =
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+    let verified = rustls::client::verify_server_cert_signed_by_trust_anchor(
+        &rustls::server::ParsedCertificate::try_from(leaf).unwrap(),
+        &roots,
+        intermediates,
+        UnixTime::now(),
+        algorithms.all,
+    );
+    verified.is_ok()
+}
+
+pub(super) fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
 }
 
@@ -34,14 +76,14 @@ fn der(pem: &str) -> CertificateDer<'static> {
 fn the_root_is_made_once_and_kept() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state");
-    let first = open(&path).unwrap().root_pem().to_owned();
+    let first = open(&path).unwrap().roots_pem();
     let mode = |name| fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("ca-key.pem"), mode("root-cert.pem")), (0o600, 0o644));
     assert_eq!(
         fs::read_to_string(path.join("root-cert.pem")).unwrap(),
         first
     );
-    assert_eq!(open(&path).unwrap().root_pem(), first);
+    assert_eq!(open(&path).unwrap().roots_pem(), first);
     assert_eq!(
         fs::read_dir(&path).unwrap().count(),
         2,
@@ -50,7 +92,7 @@ fn the_root_is_made_once_and_kept() {
     // A crash between the two files: the key is kept.
     fs::remove_file(path.join("root-cert.pem")).unwrap();
     let key = fs::read_to_string(path.join("ca-key.pem")).unwrap();
-    assert_ne!(open(&path).unwrap().root_pem(), first);
+    assert_ne!(open(&path).unwrap().roots_pem(), first);
     assert_eq!(fs::read_to_string(path.join("ca-key.pem")).unwrap(), key);
 }
 
@@ -67,7 +109,7 @@ fn a_state_directory_that_does_not_fit_is_named() {
     };
     let error = attempt("ca-key.pem", other.as_bytes());
     assert!(
-        error.contains("root-cert.pem") && error.contains("does not belong"),
+        error.contains("root-cert.pem is not usable: no certificate in it belongs to ca-key.pem"),
         "{error}"
     );
     let error = attempt("ca-key.pem", b"garbage");
@@ -89,7 +131,7 @@ fn a_certificate_is_what_peers_expect() {
     let authority = open(directory.path()).unwrap();
     let hour = Duration::from_secs(3600);
     let chain = authority.sign(&csr(), &web(), hour).unwrap();
-    assert_eq!(chain[1], authority.root_pem());
+    assert_eq!(chain[1], authority.roots_pem());
     let leaf = der(&chain[0]);
     let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
     assert_eq!(leaf.subject().iter().count(), 0);
@@ -156,9 +198,9 @@ fn chains_verify_against_the_root() {
             .verify_client_cert(&leaf, &[], UnixTime::now())
             .is_ok()
     };
-    assert!(verify(authority.root_pem()));
+    assert!(verify(&authority.roots_pem()));
     let other = tempfile::tempdir().unwrap();
-    assert!(!verify(open(other.path()).unwrap().root_pem()));
+    assert!(!verify(&open(other.path()).unwrap().roots_pem()));
 }
 
 #[test]
@@ -182,7 +224,7 @@ fn csrs_must_prove_a_p256_key() {
     let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
     assert!(matches!(sign(&csr_of(&p384)), SignError::Key));
     assert!(matches!(sign(""), SignError::Csr(_)));
-    assert!(matches!(sign(authority.root_pem()), SignError::Csr(_)));
+    assert!(matches!(sign(&authority.roots_pem()), SignError::Csr(_)));
     // Another key in a signed request: the signature no longer fits.
     let (mine, theirs) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let pem = csr_of(&mine);

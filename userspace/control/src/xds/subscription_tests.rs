@@ -95,6 +95,23 @@ fn versions_from_an_earlier_connection_count() {
     assert_eq!(delta(&mut subscription, &two), None);
 }
 
+/// As a ztunnel asks that begins with a snapshot.
+#[test]
+fn names_without_versions_are_sent_again_or_removed() {
+    let mut subscription = Subscription::default();
+    subscription.request(DeltaDiscoveryRequest {
+        initial_resource_versions: ["n/a", "n/x"]
+            .map(|name| (name.to_owned(), String::new()))
+            .into(),
+        ..DeltaDiscoveryRequest::default()
+    });
+    let two = resources(&[("a", false), ("b", false)]);
+    assert_eq!(
+        delta(&mut subscription, &two),
+        some(&["n/a", "n/b"], &["n/x"])
+    );
+}
+
 #[test]
 fn the_same_content_has_the_same_version() {
     let version = |dry_run| {

@@ -1,10 +1,15 @@
 //! The certificate service.
 
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
 use rcgen::{CertificateParams, KeyPair, SanType};
 use sluice_proto::ca::{IMPERSONATED_IDENTITY, IstioCertificateRequest};
 use tonic::Code;
 
-use crate::world::{OTHER_TOKEN, TOKEN, World, authorized, eventually};
+use crate::world::{TOKEN, World, authorized, eventually};
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
@@ -50,6 +55,34 @@ async fn a_node_gets_certificates_for_its_own_pods() {
     );
 }
 
+/// A node that still has the trust domain from which the mesh is on its way.
+#[tokio::test]
+async fn a_node_gets_certificates_of_an_alias_as_long_as_there_is_one() {
+    let world = World::start().await;
+    let old = "spiffe://old.example/ns/shop/sa/web";
+    let ask = async || {
+        let request = authorized(request(old), Some(&bearer(TOKEN)));
+        world.ca().await.create_certificate(request).await
+    };
+    assert_eq!(ask().await.unwrap_err().code(), Code::Unauthenticated);
+    world.write(
+        "mesh.yaml",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+         data: {mesh: 'trustDomainAliases: [old.example]'}\n",
+    );
+    let (published, domain) = (world.published.clone(), "old.example".parse().unwrap());
+    eventually("published", || published.borrow().is_alias(&domain)).await;
+    let chain = ask().await.unwrap().into_inner().cert_chain;
+    let (_, leaf) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).unwrap();
+    let leaf = leaf.parse_x509().unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    let expected = format!("[URI({old:?})]");
+    assert_eq!(format!("{:?}", names.value.general_names), expected);
+    world.remove("mesh.yaml");
+    eventually("gone", || !published.borrow().is_alias(&domain)).await;
+    assert_eq!(ask().await.unwrap_err().code(), Code::Unauthenticated);
+}
+
 /// The proxy of a single workload asks for nobody but itself, and names itself in the CSR only.
 #[tokio::test]
 async fn a_csr_may_name_the_identity_itself() {
@@ -66,55 +99,146 @@ async fn a_csr_may_name_the_identity_itself() {
     assert_eq!(format!("{:?}", names.value.general_names), expected);
 }
 
+/// What is refused, with what comes to the log and to nobody else.
+struct Abuse {
+    what: &'static str,
+    message: IstioCertificateRequest,
+    authorization: Option<&'static str>,
+    logged: &'static str,
+}
+
+fn abuses() -> Vec<Abuse> {
+    const MINE: Option<&str> = Some("Bearer token-of-n1");
+    let abuse = |what, message, authorization, logged| Abuse {
+        what,
+        message,
+        authorization,
+        logged,
+    };
+    let by_token = |what, authorization, logged| abuse(what, request(WEB), authorization, logged);
+    let by_identity = |what, identity, logged| abuse(what, request(identity), MINE, logged);
+    let by_csr = |what, csr, logged| {
+        let message = IstioCertificateRequest {
+            csr,
+            metadata: None,
+            ..request(WEB)
+        };
+        abuse(what, message, MINE, logged)
+    };
+    let no_pod = "certificate for node n1: no pod with spiffe://cluster.local/ns/shop/sa/db runs";
+    vec![
+        by_token("no token", None, "it sent no authorization header"),
+        by_token("empty", Some(""), "holds no bearer token"),
+        by_token("no credentials", Some("Bearer "), "holds no bearer token"),
+        by_token("malformed", Some("token-of-n1"), "holds no bearer token"),
+        by_token(
+            "another scheme",
+            Some("Basic token-of-n1"),
+            "no bearer token",
+        ),
+        by_token("unknown", Some("Bearer x"), "its token is not a join token"),
+        by_token("a part", Some("Bearer token-of-n"), "is not a join token"),
+        by_token("a node's name", Some("Bearer n1"), "is not a join token"),
+        by_token("a comment", Some("Bearer # nodes"), "is not a join token"),
+        by_token(
+            "a pod of another node",
+            Some("Bearer token-of-n2"),
+            "certificate for node n2: no pod with spiffe://cluster.local/ns/shop/sa/web runs there",
+        ),
+        by_identity(
+            "no such account",
+            "spiffe://cluster.local/ns/shop/sa/db",
+            no_pod,
+        ),
+        by_identity(
+            "another namespace",
+            "spiffe://cluster.local/ns/x/sa/web",
+            "no pod with spiffe://cluster.local/ns/x/sa/web runs there",
+        ),
+        by_identity(
+            "another trust domain",
+            "spiffe://evil/ns/shop/sa/web",
+            "spiffe://evil/ns/shop/sa/web is not of the trust domain cluster.local",
+        ),
+        by_identity(
+            "not an identity",
+            "spiffe://cluster.local/web",
+            "for node n1: ",
+        ),
+        by_identity("no identity at all", "", "certificate for node n1: "),
+        by_csr("nobody", csr(None), "nor the CSR names an identity"),
+        by_csr(
+            "no such account, in the CSR alone",
+            csr(Some("spiffe://cluster.local/ns/shop/sa/db")),
+            no_pod,
+        ),
+        by_csr("no CSR", String::new(), "nor the CSR names an identity"),
+    ]
+}
+
+/// The caller learns nothing; the operator, who it was and why; and nobody, a token.
 #[tokio::test]
 async fn everyone_else_is_refused_without_a_reason() {
     let world = World::start().await;
     let mut ca = world.ca().await;
-    let mine = bearer(TOKEN);
-    let theirs = bearer(OTHER_TOKEN);
-    let unnamed = |csr: String| IstioCertificateRequest {
-        csr,
-        metadata: None,
-        ..request(WEB)
-    };
-    let stranger = "spiffe://cluster.local/ns/shop/sa/db";
-    for (what, message, authorization) in [
-        ("no token", request(WEB), None),
-        ("unknown token", request(WEB), Some("Bearer x")),
-        ("another node", request(WEB), Some(theirs.as_str())),
-        (
-            "no such account",
-            request("spiffe://cluster.local/ns/shop/sa/db"),
-            Some(&mine),
-        ),
-        (
-            "another namespace",
-            request("spiffe://cluster.local/ns/x/sa/web"),
-            Some(&mine),
-        ),
-        (
-            "foreign trust domain",
-            request("spiffe://evil/ns/shop/sa/web"),
-            Some(&mine),
-        ),
-        (
-            "not an identity",
-            request("spiffe://cluster.local/web"),
-            Some(&mine),
-        ),
-        ("no identity", unnamed(csr(None)), Some(&mine)),
-        (
-            "no such account, in the CSR alone",
-            unnamed(csr(Some(stranger))),
-            Some(&mine),
-        ),
-    ] {
-        let refused = ca
-            .create_certificate(authorized(message, authorization))
-            .await;
+    let (log, _logging) = Log::begin();
+    for abuse in abuses() {
+        let Abuse { what, logged, .. } = abuse;
+        let request = authorized(abuse.message, abuse.authorization);
+        let refused = ca.create_certificate(request).await;
         let status = refused.err().unwrap_or_else(|| panic!("{what}: issued"));
         assert_eq!(status.code(), Code::Unauthenticated, "{what}");
         assert_eq!(status.message(), "authentication failure", "{what}");
+        assert!(status.details().is_empty(), "{what}");
+        let told = log.take();
+        let lines: Vec<&str> = told.lines().filter(|l| l.contains("refused")).collect();
+        let [line] = lines[..] else {
+            panic!("{what}: {told}")
+        };
+        assert!(
+            line.contains("WARN") && line.contains("peer=\"127.0.0.1:"),
+            "{line}"
+        );
+        assert!(line.contains(logged), "{what}: {line}");
+        assert!(!line.contains("token-of-"), "{what}: {line}");
+    }
+    // Whoever was refused is not held against those who share the connection.
+    let good = authorized(request(WEB), Some("Bearer token-of-n1"));
+    ca.create_certificate(good).await.unwrap();
+    let told = log.take();
+    assert!(
+        told.contains("certificate issued") && told.contains("node=n1"),
+        "{told}"
+    );
+}
+
+/// The log of this test's thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn take(&self) -> String {
+        String::from_utf8(std::mem::take(&mut self.0.lock().unwrap())).unwrap()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fs, sync::Arc, time::Duration};
 
 use sluice_control::{
     auth::JoinTokens,
-    ca::{Authority, Certificates},
+    ca::{self, Authority, Certificates},
     feed::{self, Published},
     memory::Keeper,
     metrics::ControlMetrics,
@@ -40,7 +40,7 @@ use tonic::{
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const TOKEN: &str = "token-of-n1";
-pub(crate) const OTHER_TOKEN: &str = "token-of-n2";
+const OTHER_TOKEN: &str = "token-of-n2";
 
 pub(crate) const SHOP: &str = "apiVersion: v1
 kind: Namespace
@@ -103,7 +103,14 @@ impl World {
         let clients = Clients::new(counters.clients.clone());
         let tokens = Arc::new(JoinTokens::open(tokens).unwrap());
         let trust_domain: sluice_model::TrustDomain = "cluster.local".parse().unwrap();
-        let authority = Arc::new(Authority::open(state.path(), trust_domain.clone()).unwrap());
+        let source = ca::Source::Own {
+            directory: state.path().to_owned(),
+            rotation: ca::Rotation {
+                root_announcement: 3600,
+                root_overlap: 3600,
+            },
+        };
+        let authority = Arc::new(Authority::open(source, trust_domain.clone()).unwrap());
         let config = translate::Config {
             trust_domain,
             trust_domain_aliases: Vec::new(),

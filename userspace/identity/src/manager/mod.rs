@@ -11,12 +11,18 @@ use std::{
 
 use arc_swap::ArcSwap;
 use sluice_model::SpiffeId;
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    task::AbortHandle,
+    time::{Instant, timeout},
+};
 
-use crate::{CertificateAuthority, Error, Roots, Svid, Trust};
+use crate::{CertificateAuthority, Error, Roots, Svid, SvidParts, Trust};
 use keeper::{Progress, Slot};
 
-/// Hands out certificates, and has them renewed at half their life. Clones are handles to the same.
+/// Hands out certificates, and has them renewed at half their life, or earlier when the CA's roots
+/// have changed. Clones are handles to the same.
 ///
 /// A key is made when an identity is first asked for, and a new one with each renewal. While the CA
 /// fails, the certificate at hand is kept until it expires.
@@ -27,11 +33,39 @@ pub struct Manager {
     runtime: Handle,
 }
 
+/// How a manager behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// After this long without an answer of the CA, one certificate is renewed for no other reason
+    /// than to hear of changed roots: renewals by age may be half a day apart.
+    pub ask_at_least: Duration,
+    /// How many certificates are asked for at a time that no connection waits for.
+    pub unhurried: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ask_at_least: Duration::from_secs(15 * 60),
+            unhurried: 4,
+        }
+    }
+}
+
 /// What the keepers of all identities share.
 struct Shared {
     ca: Arc<dyn CertificateAuthority>,
-    /// The roots of the CA's latest answer; absent before the first.
-    trust: Mutex<Option<Trust>>,
+    /// With the roots of the CA's latest answer.
+    trust: Trust,
+    ask_at_least: Duration,
+    /// When the CA was last asked for the roots' sake, or answered.
+    heard: Mutex<Instant>,
+    /// Those who ask without hurry take turns.
+    turns: Semaphore,
+    /// Of another process, until somebody asks for these identities.
+    adopted: Mutex<HashMap<SpiffeId, Svid>>,
+    /// Grows when a certificate comes or goes.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -80,11 +114,16 @@ pub enum CertificateState {
 
 impl Manager {
     /// A manager whose requests run on `runtime`, whichever runtime asks.
-    pub fn new(ca: impl CertificateAuthority, runtime: Handle) -> Self {
+    pub fn new(ca: impl CertificateAuthority, config: Config, runtime: Handle) -> Self {
         Self {
             shared: Arc::new(Shared {
                 ca: Arc::new(ca),
-                trust: Mutex::new(None),
+                trust: Trust::default(),
+                ask_at_least: config.ask_at_least,
+                heard: Mutex::new(Instant::now()),
+                turns: Semaphore::new(config.unhurried),
+                adopted: Mutex::default(),
+                changes: watch::Sender::default(),
             }),
             entries: Arc::default(),
             runtime,
@@ -132,6 +171,12 @@ impl Manager {
         })
     }
 
+    /// What all identities believe: the roots of the CA's latest answer, and the revocation lists
+    /// that somebody puts in force here.
+    pub fn trust(&self) -> &Trust {
+        &self.shared.trust
+    }
+
     /// Has a certificate ready before the first connection asks for it.
     pub fn prefetch(&self, identity: &SpiffeId) {
         self.watch(identity);
@@ -140,6 +185,37 @@ impl Manager {
     /// Gives an identity up: its key is dropped, and it is not renewed any more.
     pub fn forget(&self, identity: &SpiffeId) {
         self.entries.update(|entries| entries.remove(identity));
+        self.shared.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Takes over a certificate that another process has obtained, as if it had been obtained here.
+    /// Before its identity is first asked for; until then it is only put aside.
+    ///
+    /// # Errors
+    /// When the parts do not belong together. One that has expired is left out without an error.
+    pub fn adopt(&self, parts: SvidParts) -> Result<(), Error> {
+        let roots = Roots::new(parts.roots)?;
+        let trust = self.shared.trust.clone();
+        let svid = Svid::new(parts.identity, parts.chain, &parts.key, trust)?;
+        self.shared.trust.replace(roots);
+        if !svid.is_expired() {
+            let adopted = &self.shared.adopted;
+            let mut adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner);
+            adopted.insert(svid.identity().clone(), svid);
+        }
+        Ok(())
+    }
+
+    /// The valid certificates of all identities in use, with their keys.
+    pub fn export(&self) -> Vec<SvidParts> {
+        let entries = self.entries.current.load();
+        let valid = entries.values().filter_map(|entry| entry.slot.valid());
+        valid.map(|svid| svid.parts()).collect()
+    }
+
+    /// Changes when [`Manager::export`] does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
     }
 
     /// All identities in use, in order.
@@ -162,7 +238,10 @@ impl Manager {
     }
 
     fn start(&self, identity: SpiffeId) -> Entry {
-        let slot = Arc::new(Slot::default());
+        let adopted = &self.shared.adopted;
+        let mut adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = Arc::new(Slot::new(adopted.remove(&identity)));
+        drop(adopted);
         let (sender, progress) = watch::channel(Progress::default());
         let keeper = keeper::keep(self.shared.clone(), identity, slot.clone(), sender);
         Entry {
@@ -213,17 +292,12 @@ impl Entry {
 }
 
 impl Shared {
-    /// Puts the CA's roots in force for all identities.
-    fn trust(&self, roots: Roots) -> Trust {
-        let mut trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*trust {
-            None => trust.insert(Trust::new(roots)).clone(),
-            Some(trust) => {
-                if trust.replace(roots) {
-                    tracing::info!("trust anchors changed");
-                }
-                trust.clone()
-            }
-        }
+    /// When the roots should be asked for.
+    fn ask_at(&self) -> Instant {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) + self.ask_at_least
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }

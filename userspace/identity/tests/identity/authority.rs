@@ -9,8 +9,10 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
-    CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationList,
+    CertificateRevocationListParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, SerialNumber,
 };
 use rustls_pki_types::PrivateKeyDer;
 use sluice_identity::{CertificateAuthority, Error, Roots, Signing, Svid, Trust};
@@ -25,14 +27,65 @@ pub(crate) struct Root(CertifiedIssuer<'static, KeyPair>);
 
 impl Root {
     pub(crate) fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         // Anchors are told apart by their names.
         let name = format!("root {:x?}", &key.public_key_raw()[1..9]);
-        params.distinguished_name.push(DnType::CommonName, name);
-        Self(CertifiedIssuer::self_signed(params, key).unwrap())
+        Self(CertifiedIssuer::self_signed(authority_params(&name), key).unwrap())
+    }
+
+    /// Another one of the same name.
+    pub(crate) fn namesake(&self) -> Self {
+        let (_, own) = x509_parser::parse_x509_certificate(self.0.der()).unwrap();
+        let name = own.subject().iter_common_name().next().unwrap();
+        let params = authority_params(name.as_str().unwrap());
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// An authority between this one and leaves.
+    pub(crate) fn intermediate(&self) -> Self {
+        let mut params = authority_params("between");
+        params.serial_number = Some(SerialNumber::from_slice(&[0x51, 0x52]));
+        let key = KeyPair::generate().unwrap();
+        Self(CertifiedIssuer::signed_by(params, key, &self.0).unwrap())
+    }
+
+    pub(crate) fn serial(&self) -> Vec<u8> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(self.0.der()).unwrap();
+        certificate.raw_serial().to_vec()
+    }
+
+    /// An identity whose chain leads through this authority.
+    pub(crate) fn svid_through(&self, identity: &SpiffeId, trust: Trust) -> Svid {
+        let (certificate, key) = self.issue(&[&identity.to_string()]);
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let chain = vec![certificate.der().clone(), self.0.der().clone()];
+        Svid::new(identity.clone(), chain, &key, trust).unwrap()
+    }
+
+    /// A list that revokes these serial numbers.
+    pub(crate) fn revoke(&self, serials: &[&[u8]]) -> CertificateRevocationList {
+        let now = SystemTime::now();
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.0).unwrap()
+    }
+
+    /// A list in PEM that revokes an identity's certificate.
+    pub(crate) fn revoke_svid(&self, svid: &Svid) -> String {
+        let (_, leaf) = x509_parser::parse_x509_certificate(&svid.chain()[0]).unwrap();
+        self.revoke(&[leaf.raw_serial()]).pem().unwrap()
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -82,6 +135,14 @@ impl Root {
     }
 }
 
+fn authority_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
 fn leaf_params(uris: &[&str], validity: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     let uri = |uri: &&str| SanType::URI((*uri).to_owned().try_into().unwrap());
@@ -105,6 +166,7 @@ struct State {
     root: Root,
     requests: AtomicUsize,
     answer: Mutex<Box<Answer>>,
+    delay: Mutex<Duration>,
 }
 
 impl TestCa {
@@ -114,6 +176,8 @@ impl TestCa {
             root: Root::new(),
             requests: AtomicUsize::new(0),
             answer: Mutex::new(Box::new(|_, _| Ok(Vec::new()))),
+            // So that requests take time, and can be shared.
+            delay: Mutex::new(Duration::from_millis(1)),
         }));
         ca.answer(move |root, request| Ok(root.sign(request, validity)));
         ca
@@ -133,6 +197,14 @@ impl TestCa {
         });
     }
 
+    pub(crate) fn slow_down(&self, delay: Duration) {
+        *self.0.delay.lock().unwrap() = delay;
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.0.root
+    }
+
     pub(crate) fn requests(&self) -> usize {
         self.0.requests.load(SeqCst)
     }
@@ -142,9 +214,9 @@ impl CertificateAuthority for TestCa {
     fn sign<'a>(&'a self, request: &'a str, _: &'a SpiffeId) -> Signing<'a> {
         self.0.requests.fetch_add(1, SeqCst);
         let answer = self.0.answer.lock().unwrap()(&self.0.root, request);
+        let delay = *self.0.delay.lock().unwrap();
         Box::pin(async move {
-            // So that requests take time, and can be shared.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(delay).await;
             answer
         })
     }

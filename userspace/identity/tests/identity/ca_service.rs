@@ -6,7 +6,9 @@ use std::{
 };
 
 use prost_types::value::Kind;
-use sluice_identity::{CaClient, CertificateAuthority as _, ControlPlane, Error, Live, Manager};
+use sluice_identity::{
+    CaClient, CertificateAuthority as _, Config, ControlPlane, Error, Live, Manager,
+};
 use sluice_proto::ca::{
     IstioCertificateRequest, IstioCertificateResponse,
     istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
@@ -80,7 +82,7 @@ async fn a_certificate_is_asked_for_on_behalf_of_the_workload() {
     let root = Arc::new(Root::new());
     let (service, control_plane) = start(&root).await;
     let client = CaClient::new(control_plane, Duration::from_secs(24 * 3600));
-    let manager = Manager::new(client, Handle::current());
+    let manager = Manager::new(client, Config::default(), Handle::current());
     let svid = manager
         .certificate(&id(WEB), Duration::from_secs(10))
         .await

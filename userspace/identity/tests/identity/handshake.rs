@@ -15,16 +15,16 @@ const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";
 
 /// What each end learned: its peer, or why the handshake failed.
-struct Outcome {
-    client: io::Result<Vec<SpiffeId>>,
-    server: io::Result<Vec<SpiffeId>>,
+pub(crate) struct Outcome {
+    pub(crate) client: io::Result<Vec<SpiffeId>>,
+    pub(crate) server: io::Result<Vec<SpiffeId>>,
     alpn: Option<Vec<u8>>,
     version: Option<ProtocolVersion>,
     sni: Option<String>,
     group: Option<NamedGroup>,
 }
 
-async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Outcome {
+pub(crate) async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Outcome {
     let (near, far) = duplex(64 * 1024);
     let name = ServerName::IpAddress(std::net::IpAddr::from([10, 0, 0, 1]).into());
     let connect = async move {
@@ -61,7 +61,7 @@ fn svid(root: &Root, identity: &str) -> Svid {
     root.svid(&id(identity), &[identity], root.trust())
 }
 
-fn error<T: std::fmt::Debug>(result: io::Result<T>) -> String {
+pub(crate) fn error<T: std::fmt::Debug>(result: io::Result<T>) -> String {
     let error = result.unwrap_err();
     match peer_error(&error) {
         Some(ours) => ours.to_string(),
@@ -210,7 +210,7 @@ async fn a_client_of_an_older_tls_is_refused() {
     let db = svid(&root, DB);
     let mut roots = RootCertStore::empty();
     roots
-        .add(root.trust().current().certificates()[0].clone())
+        .add(root.trust().roots().unwrap().certificates()[0].clone())
         .unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let old = ClientConfig::builder_with_provider(provider)

@@ -3,4 +3,5 @@
 mod authority;
 mod ca_service;
 mod handshake;
+mod revocation;
 mod rotation;

@@ -1,4 +1,4 @@
-//! Counters that are counted elsewhere, as in the kernel.
+//! Values that are kept elsewhere, as in the kernel.
 
 use std::fmt;
 
@@ -29,6 +29,32 @@ impl Collector for ForeignCounter {
                 .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
+    }
+}
+
+/// A gauge that is read at every scrape, and may be absent.
+pub(super) struct ForeignGauge {
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
+    pub(super) read: Box<dyn Fn() -> Option<f64> + Send + Sync>,
+}
+
+impl Collector for ForeignGauge {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(value) = (self.read)() else {
+            return Ok(());
+        };
+        encoder
+            .encode_descriptor(self.name, self.help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
+    }
+}
+
+impl fmt::Debug for ForeignGauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForeignGauge")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

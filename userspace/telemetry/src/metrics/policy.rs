@@ -21,6 +21,7 @@ const MAX_POLICIES: usize = 1000;
 #[derive(Clone, Debug, Default)]
 pub struct PolicyMetrics {
     denials: Family<DenialLabels, Counter>,
+    revocations: Family<RevocationLabels, Counter>,
     dry_runs: Family<DryRunLabels, Counter>,
     audits: Family<AuditLabels, Counter>,
     /// The policies that have series of their own.
@@ -35,6 +36,10 @@ pub enum Denial {
     TrustDomain,
     /// One end is not any more who it was when the connection was made.
     IdentityChanged,
+    /// The peer's certificate is revoked.
+    Revoked,
+    /// No trust anchor vouches for the peer any more.
+    TrustAnchors,
     /// The mesh does not know the destination, and the client may go nowhere else.
     NotInRegistry,
 }
@@ -50,6 +55,8 @@ impl Denial {
             Self::Policy(DenyReason::Rule(_)) => "deny_policy",
             Self::TrustDomain => "trust_domain",
             Self::IdentityChanged => "identity_changed",
+            Self::Revoked => "revoked",
+            Self::TrustAnchors => "trust_anchors",
             Self::NotInRegistry => "not_in_registry",
         }
     }
@@ -81,6 +88,11 @@ struct DenialLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RevocationLabels {
+    reporter: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DryRunLabels {
     /// What was decided.
     enforced: &'static str,
@@ -100,6 +112,11 @@ impl PolicyMetrics {
             "sluice_denied_connections",
             "Connections that were refused, or cut when policy had changed, by reason",
             self.denials.clone(),
+        );
+        registry.register(
+            "istio_crl_policy_rejections",
+            "Connections that were refused or cut because the peer's certificate is revoked",
+            self.revocations.clone(),
         );
         registry.register(
             "sluice_dry_run_decisions",
@@ -125,6 +142,11 @@ impl PolicyMetrics {
             policy: self.policy(denial.rule()),
         };
         self.denials.get_or_create(&labels).inc();
+        if *denial == Denial::Revoked {
+            let reporter = reporter.as_str();
+            let labels = RevocationLabels { reporter };
+            self.revocations.get_or_create(&labels).inc();
+        }
     }
 
     /// Counts a connection that policies in dry run apply to.

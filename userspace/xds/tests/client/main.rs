@@ -1,6 +1,8 @@
 //! The client against a control plane that behaves, and one that does not.
 
+mod misbehaving;
 mod server;
+mod snapshot;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,9 +18,23 @@ use tokio::time::timeout;
 use tonic::Status;
 
 fn start(server: &ControlPlane) -> View {
-    let client = Client::new(Config {
+    start_at(server.address())
+}
+
+fn start_at(address: String) -> View {
+    run(client(address))
+}
+
+fn run(client: Client) -> View {
+    let view = client.view();
+    tokio::spawn(client.run());
+    view
+}
+
+fn client(address: String) -> Client {
+    Client::new(Config {
         control_plane: Reach {
-            address: server.address(),
+            address,
             server_name: None,
             roots: Live::default(),
             token: Live::default(),
@@ -32,10 +48,7 @@ fn start(server: &ControlPlane) -> View {
             cluster: "east".to_owned(),
             metadata: BTreeMap::new(),
         },
-    });
-    let view = client.view();
-    tokio::spawn(client.run());
-    view
+    })
 }
 
 /// Fails a test in place of letting it hang.

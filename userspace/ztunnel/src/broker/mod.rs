@@ -4,7 +4,9 @@
 //! fixed messages of its own worker. One thread owns all state and takes [`Event`]s; the others
 //! only wait for something and report it.
 
+mod crl;
 mod egress;
+mod memory;
 mod netns;
 mod pods;
 mod signals;
@@ -13,7 +15,7 @@ mod worker;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
@@ -40,10 +42,14 @@ pub struct Config {
     pub config_dir: PathBuf,
     /// `broker.pid`, `worker.pid` and `pods`, a list of what is enrolled, are kept here.
     pub run_dir: PathBuf,
+    /// Where the last good snapshot of the mesh is kept.
+    pub state_dir: PathBuf,
     /// What authenticates this node to the control plane.
     pub token_file: PathBuf,
     /// The certificate that the control plane must be signed by, in PEM.
     pub control_root: PathBuf,
+    /// Revocation lists, followed.
+    pub crl: Option<PathBuf>,
     /// How many threads carry traffic.
     pub threads: usize,
     /// Whether DNS queries are captured, of pods that do not opt out.
@@ -71,6 +77,14 @@ enum Event {
         pid: u32,
         news: link::Egress,
         /// Dropped when it has been dealt with; the worker's next message is not read before.
+        _pending: mpsc::Sender<()>,
+    },
+    /// A worker leaves something to the next one.
+    Keep {
+        pid: u32,
+        memory: link::Memory,
+        fd: OwnedFd,
+        /// As above.
         _pending: mpsc::Sender<()>,
     },
     Stop,
@@ -140,6 +154,13 @@ impl Broker {
             Event::Egress { pid, news, .. } => {
                 if self.worker.is_running(pid) {
                     self.pods.hear_of_egress(news);
+                }
+            }
+            Event::Keep {
+                pid, memory, fd, ..
+            } => {
+                if self.worker.is_running(pid) {
+                    self.worker.keep(memory, fd);
                 }
             }
             Event::Stop => {}

@@ -20,11 +20,13 @@ use nix::{
 
 use super::{
     Config, Event,
+    crl::RevocationFile,
+    memory::Memories,
     pods::{PodRecord, Pods},
     supply,
 };
 use crate::{
-    link::{Link, PodId, ToBroker, ToWorker},
+    link::{Link, Memory, PodId, Received, ToBroker, ToWorker},
     one_line,
 };
 
@@ -40,6 +42,8 @@ pub(super) struct Worker {
     config: Config,
     events: Sender<Event>,
     credentials: Credentials,
+    crl: Option<RevocationFile>,
+    memories: Memories,
     running: Option<Running>,
     pause: Duration,
     restart_at: Option<Instant>,
@@ -62,6 +66,8 @@ impl Worker {
             config: config.clone(),
             events,
             credentials,
+            crl: config.crl.clone().map(RevocationFile::open).transpose()?,
+            memories: Memories::open(&config.state_dir)?,
             running: None,
             pause: FIRST_PAUSE,
             restart_at: None,
@@ -98,7 +104,7 @@ impl Worker {
         Ok(())
     }
 
-    fn equip(&self, pid: u32, link: Link, pods: &Pods) -> Result<Running> {
+    fn equip(&mut self, pid: u32, link: Link, pods: &Pods) -> Result<Running> {
         let (maps, counters) = (pods.socket_maps()?, pods.counters()?);
         let pairs = (0..self.config.threads)
             .map(|_| Link::pair())
@@ -107,6 +113,10 @@ impl Worker {
         let ends: Vec<_> = std::iter::once(counters.as_fd()).chain(ends).collect();
         link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
         link.send(&self.credentials.message(), &[])?;
+        if let Some(crl) = &mut self.crl {
+            crl.send(&link)?;
+        }
+        self.memories.tell(&link)?;
         let mut threads = Vec::new();
         for (index, (thread, _)) in pairs.into_iter().enumerate() {
             thread.send(&ToWorker::Maps, &maps.as_fds())?;
@@ -123,7 +133,7 @@ impl Worker {
             .name("worker-link".into())
             .spawn(move || {
                 while let Ok(Some(received)) = listening.recv::<ToBroker>() {
-                    hear(pid, received.message, &events);
+                    hear(pid, received, &events);
                 }
             })?;
         Ok(Running {
@@ -159,7 +169,9 @@ impl Worker {
         let Some(running) = self.running.take_if(|running| running.pid == pid) else {
             return;
         };
-        if running.since.elapsed() >= HEALTHY {
+        let healthy = running.since.elapsed() >= HEALTHY;
+        self.memories.worker_died(!healthy);
+        if healthy {
             self.pause = FIRST_PAUSE;
             self.restart_at = Some(Instant::now());
         } else {
@@ -167,6 +179,11 @@ impl Worker {
             self.pause = (self.pause * 2).min(MAX_PAUSE);
         }
         tracing::error!(pid, status, "worker exited; a new one takes over");
+    }
+
+    /// Keeps what the worker leaves to the next one.
+    pub(super) fn keep(&mut self, memory: Memory, fd: OwnedFd) {
+        self.memories.keep(memory, fd);
     }
 
     /// When the next worker is due, if none runs.
@@ -187,7 +204,7 @@ impl Worker {
         }
     }
 
-    /// Passes changed credentials on.
+    /// Passes changed credentials and revocation lists on.
     pub(super) fn refresh_credentials(&mut self) {
         match self.credentials.refresh() {
             Ok(true) => {
@@ -197,6 +214,12 @@ impl Worker {
             }
             Ok(false) => {}
             Err(error) => tracing::warn!(error = one_line(&error), "credentials not refreshed"),
+        }
+        if let Some(crl) = &mut self.crl {
+            crl.refresh();
+            if let Some(running) = &self.running {
+                crl.pass_on(&running.link);
+            }
         }
     }
 
@@ -214,8 +237,8 @@ impl Worker {
 
 /// Passes a message of the worker on, and waits until it has been dealt with: a worker that talks
 /// without end fills its own link, and not the broker's memory.
-fn hear(pid: u32, message: ToBroker, events: &Sender<Event>) {
-    match message {
+fn hear(pid: u32, received: Received<ToBroker>, events: &Sender<Event>) {
+    match received.message {
         ToBroker::Ready => {
             let _ = events.send(Event::WorkerReady { pid });
         }
@@ -228,6 +251,21 @@ fn hear(pid: u32, message: ToBroker, events: &Sender<Event>) {
             };
             if events.send(event).is_ok() {
                 // Nothing is ever sent: the other end is dropped.
+                let _ = done.recv();
+            }
+        }
+        ToBroker::Keep(memory) => {
+            let Ok([fd]) = <[OwnedFd; 1]>::try_from(received.fds) else {
+                return;
+            };
+            let (_pending, done) = mpsc::channel();
+            let event = Event::Keep {
+                pid,
+                memory,
+                fd,
+                _pending,
+            };
+            if events.send(event).is_ok() {
                 let _ = done.recv();
             }
         }

@@ -72,6 +72,8 @@ pub struct Settings {
     pub admin: SocketAddr,
     pub metrics: SocketAddr,
     pub readiness: SocketAddr,
+    /// Whom to ask for the addresses of host names.
+    pub nameservers: Vec<SocketAddr>,
     /// Requested validity of certificates, in seconds.
     pub certificate_ttl: u64,
 }
@@ -90,6 +92,11 @@ pub enum ToWorker {
         token: String,
         control_root: String,
     },
+    /// What the workers before left. The last message on the worker's own link before those of
+    /// pods. The descriptors come in the order of the list.
+    Memories(Vec<Memory>),
+    /// With a descriptor of all revocation lists; sent again when they change.
+    Revocations,
     /// With listeners on thread links, without on the worker's.
     AddPod {
         pod: PodInfo,
@@ -117,6 +124,17 @@ pub enum ToBroker {
         count: u8,
     },
     Egress(Egress),
+    /// With the descriptor of what is kept for the next worker, as [`super::memory`] makes it.
+    Keep(Memory),
+}
+
+/// What a worker leaves to the next one. The broker keeps it without looking into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Memory {
+    /// The mesh as the control plane described it.
+    Mesh,
+    /// Certificates with their private keys.
+    Certificates,
 }
 
 /// The most addresses in one message.

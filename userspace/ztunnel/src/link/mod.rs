@@ -3,6 +3,7 @@
 //! Each worker thread has a link of its own, so that nothing is shared between threads. The broker
 //! trusts nothing that comes from a worker beyond the shape of [`ToBroker`].
 
+pub mod memory;
 pub mod message;
 
 use std::{
@@ -12,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-pub use message::{Egress, Family, PodId, PodInfo, Settings, ToBroker, ToWorker, Transport};
+pub use message::{
+    Egress, Family, Memory, PodId, PodInfo, Settings, ToBroker, ToWorker, Transport,
+};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
@@ -149,13 +152,17 @@ impl AsyncLink {
         self.link.send(message, fds)
     }
 
-    /// Sends a message as soon as there is room for it.
+    /// Sends a message, with descriptors, as soon as there is room for it.
     ///
     /// # Errors
     /// As [`Link::send`].
-    pub async fn send_when_room<T: Serialize>(&self, message: &T) -> io::Result<()> {
+    pub async fn send_when_room<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         self.readiness
-            .async_io(Interest::WRITABLE, || self.link.send(message, &[]))
+            .async_io(Interest::WRITABLE, || self.link.send(message, fds))
             .await
     }
 }
@@ -247,7 +254,7 @@ mod tests {
                 b.recv::<ToBroker>().unwrap().unwrap();
             }
         });
-        a.send_when_room(&message).await.unwrap();
+        a.send_when_room(&message, &[]).await.unwrap();
         reader.join().unwrap();
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluice_model::{
     Mesh, Service, Workload,
     authz::{Action, Policy, Scope},
-    workload::{Egress, TunnelProtocol},
+    workload::{Egress, Health, TunnelProtocol},
 };
 use sluice_telemetry::serve::{JSON, Readiness, Reply, Router, serve};
 use tokio::net::TcpListener;
@@ -53,6 +53,7 @@ fn dump(shared: &Shared) -> Value {
         "services": mesh.services().map(|s| service(s)).collect::<Vec<_>>(),
         "policies": mesh.policies().map(|p| policy(p)).collect::<Vec<_>>(),
         "certificates": certificates(shared),
+        "controlPlane": control_plane(shared),
     })
 }
 
@@ -74,8 +75,18 @@ fn workload(workload: &Workload) -> Value {
         "canonicalName": &*workload.canonical_name,
         "canonicalRevision": &*workload.canonical_revision,
         "workloadName": &*workload.owner_name,
-        "status": if workload.healthy { "Healthy" } else { "Unhealthy" },
+        "status": match workload.health {
+            Health::Ready => "Healthy",
+            Health::Terminating => "Terminating",
+            Health::NotReady => "Unhealthy",
+        },
         "capacity": workload.capacity,
+        "locality": {
+            "region": &*workload.locality.region,
+            "zone": &*workload.locality.zone,
+            "subzone": &*workload.locality.subzone,
+        },
+        "hostname": workload.hostname.as_deref(),
         "authorizationPolicies": strings(&workload.policies),
         "outboundTrafficPolicy": match workload.egress {
             Egress::Anywhere => "ALLOW_ANY",
@@ -95,6 +106,7 @@ fn service(service: &Service) -> Value {
         "namespace": &*service.namespace,
         "hostname": &*service.hostname,
         "vips": strings(&service.vips),
+        "ranges": strings(&service.ranges),
         "ports": ports.collect::<std::collections::BTreeMap<_, _>>(),
         "subjectAltNames": strings(&service.subject_alt_names),
     })
@@ -116,6 +128,15 @@ fn policy(policy: &Policy) -> Value {
         },
         "rules": policy.rules.len(),
         "dryRun": policy.dry_run,
+    })
+}
+
+fn control_plane(shared: &Shared) -> Value {
+    let status = shared.mesh.status();
+    json!({
+        "connected": status.connected,
+        // Of what is in force in its place.
+        "snapshotTaken": status.snapshot.map(unix_seconds),
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
+use sluice_identity::Peer;
 use sluice_kernel::ports;
 use sluice_model::{
     Mesh, SpiffeId, TrustDomain, Workload,
@@ -44,8 +45,8 @@ pub(super) enum Refusal {
 /// Who wants to reach a pod.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Visitor<'a> {
-    /// The identity that a tunnel has proven; `None` at the door for plaintext.
-    pub(super) identity: Option<&'a SpiffeId>,
+    /// Who has proven an identity for the tunnel; `None` at the door for plaintext.
+    pub(super) peer: Option<&'a Rc<Peer>>,
     /// The other end of the TCP connection.
     pub(super) address: SocketAddr,
     /// Whom the application shall see.
@@ -98,13 +99,14 @@ impl Known {
         }
         let network = &shard.shared.network;
         report.source(mesh.workload_at(network, visitor.address.ip()));
+        let identity = visitor.peer.map(|peer| peer.identity());
         let connection = Connection {
-            source_identity: visitor.identity,
+            source_identity: identity,
             source_ip: visitor.address.ip(),
             destination,
             equivalent: &workload.equivalent_domains,
         };
-        let domain = visitor.identity.map(SpiffeId::trust_domain);
+        let domain = identity.map(SpiffeId::trust_domain);
         if let Some(foreign) = domain.filter(|domain| !workload.trusts(domain)) {
             return Err(Refusal::Untrusted(foreign.clone()));
         }
@@ -114,7 +116,7 @@ impl Known {
             return Err(Refusal::Denied(reason));
         }
         let mut flow = pod.flows.note(Claim::Inbound {
-            identity: visitor.identity.cloned(),
+            peer: visitor.peer.cloned(),
             source_ip: visitor.address.ip(),
             destination,
         });

@@ -1,16 +1,19 @@
 //! The worker's main thread: the control plane, certificates, the broker's news, operators.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs::File, io::Read as _, net::Ipv4Addr, os::fd::OwnedFd, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use sluice_identity::{CaClient, ControlPlane, Live, Manager};
+use sluice_identity::{CaClient, ControlPlane, Live, Manager, RevocationLists};
 use sluice_kernel::Counters;
 use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
-use sluice_xds::Client;
+use sluice_xds::{Client, Snapshot};
 use tokio::sync::{mpsc, watch};
 
-use super::{Shared, admin, egress, shard};
+use super::{Shared, admin, egress, memory, memory::Memories, shard};
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
 
 /// How this node and the control plane prove themselves to each other.
@@ -19,14 +22,28 @@ pub(super) struct Credentials {
     pub(super) control_root: String,
 }
 
+/// What the broker says before anything else.
+pub(super) struct Start {
+    pub(super) settings: Settings,
+    pub(super) credentials: Credentials,
+    /// The descriptor of revocation lists, if there are any.
+    pub(super) revocations: Vec<OwnedFd>,
+    pub(super) memories: Memories,
+    pub(super) counters: Counters,
+    /// The links of the threads that carry traffic.
+    pub(super) threads: Vec<Link>,
+}
+
 /// Runs the worker until the broker is gone or a thread of traffic fails.
-pub(super) async fn run(
-    settings: Settings,
-    credentials: Credentials,
-    counters: Counters,
-    link: Link,
-    threads: Vec<Link>,
-) -> Result<()> {
+pub(super) async fn run(start: Start, link: Link) -> Result<()> {
+    let Start {
+        settings,
+        credentials,
+        revocations,
+        mut memories,
+        counters,
+        threads,
+    } = start;
     let (token, roots) = (
         Live::new(credentials.token),
         Live::new(credentials.control_root),
@@ -38,23 +55,16 @@ pub(super) async fn run(
         token: token.clone(),
         cluster: settings.cluster.clone(),
     };
-    let validity = Duration::from_secs(settings.certificate_ttl);
-    let ca = CaClient::new(control_plane.clone(), validity);
-    let client = Client::new(sluice_xds::Config {
-        control_plane,
-        node: node(&settings),
-    });
-    let shared = Arc::new(Shared {
-        network: settings.network.as_str().into(),
-        trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
-        mesh: client.view(),
-        identities: Manager::new(ca, tokio::runtime::Handle::current()),
-        metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
-        settings,
-    });
+    let (client, shared) = share(settings, control_plane, memories.mesh.take())?;
     show_verdicts(&shared.metrics, counters);
     let readiness = Readiness::default();
-    let snapshot = readiness.pending("the first snapshot from the control plane");
+    let mesh = readiness.pending("the control plane's first answer (there is no snapshot)");
+    explain(&shared, &readiness);
+    memories.restore_certificates(&shared.identities);
+    // Before the first peer: with the certificates at hand, nothing else has to be waited for.
+    if !revocations.is_empty() {
+        revoke(&shared, revocations);
+    }
     admin::start(&shared, &readiness).await?;
     tokio::spawn(client.run());
     let mut failures = start_shards(threads, &shared)?;
@@ -63,22 +73,73 @@ pub(super) async fn run(
         pods: watch::Sender::default(),
     };
     let follow = broker.follow(&shared, &token, &roots);
-    tokio::pin!(follow);
+    let keep = memory::keep(&shared, &broker.link);
+    tokio::pin!(follow, keep);
     tokio::select! {
         result = &mut follow => return result,
+        result = &mut keep => return result.context("write to the broker"),
         Some(result) = failures.recv() => return result.context("a thread of traffic ended"),
         () = shared.mesh.synced() => {}
     }
-    snapshot.done();
+    mesh.done();
     broker.link.send(&ToBroker::Ready, &[])?;
     tracing::info!("worker serves");
     tokio::select! {
         result = follow => result,
+        result = keep => result.context("write to the broker"),
         result = egress::tell(&shared, &broker.link, broker.pods.subscribe()) => {
             result.context("write to the broker")
         }
         Some(result) = failures.recv() => result.context("a thread of traffic ended"),
     }
+}
+
+/// What all threads know, and who keeps the mesh of it in step.
+fn share(
+    settings: Settings,
+    control_plane: ControlPlane,
+    snapshot: Option<Snapshot>,
+) -> Result<(Client, Arc<Shared>)> {
+    let validity = Duration::from_secs(settings.certificate_ttl);
+    let ca = CaClient::new(control_plane.clone(), validity);
+    let mut client = Client::new(sluice_xds::Config {
+        control_plane,
+        node: node(&settings),
+    });
+    if let Some(snapshot) = snapshot {
+        client.restore(snapshot);
+    }
+    let shared = Shared {
+        network: settings.network.as_str().into(),
+        trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
+        mesh: client.view(),
+        identities: Manager::new(
+            ca,
+            sluice_identity::Config::default(),
+            tokio::runtime::Handle::current(),
+        ),
+        metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
+        settings,
+    };
+    Ok((client, Arc::new(shared)))
+}
+
+/// Shows operators how old the mesh is, while it is from a snapshot.
+fn explain(shared: &Shared, readiness: &Readiness) {
+    let mesh = shared.mesh.clone();
+    let taken = move || mesh.status().snapshot;
+    let text = taken.clone();
+    readiness.explain(move || {
+        let taken = jiff::Timestamp::try_from(text()?).ok()?;
+        Some(format!(
+            "from the snapshot of {taken}, the control plane is not reached yet"
+        ))
+    });
+    shared.metrics.register_gauge(
+        "sluice_snapshot_age_seconds",
+        "Age of the snapshot in force; absent while the mesh is the control plane's own",
+        move || Some(taken()?.elapsed().unwrap_or_default().as_secs_f64()),
+    );
 }
 
 /// Shows what the kernel decided by itself.
@@ -171,9 +232,32 @@ impl Broker {
                     token.set(text);
                     roots.set(control_root);
                 }
-                ToWorker::Start(_) | ToWorker::Maps | ToWorker::Sockets { .. } => {}
+                ToWorker::Revocations => revoke(shared, received.fds),
+                ToWorker::Start(_)
+                | ToWorker::Maps
+                | ToWorker::Memories(_)
+                | ToWorker::Sockets { .. } => {}
             }
         }
+    }
+}
+
+/// Puts revocation lists in force.
+fn revoke(shared: &Shared, fds: Vec<OwnedFd>) {
+    let mut bytes = Vec::new();
+    let read = fds
+        .into_iter()
+        .try_for_each(|fd| File::from(fd).read_to_end(&mut bytes).map(drop));
+    let lists = read
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(RevocationLists::parse(&bytes)?));
+    match lists {
+        Ok(lists) => {
+            tracing::info!(revoked = lists.revoked(), "revocation lists in force");
+            shared.identities.trust().revoke(lists);
+        }
+        // The broker has read them before.
+        Err(error) => tracing::error!(%error, "revocation lists from the broker"),
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_model::names::Asker;
+use sluice_model::hosts::Asker;
 use sluice_telemetry::metrics::DnsLabels;
 use tokio::{net::UdpSocket, task::spawn_local};
 
@@ -187,7 +187,7 @@ async fn from_mesh(shard: &Shard, pod: &Pod, question: &Question, limit: u16) ->
         network: &shared.network,
         cluster_domain: &shared.settings.cluster_domain,
     };
-    let host = shared.mesh.load().resolve(&question.name, &asker)?;
+    let host = shared.mesh.load().host(&question.name, &asker)?;
     question.answer(host, limit)
 }
 

@@ -10,25 +10,45 @@ use std::{
     rc::Rc,
 };
 
+use sluice_identity::{Distrust, Peer};
 use sluice_model::{SpiffeId, TrustDomain, Uid, authz::DenyReason};
 use tokio::sync::oneshot;
 
 /// What a connection was let through on.
 #[derive(Clone, Debug)]
 pub(super) enum Claim {
-    /// A visitor of the pod.
+    /// A tunnel to the pod, with or without streams.
+    Served(Rc<Peer>),
+    /// A visitor of the pod: in a tunnel, or in plaintext.
     Inbound {
-        identity: Option<SpiffeId>,
+        peer: Option<Rc<Peer>>,
         source_ip: IpAddr,
         destination: SocketAddr,
     },
-    /// The pod visits a workload that has proven its own identity.
+    /// The pod visits a workload, through a tunnel.
     Tunnel {
-        destination: Uid,
-        identity: SpiffeId,
+        /// `None` when the peer has not proven the workload's own identity, but its service's.
+        destination: Option<Uid>,
+        peer: Rc<Peer>,
     },
     /// The pod visits an address in plaintext.
     Plain { destination: SocketAddr },
+}
+
+impl Claim {
+    /// Whose certificate it rests on.
+    pub(super) fn peer(&self) -> Option<&Peer> {
+        match self {
+            Self::Served(peer) | Self::Tunnel { peer, .. } => Some(peer),
+            Self::Inbound { peer, .. } => peer.as_deref(),
+            Self::Plain { .. } => None,
+        }
+    }
+
+    /// Why the peer is not believed any more, if that is so.
+    pub(super) fn distrust(&self) -> Option<Cut> {
+        self.peer()?.standing().err().map(Cut::Distrusted)
+    }
 }
 
 /// Why an established connection was cut.
@@ -42,6 +62,8 @@ pub(super) enum Cut {
     OwnIdentity(SpiffeId),
     #[error("cut: {0} is not the destination's identity any more")]
     PeerIdentity(SpiffeId),
+    #[error("cut: {0}")]
+    Distrusted(Distrust),
     #[error(
         "cut: the mesh does not know {0}, and the workload may now go only where the mesh knows \
          (REGISTRY_ONLY)"
@@ -63,12 +85,17 @@ struct Entry {
 }
 
 impl Flows {
-    /// Notes a connection until the guard is dropped.
+    /// Notes a connection until the guard is dropped. If trust has changed since the handshake, it
+    /// is cut at once.
     pub(super) fn note(self: &Rc<Self>, claim: Claim) -> Flow {
         let id = self.next.get();
         self.next.set(id + 1);
         let (cut, is_cut) = oneshot::channel();
-        self.entries.borrow_mut().insert(id, Entry { claim, cut });
+        match claim.distrust() {
+            // The receiver is below.
+            Some(reason) => _ = cut.send(reason),
+            None => _ = self.entries.borrow_mut().insert(id, Entry { claim, cut }),
+        }
         Flow {
             flows: self.clone(),
             id,
@@ -106,12 +133,13 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// Does something for the connection, unless it is cut before that is done.
+    /// Does something for the connection, unless it is cut before that is done. A cut is what is
+    /// reported, also when its tunnel ends with it.
     pub(super) async fn unless_cut<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Cut> {
         tokio::select! {
             biased;
-            done = work => Ok(done),
             Ok(reason) = &mut self.is_cut => Err(reason),
+            done = work => Ok(done),
         }
     }
 }

@@ -3,16 +3,18 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{StatusCode, uri::Authority};
-use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Server};
+use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Session};
 use sluice_model::{Name, TrustDomain};
+use sluice_telemetry::metrics::{Denial, Phase, Reporter};
 use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
     admission::{self, Known, Refusal, Visitor},
-    flows::{Cut, Flow},
+    failure::Failure,
+    flows::{Claim, Cut, Flow},
     pods::Pod,
-    report::{Failure, Report},
+    report::Report,
     shard::Shard,
 };
 
@@ -34,6 +36,15 @@ pub(super) enum Error {
     #[error("{0}")]
     Carry(#[from] CarryError),
     #[error("{0}")]
+    Cut(#[from] Cut),
+}
+
+/// Why a whole tunnel ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Serve(#[from] ServeError),
+    #[error("tunnel {0}")]
     Cut(#[from] Cut),
 }
 
@@ -70,25 +81,30 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
             return;
         }
     };
-    let tls = match svid.server_config_accepting(equivalent_domains(&shard, &pod)) {
-        Ok(tls) => tls,
-        Err(error) => {
-            tracing::error!(%error, %peer, "tunnel closed");
-            return;
-        }
+    let domains = equivalent_domains(&shard, &pod);
+    let result = match Session::accept(tcp, &svid, domains).await {
+        Ok(session) => tunnel(&shard, &pod, session, peer, local).await,
+        Err(error) => Err(error.into()),
     };
-    let server = Server {
-        tls,
-        // A pod that leaves the mesh takes no new streams; those it has are finished.
-        drain: pod.left(),
-    };
-    let result = sluice_hbone::serve(tcp, server, |incoming| {
-        stream(shard.clone(), pod.clone(), incoming, peer, local)
-    })
-    .await;
     if let Err(error) = result {
-        log_broken_tunnel(&error, peer, local);
+        log_broken_tunnel(&shard, &error, peer, local);
     }
+}
+
+/// Serves a tunnel whose peer has proven itself.
+async fn tunnel(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    session: Session,
+    peer: SocketAddr,
+    local: SocketAddr,
+) -> Result<(), Broken> {
+    let mut flow = pod.flows.note(Claim::Served(session.peer().clone()));
+    // A pod that leaves the mesh takes no new streams; those it has are finished.
+    let served = session.serve(pod.left(), |incoming| {
+        stream(shard.clone(), pod.clone(), incoming, peer, local)
+    });
+    Ok(flow.unless_cut(served).await??)
 }
 
 /// The trust domains that are one with the pod's own.
@@ -99,7 +115,11 @@ fn equivalent_domains(shard: &Shard, pod: &Pod) -> Arc<[TrustDomain]> {
 }
 
 /// A tunnel that never began is somebody's problem, though no connection was lost.
-fn log_broken_tunnel(error: &ServeError, peer: SocketAddr, local: SocketAddr) {
+fn log_broken_tunnel(shard: &Shard, error: &Broken, peer: SocketAddr, local: SocketAddr) {
+    if matches!(error, Broken::Serve(error) if error.is_revoked()) {
+        let metrics = shard.shared.metrics.policy();
+        metrics.denied(Reporter::Destination, &Denial::Revoked, Phase::New);
+    }
     tracing::event!(
         target: sluice_telemetry::access::TARGET,
         tracing::Level::WARN,
@@ -156,7 +176,7 @@ async fn reach(
     let known = admission::known(shard, pod).await?;
     let port = destination_port(&known, authority, local)?;
     let visitor = Visitor {
-        identity: Some(&incoming.peer),
+        peer: Some(&incoming.peer),
         address: peer,
         shown: client_address(incoming, peer),
     };

@@ -9,13 +9,16 @@ mod admission;
 mod control;
 mod dns;
 mod egress;
+mod failure;
 mod flows;
 mod inbound;
+mod memory;
 mod outbound;
 mod plaintext;
 mod pods;
 mod privileges;
 mod report;
+mod resolver;
 mod review;
 mod route;
 mod shard;
@@ -30,6 +33,7 @@ use sluice_model::{Mesh, Name, TrustDomain, Workload};
 use sluice_telemetry::metrics::Metrics;
 use sluice_xds::View;
 
+use memory::Memories;
 use pods::Pod;
 
 use crate::link::{Link, Received, Settings, ToWorker};
@@ -105,8 +109,23 @@ pub fn run() -> Result<()> {
     else {
         bail!("the broker sent no credentials");
     };
+    let mut revocations = Vec::new();
+    let (kinds, kept) = loop {
+        match first(&link)? {
+            Some(Received {
+                message: ToWorker::Memories(kinds),
+                fds,
+            }) => break (kinds, fds),
+            Some(Received {
+                message: ToWorker::Revocations,
+                fds,
+            }) => revocations = fds,
+            _ => bail!("the broker did not say what it remembers"),
+        }
+    };
     privileges::drop_all(settings.uid).context("give up privileges")?;
     sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
+    let memories = Memories::read(&settings, &kinds, kept);
     let mut fds = fds.into_iter();
     let counters = fds.next().context("the broker sent no counters")?;
     let counters = Counters::from_fd(counters).context("open the kernel's counters")?;
@@ -114,16 +133,18 @@ pub fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(control::run(
+    let start = control::Start {
         settings,
-        control::Credentials {
+        credentials: control::Credentials {
             token,
             control_root,
         },
+        revocations,
+        memories,
         counters,
-        link,
         threads,
-    ))
+    };
+    runtime.block_on(control::run(start, link))
 }
 
 fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {

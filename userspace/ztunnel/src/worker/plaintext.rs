@@ -7,9 +7,10 @@ use tokio::net::TcpStream;
 
 use super::{
     admission::{self, Refusal, Visitor},
+    failure::Failure,
     flows::{Cut, Flow},
     pods::Pod,
-    report::{Failure, Report},
+    report::Report,
     shard::Shard,
 };
 
@@ -62,7 +63,7 @@ async fn reach(
     report: &mut Report,
 ) -> Result<(TcpStream, Flow), Refusal> {
     let visitor = Visitor {
-        identity: None,
+        peer: None,
         address: peer,
         shown: peer,
     };

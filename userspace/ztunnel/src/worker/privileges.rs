@@ -51,6 +51,7 @@ fn filter() -> Result<BpfProgram> {
     let free = [
         // sockets and files
         c::SYS_read,
+        c::SYS_pread64,
         c::SYS_write,
         c::SYS_readv,
         c::SYS_writev,
@@ -96,6 +97,7 @@ fn filter() -> Result<BpfProgram> {
         c::SYS_poll,
         c::SYS_ppoll,
         // memory
+        c::SYS_memfd_create,
         c::SYS_mmap,
         c::SYS_munmap,
         c::SYS_mremap,

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
-use sluice_hbone::{Baggage, Incoming, Meter, OpenError};
+use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
@@ -10,19 +10,12 @@ use sluice_model::{
 use sluice_telemetry::{
     access::{AccessLog, Direction, Peer},
     metrics::{
-        self, ConnectionMetrics, Denial, Phase, Reporter, ResponseFlags, Security, ServiceLabels,
+        self, ConnectionMetrics, Denial, Reporter, ResponseFlags, Security, ServiceLabels,
         TcpLabels,
     },
 };
 
-use super::{
-    Shared,
-    admission::Refusal,
-    flows::Cut,
-    inbound, outbound, plaintext,
-    pods::Pod,
-    route::{self, Hop},
-};
+use super::{Shared, failure::Failure, pods::Pod, route::Hop};
 
 /// The target of what policies have to say besides their decision, for log filters.
 const POLICY: &str = "policy";
@@ -82,54 +75,6 @@ impl End {
     }
 }
 
-/// Why a connection failed, in words and as a flag.
-#[derive(Debug)]
-pub(super) struct Failure {
-    text: String,
-    flags: ResponseFlags,
-    denial: Option<(Denial, Phase)>,
-}
-
-impl Failure {
-    fn new(error: &impl fmt::Display, flags: ResponseFlags) -> Self {
-        Self {
-            text: error.to_string(),
-            flags,
-            denial: None,
-        }
-    }
-
-    /// Somebody was refused, or cut.
-    fn denied(error: &impl fmt::Display, denial: Denial, phase: Phase) -> Self {
-        Self {
-            text: error.to_string(),
-            flags: ResponseFlags::Denied,
-            denial: Some((denial, phase)),
-        }
-    }
-
-    fn cut(cut: &Cut) -> Self {
-        let denial = match cut {
-            Cut::Denied(reason) => Denial::Policy(reason.clone()),
-            Cut::Untrusted(_) => Denial::TrustDomain,
-            Cut::OwnIdentity(_) | Cut::PeerIdentity(_) => Denial::IdentityChanged,
-            Cut::NotInRegistry(_) => Denial::NotInRegistry,
-        };
-        Self::denied(cut, denial, Phase::Established)
-    }
-
-    fn refusal(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::Denied(reason) => {
-                Self::denied(refusal, Denial::Policy(reason.clone()), Phase::New)
-            }
-            Refusal::Untrusted(_) => Self::denied(refusal, Denial::TrustDomain, Phase::New),
-            Refusal::Cut(cut) => Self::cut(cut),
-            _ => Self::new(refusal, ResponseFlags::Connect),
-        }
-    }
-}
-
 impl Report {
     fn new(shared: &Arc<Shared>, direction: Direction, src: SocketAddr, dst: SocketAddr) -> Self {
         Self {
@@ -170,7 +115,7 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, local);
         report.security = Security::MutualTls;
-        report.source.labels.principal = Some(incoming.peer.clone());
+        report.source.labels.principal = Some(incoming.peer.identity().clone());
         report.destination.labels.principal = Some(pod.identity.clone());
         report.destination.pod = pod.info.name.clone();
         report.hbone = incoming.authority().map(ToString::to_string);
@@ -260,10 +205,10 @@ impl Report {
     }
 
     /// Mutual TLS with the destination stands.
-    pub(super) fn peer(&mut self, source: &SpiffeId, destination: Option<&SpiffeId>) {
+    pub(super) fn peer(&mut self, source: &SpiffeId, destination: &SpiffeId) {
         self.security = Security::MutualTls;
         self.source.labels.principal = Some(source.clone());
-        self.destination.labels.principal = destination.cloned();
+        self.destination.labels.principal = Some(destination.clone());
     }
 
     /// Policies have decided, those in dry run and those that only take note among them.
@@ -357,51 +302,5 @@ impl Report {
                 .map(|failure| &failure.text as &dyn fmt::Display),
         }
         .emit();
-    }
-}
-
-impl From<outbound::Error> for Failure {
-    fn from(error: outbound::Error) -> Self {
-        let flags = match &error {
-            outbound::Error::Open(_, open) => match open {
-                OpenError::ConnectTimeout(_) => ResponseFlags::NetworkPolicy,
-                OpenError::Tls(_) => ResponseFlags::TlsFailure,
-                OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
-                    ResponseFlags::H2HandshakeFailure
-                }
-                OpenError::Identity(_) => ResponseFlags::Identity,
-                OpenError::Connect(_)
-                | OpenError::Tunnel(_)
-                | OpenError::AnswerTimeout(_)
-                | OpenError::Refused(_)
-                | OpenError::Request(_) => ResponseFlags::Connect,
-            },
-            outbound::Error::Cut(cut) => return Self::cut(cut),
-            outbound::Error::Refused(route::Refusal::NotInRegistry(..)) => {
-                return Self::denied(&error, Denial::NotInRegistry, Phase::New);
-            }
-            _ => ResponseFlags::Connect,
-        };
-        Self::new(&error, flags)
-    }
-}
-
-impl From<inbound::Error> for Failure {
-    fn from(error: inbound::Error) -> Self {
-        match &error {
-            inbound::Error::Refused(refusal) => Self::refusal(refusal),
-            inbound::Error::Cut(cut) => Self::cut(cut),
-            _ => Self::new(&error, ResponseFlags::Connect),
-        }
-    }
-}
-
-impl From<plaintext::Error> for Failure {
-    fn from(error: plaintext::Error) -> Self {
-        match &error {
-            plaintext::Error::Refused(refusal) => Self::refusal(refusal),
-            plaintext::Error::Cut(cut) => Self::cut(cut),
-            plaintext::Error::Carry(_) => Self::new(&error, ResponseFlags::Connect),
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
+use sluice_identity::Peer;
 use sluice_model::{
     Mesh, Name, SpiffeId, TrustDomain, Workload,
     authz::{Applicable, Connection, Decision},
@@ -38,14 +39,31 @@ impl Reviewed {
 /// Reviews after every change, for as long as the thread runs.
 pub(super) async fn follow(shard: Rc<Shard>) {
     let view = &shard.shared.mesh;
-    let mut seen = view.status().version;
+    let trust = shard.shared.identities.trust();
+    let (mut seen, mut believed) = (view.status().version, trust.version());
     loop {
-        seen = view.changed(seen).await;
-        let mesh = view.snapshot();
-        for pod in shard.serving() {
-            review(&pod, &mesh, &shard.shared.network);
+        tokio::select! {
+            version = view.changed(seen) => {
+                seen = version;
+                let mesh = view.snapshot();
+                for pod in shard.serving() {
+                    review(&pod, &mesh, &shard.shared.network);
+                }
+            }
+            version = trust.changed(believed) => {
+                believed = version;
+                review_peers(&shard);
+            }
         }
     }
+}
+
+/// Cuts the connections of peers that are not believed any more, then ends their tunnels.
+fn review_peers(shard: &Shard) {
+    for pod in shard.serving() {
+        pod.flows.review(Claim::distrust);
+    }
+    shard.pool.review();
 }
 
 /// Cuts what would not be let through now. Of a pod that the control plane does not know, at the
@@ -61,24 +79,22 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
     let visitors = pod.reviewed.differs(&policies, workload);
     pod.flows.review(|claim| match claim {
         Claim::Inbound {
-            identity,
+            peer,
             source_ip,
             destination,
         } if visitors => {
             let connection = Connection {
-                source_identity: identity.as_ref(),
+                source_identity: peer.as_deref().map(Peer::identity),
                 source_ip: *source_ip,
                 destination: *destination,
                 equivalent: &workload.equivalent_domains,
             };
             visitor(workload, &policies, &connection)
         }
-        Claim::Inbound { .. } => None,
-        Claim::Tunnel {
-            destination,
-            identity,
-        } => {
-            let destination = mesh.workload(destination)?;
+        Claim::Inbound { .. } | Claim::Served(_) => None,
+        Claim::Tunnel { destination, peer } => {
+            let destination = mesh.workload(destination.as_ref()?)?;
+            let identity = peer.identity();
             let still = destination
                 .identities()
                 .is_ok_and(|ids| ids.contains(identity));

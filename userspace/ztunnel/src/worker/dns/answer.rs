@@ -11,7 +11,7 @@ use hickory_proto::{
     serialize::binary::{BinEncodable as _, BinEncoder},
 };
 use rand::seq::SliceRandom as _;
-use sluice_model::names::Host;
+use sluice_model::hosts::Host;
 
 /// How long answers may be kept, in seconds (wire contract §16).
 const TTL: u32 = 30;

@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use hickory_proto::op::Query;
-use sluice_model::{Service, service::LoadBalancing};
+use sluice_model::{
+    Service,
+    service::{LoadBalancing, Visibility},
+};
 
 use super::*;
 
@@ -20,10 +23,13 @@ fn host(alias_of: Option<&str>, addresses: impl IntoIterator<Item = IpAddr>) -> 
             namespace: "shop".into(),
             hostname: "catalog.shop.svc.cluster.local".into(),
             vips: vec![],
+            ranges: vec![],
             ports: vec![],
             subject_alt_names: vec![],
             waypoint: None,
             load_balancing: LoadBalancing::default(),
+            canonical: false,
+            visibility: Visibility::Public,
         }),
         addresses: addresses.into_iter().collect(),
     }

@@ -1,8 +1,8 @@
 use super::*;
 use crate::{
     NetworkAddress, Uid, Update, Workload,
-    service::{LoadBalancing, Port},
-    workload::Profile,
+    service::{LoadBalancing, Port, Visibility},
+    workload::{Health, Profile},
 };
 
 fn service(namespace: &str, hostname: &str, vips: &[&str]) -> Service {
@@ -12,20 +12,26 @@ fn service(namespace: &str, hostname: &str, vips: &[&str]) -> Service {
         namespace: namespace.into(),
         hostname: hostname.into(),
         vips: vips.iter().map(address).collect(),
+        ranges: vec![],
         ports: vec![],
         subject_alt_names: vec![],
         waypoint: None,
         load_balancing: LoadBalancing::default(),
+        canonical: false,
+        visibility: Visibility::Public,
     }
 }
 
 /// A service as Kubernetes names it.
 fn kubernetes(namespace: &str, name: &str, vips: &[&str]) -> Service {
     let host = format!("{name}.{namespace}.svc.cluster.local");
-    service(namespace, &host, vips)
+    Service {
+        canonical: true,
+        ..service(namespace, &host, vips)
+    }
 }
 
-fn endpoint(name: &str, of: &Service, ips: &[&str], healthy: bool) -> Workload {
+fn endpoint(name: &str, of: &Service, ips: &[&str], health: Health) -> Workload {
     let identity = format!("spiffe://cluster.local/ns/{}/sa/x", of.namespace);
     let mut profile = Profile::of(&identity.parse().unwrap());
     profile.services.insert(of.key(), Vec::<Port>::new());
@@ -34,7 +40,7 @@ fn endpoint(name: &str, of: &Service, ips: &[&str], healthy: bool) -> Workload {
         own_name: None,
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         node: "a".into(),
-        healthy,
+        health,
         profile: Arc::new(profile),
     }
 }
@@ -49,7 +55,7 @@ fn resolve(mesh: &Mesh, namespace: &str, name: &str) -> Option<Host> {
         network: &"".into(),
         cluster_domain: "cluster.local",
     };
-    mesh.resolve(name, &asker)
+    mesh.host(name, &asker)
 }
 
 /// `HOST` or `HOST via ALIAS`, where the host is named by namespace and name.
@@ -195,7 +201,7 @@ fn the_askers_namespace_counts_first_then_the_one_in_the_name() {
         service("alpha", "example.com", &["240.0.0.2"]),
         service("web", "example.com", &["240.0.0.3"]),
         service("alpha", host, &["240.0.0.4"]),
-        service("shop", host, &["10.96.0.1"]),
+        kubernetes("shop", "catalog", &["10.96.0.1"]),
         service("web", host, &["240.0.0.5"]),
     ]);
     assert_eq!(found(&mesh, "web", "example.com"), "web/example.com");
@@ -228,8 +234,13 @@ fn a_service_without_addresses_of_its_own_has_those_of_its_ready_endpoints() {
     let build = |headless: &Service| -> Mesh {
         [
             Update::Service(headless.clone()),
-            Update::Workload(endpoint("db-0", headless, &["10.0.0.1", "fd00::1"], true)),
-            Update::Workload(endpoint("db-1", headless, &["10.0.0.2"], false)),
+            Update::Workload(endpoint(
+                "db-0",
+                headless,
+                &["10.0.0.1", "fd00::1"],
+                Health::Ready,
+            )),
+            Update::Workload(endpoint("db-1", headless, &["10.0.0.2"], Health::NotReady)),
         ]
         .into_iter()
         .collect()

@@ -1,0 +1,118 @@
+//! Why a connection failed, as it is told and counted.
+
+use std::fmt;
+
+use sluice_hbone::OpenError;
+use sluice_identity::Distrust;
+use sluice_telemetry::metrics::{Denial, Phase, ResponseFlags};
+
+use super::{admission::Refusal, flows::Cut, inbound, outbound, plaintext, route};
+
+/// Why a connection failed, in words and as a flag.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) text: String,
+    pub(super) flags: ResponseFlags,
+    /// Who was refused or cut is counted by this.
+    pub(super) denial: Option<(Denial, Phase)>,
+}
+
+impl Failure {
+    fn new(error: &impl fmt::Display, flags: ResponseFlags) -> Self {
+        Self {
+            text: error.to_string(),
+            flags,
+            denial: None,
+        }
+    }
+
+    /// Somebody was refused, or cut.
+    fn denied(error: &impl fmt::Display, denial: Denial, phase: Phase) -> Self {
+        Self {
+            text: error.to_string(),
+            flags: ResponseFlags::Denied,
+            denial: Some((denial, phase)),
+        }
+    }
+
+    fn cut(cut: &Cut) -> Self {
+        let denial = match cut {
+            Cut::Denied(reason) => Denial::Policy(reason.clone()),
+            Cut::Untrusted(_) => Denial::TrustDomain,
+            Cut::OwnIdentity(_) | Cut::PeerIdentity(_) => Denial::IdentityChanged,
+            Cut::Distrusted(Distrust::Revoked(..)) => {
+                return Self::revoked(cut, Phase::Established);
+            }
+            Cut::Distrusted(Distrust::Unvouched(_)) => Denial::TrustAnchors,
+            Cut::NotInRegistry(_) => Denial::NotInRegistry,
+        };
+        Self::denied(cut, denial, Phase::Established)
+    }
+
+    fn revoked(error: &impl fmt::Display, phase: Phase) -> Self {
+        Self {
+            flags: ResponseFlags::CertificateRevoked,
+            ..Self::denied(error, Denial::Revoked, phase)
+        }
+    }
+
+    fn refusal(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Denied(reason) => {
+                Self::denied(refusal, Denial::Policy(reason.clone()), Phase::New)
+            }
+            Refusal::Untrusted(_) => Self::denied(refusal, Denial::TrustDomain, Phase::New),
+            Refusal::Cut(cut) => Self::cut(cut),
+            _ => Self::new(refusal, ResponseFlags::Connect),
+        }
+    }
+}
+
+impl From<outbound::Error> for Failure {
+    fn from(error: outbound::Error) -> Self {
+        let flags = match &error {
+            outbound::Error::Open(_, open) if open.is_revoked() => {
+                return Self::revoked(&error, Phase::New);
+            }
+            outbound::Error::Open(_, open) => match open {
+                OpenError::ConnectTimeout(_) => ResponseFlags::NetworkPolicy,
+                OpenError::Tls(_) | OpenError::Peer(_) => ResponseFlags::TlsFailure,
+                OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
+                    ResponseFlags::H2HandshakeFailure
+                }
+                OpenError::Identity(_) => ResponseFlags::Identity,
+                OpenError::Connect(_)
+                | OpenError::Tunnel(_)
+                | OpenError::AnswerTimeout(_)
+                | OpenError::Refused(_)
+                | OpenError::Request(_) => ResponseFlags::Connect,
+            },
+            outbound::Error::Cut(cut) => return Self::cut(cut),
+            outbound::Error::Refused(route::Refusal::NotInRegistry(..)) => {
+                return Self::denied(&error, Denial::NotInRegistry, Phase::New);
+            }
+            _ => ResponseFlags::Connect,
+        };
+        Self::new(&error, flags)
+    }
+}
+
+impl From<inbound::Error> for Failure {
+    fn from(error: inbound::Error) -> Self {
+        match &error {
+            inbound::Error::Refused(refusal) => Self::refusal(refusal),
+            inbound::Error::Cut(cut) => Self::cut(cut),
+            _ => Self::new(&error, ResponseFlags::Connect),
+        }
+    }
+}
+
+impl From<plaintext::Error> for Failure {
+    fn from(error: plaintext::Error) -> Self {
+        match &error {
+            plaintext::Error::Refused(refusal) => Self::refusal(refusal),
+            plaintext::Error::Cut(cut) => Self::cut(cut),
+            plaintext::Error::Carry(_) => Self::new(&error, ResponseFlags::Connect),
+        }
+    }
+}
