@@ -16,6 +16,7 @@ mod peers;
 mod policy;
 mod processes;
 mod revocation;
+mod services;
 mod snapshot;
 mod stranger;
 mod topology;

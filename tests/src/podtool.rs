@@ -1,6 +1,7 @@
 //! `podtool`, the application in a pod, as tests drive it.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
 use std::process::{ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -52,6 +53,12 @@ pub fn serve(place: &Place, name: &str, mode: Serve, address: &str) -> Result<Pr
 /// Starts a UDP server that sends datagrams back; its log has lines `datagram from=…`.
 pub fn answer_datagrams(place: &Place, name: &str, address: &str) -> Result<Process> {
     start_server(place, name, &["answer", address])
+}
+
+/// Starts a nameserver that answers every question with one address; its log has lines
+/// `question from=…`.
+pub fn answer_names(place: &Place, name: &str, address: &str, ip: Ipv4Addr) -> Result<Process> {
+    start_server(place, name, &["names", address, "--ip", &ip.to_string()])
 }
 
 /// Sends a datagram and returns `local=… peer=… answer=…`, or `failed …`.

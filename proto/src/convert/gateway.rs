@@ -1,11 +1,12 @@
 //! What workloads and services have in common: ports, addresses, gateways.
 
+use ipnet::IpNet;
 use sluice_model::{
-    NetworkAddress, ServiceKey,
+    NetworkAddress, NetworkRange, ServiceKey,
     service::{GatewayAddress, GatewayDestination, Port},
 };
 
-use super::{At, InField, Problem, ip, ip_bytes, port, raw_ip, required};
+use super::{At, InField, Problem, ip_bytes, port, raw_ip, required};
 use crate::workload as wire;
 
 impl From<&Port> for wire::Port {
@@ -24,6 +25,16 @@ impl From<&NetworkAddress> for wire::NetworkAddress {
             network: address.network.to_string(),
             address: ip_bytes(address.ip),
             length: None,
+        }
+    }
+}
+
+impl From<&NetworkRange> for wire::NetworkAddress {
+    fn from(range: &NetworkRange) -> Self {
+        Self {
+            network: range.network.to_string(),
+            address: ip_bytes(range.range.addr()),
+            length: Some(range.range.prefix_len().into()),
         }
     }
 }
@@ -57,28 +68,35 @@ pub(super) fn parse_port(from: &wire::Port) -> Result<Port, At> {
     })
 }
 
-/// A single address. The contract also allows a range, which the model has no use for yet.
-pub(super) fn parse_address(from: &wire::NetworkAddress) -> Result<NetworkAddress, Problem> {
+/// What the contract's one type of address can be.
+pub(super) enum AddressOrRange {
+    Address(NetworkAddress),
+    Range(NetworkRange),
+}
+
+/// A single address, or a range when it has a shorter prefix.
+pub(super) fn parse_address_or_range(
+    from: &wire::NetworkAddress,
+) -> Result<AddressOrRange, Problem> {
+    let network = from.network.as_str().into();
     // The prefix counts the bits of the address as it was sent, mapped or not.
-    let address = raw_ip(&from.address)?;
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    match from.length {
-        Some(length) if length > bits => {
-            return Err(Problem::PrefixLength {
-                ip: address,
-                length,
-            });
-        }
-        Some(length) if length < bits => {
-            return Err(Problem::Range {
-                ip: address,
-                length,
-            });
-        }
-        _ => {}
+    let sent = raw_ip(&from.address)?;
+    let bits = if sent.is_ipv4() { 32 } else { 128 };
+    let Some(length) = from.length.filter(|length| *length != bits) else {
+        return Ok(AddressOrRange::Address(NetworkAddress::new(network, sent)));
+    };
+    let too_long = || Problem::PrefixLength { ip: sent, length };
+    let prefix = u8::try_from(length).map_err(|_| too_long())?;
+    let range = IpNet::new(sent, prefix).map_err(|_| too_long())?;
+    Ok(AddressOrRange::Range(NetworkRange::new(network, range)))
+}
+
+/// A single address, where a range means nothing.
+fn parse_address(from: &wire::NetworkAddress) -> Result<NetworkAddress, Problem> {
+    match parse_address_or_range(from)? {
+        AddressOrRange::Address(address) => Ok(address),
+        AddressOrRange::Range(NetworkRange { range, .. }) => Err(Problem::Range(range)),
     }
-    let ip = ip(&from.address)?;
-    Ok(NetworkAddress::new(from.network.as_str().into(), ip))
 }
 
 /// A waypoint, in the field of that name.

@@ -39,8 +39,8 @@ pub enum Problem {
     IpLength(usize),
     #[error("/{length} is longer than the address {ip}")]
     PrefixLength { ip: IpAddr, length: u32 },
-    #[error("the range {ip}/{length} cannot be used here, only a single address")]
-    Range { ip: IpAddr, length: u32 },
+    #[error("the range {0} cannot be used here, only a single address")]
+    Range(ipnet::IpNet),
     #[error("{0} is not a port (1 to 65535)")]
     Port(u32),
     #[error("{0} is not a value of the contract")]

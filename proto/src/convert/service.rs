@@ -2,12 +2,12 @@
 
 use sluice_model::{
     Service,
-    service::{LoadBalancing, Mode, Scope},
+    service::{LoadBalancing, Mode, Scope, Visibility},
 };
 
 use super::{
     At, Error, InField, Problem, each, each_message,
-    gateway::{parse_address, parse_port, parse_waypoint},
+    gateway::{AddressOrRange, parse_address_or_range, parse_port, parse_waypoint},
     known, required,
 };
 use crate::workload::{self as wire, load_balancing as lb};
@@ -21,11 +21,20 @@ impl TryFrom<wire::Service> for Service {
 }
 
 fn parse(from: &wire::Service) -> Result<Service, At> {
+    let mut vips = Vec::new();
+    let mut ranges = Vec::new();
+    for address in each("addresses", &from.addresses, parse_address_or_range)? {
+        match address {
+            AddressOrRange::Address(address) => vips.push(address),
+            AddressOrRange::Range(range) => ranges.push(range),
+        }
+    }
     Ok(Service {
         name: from.name.as_str().into(),
         namespace: required(&from.namespace).field("namespace")?,
         hostname: required(&from.hostname).field("hostname")?,
-        vips: each("addresses", &from.addresses, parse_address)?,
+        vips,
+        ranges,
         ports: each_message("ports", &from.ports, parse_port)?,
         // A name that is no workload identity cannot equal a peer's, so it is as good as absent.
         subject_alt_names: from
@@ -41,6 +50,11 @@ fn parse(from: &wire::Service) -> Result<Service, At> {
             .transpose()
             .map_err(|at| at.within("load_balancing"))?
             .unwrap_or_default(),
+        canonical: from.canonical,
+        visibility: match known(from.visibility).field("visibility")? {
+            wire::service::Visibility::Public => Visibility::Public,
+            wire::service::Visibility::Namespace => Visibility::Namespace,
+        },
     })
 }
 
@@ -76,7 +90,10 @@ impl From<&Service> for wire::Service {
             name: service.name.to_string(),
             namespace: service.namespace.to_string(),
             hostname: service.hostname.to_string(),
-            addresses: service.vips.iter().map(Into::into).collect(),
+            addresses: {
+                let ranges = service.ranges.iter().map(Into::into);
+                service.vips.iter().map(Into::into).chain(ranges).collect()
+            },
             ports: service.ports.iter().map(Into::into).collect(),
             subject_alt_names: service
                 .subject_alt_names
@@ -86,6 +103,12 @@ impl From<&Service> for wire::Service {
             waypoint: service.waypoint.as_ref().map(Into::into),
             load_balancing: (service.load_balancing != LoadBalancing::default())
                 .then(|| (&service.load_balancing).into()),
+            canonical: service.canonical,
+            visibility: match service.visibility {
+                Visibility::Public => wire::service::Visibility::Public,
+                Visibility::Namespace => wire::service::Visibility::Namespace,
+            }
+            .into(),
             ..Self::default()
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::{
     Name, ServiceKey, TrustDomain, Uid, Workload,
     service::Port,
-    workload::{Egress, Locality, OwnerKind, Profile, TunnelProtocol},
+    workload::{Egress, Health, Locality, OwnerKind, Profile, TunnelProtocol},
 };
 
 use super::extension;
@@ -47,6 +47,7 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
         cluster: or_default(&from.cluster_id, DEFAULT_CLUSTER).into(),
         protocol: parse_protocol(from.tunnel_protocol).field("tunnel_protocol")?,
         host_network: mode == wire::NetworkMode::HostNetwork,
+        hostname: (!from.hostname.is_empty()).then(|| from.hostname.as_str().into()),
         canonical_name: from.canonical_name.as_str().into(),
         canonical_revision: from.canonical_revision.as_str().into(),
         owner_kind: parse_owner(from.workload_type),
@@ -78,7 +79,11 @@ fn parse(from: &wire::Workload) -> Result<Workload, At> {
         uid,
         ips: each("addresses", &from.addresses, |bytes| ip(bytes))?.into(),
         node: from.node.as_str().into(),
-        healthy: status == wire::WorkloadStatus::Healthy,
+        health: match status {
+            wire::WorkloadStatus::Healthy => Health::Ready,
+            wire::WorkloadStatus::Unhealthy if own.terminating => Health::Terminating,
+            wire::WorkloadStatus::Unhealthy => Health::NotReady,
+        },
         profile: Arc::new(profile),
     })
 }
@@ -142,10 +147,9 @@ impl From<&Workload> for wire::Workload {
         } else {
             wire::NetworkMode::Standard
         };
-        let status = if workload.healthy {
-            wire::WorkloadStatus::Healthy
-        } else {
-            wire::WorkloadStatus::Unhealthy
+        let status = match workload.health {
+            Health::Ready => wire::WorkloadStatus::Healthy,
+            Health::Terminating | Health::NotReady => wire::WorkloadStatus::Unhealthy,
         };
         Self {
             uid: text(&workload.uid.0),
@@ -156,6 +160,7 @@ impl From<&Workload> for wire::Workload {
             network: text(&workload.network),
             cluster_id: text(&workload.cluster),
             addresses: workload.ips.iter().copied().map(ip_bytes).collect(),
+            hostname: workload.hostname.as_ref().map(text).unwrap_or_default(),
             tunnel_protocol: protocol(workload.protocol).into(),
             node: text(&workload.node),
             network_mode: mode.into(),
@@ -189,6 +194,7 @@ fn own(workload: &Workload) -> Option<own::Workload> {
         }
         .into(),
         equivalent_trust_domains: domains.map(ToString::to_string).collect(),
+        terminating: workload.health == Health::Terminating,
     };
     (own != own::Workload::default()).then_some(own)
 }

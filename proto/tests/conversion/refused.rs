@@ -4,7 +4,7 @@ use prost::Message as _;
 use sluice_model::{
     Service, Update, Workload,
     authz::{Policy, StringMatch, Term, Values},
-    workload::TunnelProtocol,
+    workload::{Health, TunnelProtocol},
 };
 use sluice_proto::{
     convert::names,
@@ -72,7 +72,7 @@ fn absent_fields_have_the_contracts_defaults() {
         "spiffe://cluster.local/ns/shop/sa/default"
     );
     assert_eq!(workload.capacity, 1);
-    assert!(workload.healthy);
+    assert_eq!(workload.health, Health::Ready);
     assert_eq!(workload.protocol, TunnelProtocol::None);
 }
 
@@ -100,7 +100,7 @@ fn field_numbers_are_the_contracts() {
     );
     assert_eq!(workload.protocol, TunnelProtocol::Hbone);
     assert_eq!(workload.policies[0].to_string(), "a/b");
-    assert!(!workload.healthy);
+    assert_eq!(workload.health, Health::NotReady);
     assert_eq!(workload.capacity, 7);
 }
 
@@ -185,18 +185,51 @@ fn service_errors_name_the_field() {
         "service shop/catalog.shop.svc: ports[1].service_port: 0 is not a port (1 to 65535)"
     );
     assert_eq!(
-        service_error(|s| s.addresses = vec![address(&[10, 0, 0, 0], Some(8))]),
-        "service shop/catalog.shop.svc: addresses[0]: the range 10.0.0.0/8 cannot be used here, \
-         only a single address"
-    );
-    assert_eq!(
         service_error(|s| s.addresses = vec![address(&[10, 0, 0, 0], Some(33))]),
         "service shop/catalog.shop.svc: addresses[0]: /33 is longer than the address 10.0.0.0"
     );
-    let mut single = catalog();
-    single.addresses = vec![address(&[10, 0, 0, 1], Some(32))];
-    let single = Service::try_from(single).unwrap();
-    assert_eq!(single.vips[0].to_string(), "/10.0.0.1");
+    assert_eq!(
+        workload_error(|w| {
+            let destination =
+                wire::gateway_address::Destination::Address(address(&[10; 4], Some(8)));
+            w.waypoint = Some(wire::GatewayAddress {
+                destination: Some(destination),
+                hbone_mtls_port: 15008,
+            });
+        }),
+        "workload cluster//Pod/shop/web: waypoint.address: the range 10.0.0.0/8 cannot be used \
+         here, only a single address"
+    );
+}
+
+#[test]
+fn an_address_with_a_prefix_is_a_range() {
+    let address = |ip: &str, length| wire::NetworkAddress {
+        network: String::new(),
+        address: match ip.parse().unwrap() {
+            std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+            std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+        },
+        length: Some(length),
+    };
+    let mut service = catalog();
+    service.addresses = vec![
+        address("10.0.0.1", 32),
+        address("10.0.1.7", 24),
+        address("fd00::1", 128),
+        address("fd00:1::1", 32),
+        address("::ffff:10.1.2.3", 112),
+        address("::ffff:10.1.2.3", 128),
+        address("0.0.0.0", 0),
+    ];
+    let service = Service::try_from(service).unwrap();
+    let vips: Vec<_> = service.vips.iter().map(ToString::to_string).collect();
+    assert_eq!(vips, ["/10.0.0.1", "/fd00::1", "/10.1.2.3"]);
+    let ranges: Vec<_> = service.ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        ranges,
+        ["/10.0.1.0/24", "/fd00:1::/32", "/10.1.0.0/16", "/0.0.0.0/0"]
+    );
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::{net::IpAddr, sync::Arc};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use prost::Message as _;
 use sluice_model::{
-    Name, NetworkAddress, Service, ServiceKey, Uid, Update, Workload,
+    Name, NetworkAddress, NetworkRange, Service, ServiceKey, Uid, Update, Workload,
     authz::{
         Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
         Term, Values,
     },
-    service::{self, GatewayAddress, GatewayDestination, LoadBalancing, Mode, Port},
-    workload::{Egress, Locality, OwnerKind, Profile, TunnelProtocol},
+    service::{self, GatewayAddress, GatewayDestination, LoadBalancing, Mode, Port, Visibility},
+    workload::{Egress, Health, Locality, OwnerKind, Profile, TunnelProtocol},
 };
 use sluice_proto::{security, workload as wire};
 
@@ -29,6 +29,15 @@ fn ip() -> impl Strategy<Value = IpAddr> {
 
 fn address() -> impl Strategy<Value = NetworkAddress> {
     (maybe_name(), ip()).prop_map(|(network, ip)| NetworkAddress::new(network, ip))
+}
+
+/// A range of more than one address, which is what a range is on the wire.
+fn network_range() -> impl Strategy<Value = NetworkRange> {
+    (maybe_name(), ip(), any::<u8>()).prop_map(|(network, ip, length)| {
+        let bits = if ip.is_ipv4() { 32 } else { 128 };
+        let range = ipnet::IpNet::new(ip, length % bits).unwrap();
+        NetworkRange::new(network, range)
+    })
 }
 
 fn service_key() -> impl Strategy<Value = ServiceKey> {
@@ -82,10 +91,12 @@ prop_compose! {
     fn service()(
         names in (maybe_name(), name(), name()),
         vips in vec(address(), 0..3),
+        ranges in vec(network_range(), 0..3),
         ports in vec(port(), 0..3),
         sans in vec((name(), name()), 0..2),
         waypoint in option::of(gateway()),
         load_balancing in load_balancing(),
+        flags in (any::<bool>(), any::<bool>()),
     ) -> Service {
         let san = |(ns, sa)| format!("spiffe://td/ns/{ns}/sa/{sa}").parse().unwrap();
         Service {
@@ -93,10 +104,13 @@ prop_compose! {
             namespace: names.1,
             hostname: names.2,
             vips,
+            ranges,
             ports,
             subject_alt_names: sans.into_iter().map(san).collect(),
             waypoint,
             load_balancing,
+            canonical: flags.0,
+            visibility: if flags.1 { Visibility::Public } else { Visibility::Namespace },
         }
     }
 }
@@ -108,7 +122,9 @@ prop_compose! {
         places in (maybe_name(), name(), maybe_name(), maybe_name(), maybe_name(), maybe_name()),
         telemetry in (maybe_name(), maybe_name(), maybe_name(), maybe_name()),
         ips in vec(ip(), 0..3),
-        flags in (any::<bool>(), any::<bool>(), any::<bool>()),
+        flags in (any::<bool>(), any::<bool>()),
+        health in select(vec![Health::Ready, Health::Terminating, Health::NotReady]),
+        hostname in option::of(name()),
         owner_kind in select(vec![
             OwnerKind::Deployment, OwnerKind::CronJob, OwnerKind::Pod, OwnerKind::Job,
         ]),
@@ -121,14 +137,14 @@ prop_compose! {
     ) -> Workload {
         let (network, cluster, node, region, zone, subzone) = places;
         let (name, canonical_name, canonical_revision, owner_name) = telemetry;
-        let (tunnel, host_network, healthy) = flags;
+        let (tunnel, host_network) = flags;
         let uid = Uid(uid);
         Workload {
             own_name: uid.unless_last_part(&name),
             uid,
             ips: ips.into(),
             node,
-            healthy,
+            health,
             profile: Arc::new(Profile {
                 namespace: identity.1,
                 trust_domain: identity.0.parse().unwrap(),
@@ -138,6 +154,7 @@ prop_compose! {
                 cluster,
                 protocol: if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::None },
                 host_network,
+                hostname,
                 canonical_name,
                 canonical_revision,
                 owner_kind,

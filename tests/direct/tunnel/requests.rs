@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, StatusCode};
 use sluice_hbone::{Baggage, ConnectRequest, ForwardedFor, OpenError};
 use sluice_model::{
     Uid, Workload,
-    workload::{Locality, OwnerKind, Profile},
+    workload::{Health, Locality, OwnerKind, Profile},
 };
 use tokio::{net::TcpListener, sync::mpsc, task::spawn_local, time::timeout};
 use tokio_rustls::TlsAcceptor;
@@ -22,7 +22,7 @@ fn workload() -> Workload {
         own_name: None,
         ips: [].into(),
         node: "a".into(),
-        healthy: true,
+        health: Health::Ready,
         profile: Arc::new(Profile {
             cluster: "west".into(),
             canonical_name: "web".into(),

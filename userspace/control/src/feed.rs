@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use sluice_model::SpiffeId;
+use sluice_model::{SpiffeId, TrustDomain};
 use sluice_objects::{Diagnostic, Directory, Severity, Snapshot, directory, kinds::Phase};
 use tokio::sync::watch;
 
@@ -25,11 +25,18 @@ pub struct Published {
     pub diagnostics: Arc<[Diagnostic]>,
     /// What became of each policy.
     pub statuses: Arc<[PolicyStatus]>,
+    trust_domain_aliases: Vec<TrustDomain>,
     /// Which identities run where, as `(node, namespace, service account)`.
     placements: HashSet<(String, String, String)>,
 }
 
 impl Published {
+    /// Whether identities of this trust domain are those of the mesh: it is on its way from one
+    /// domain to another, and some nodes still have the other.
+    pub fn is_alias(&self, domain: &TrustDomain) -> bool {
+        self.trust_domain_aliases.contains(domain)
+    }
+
     /// Whether a pod with this identity's namespace and service account runs on the node.
     pub fn runs_on(&self, node: &str, identity: &SpiffeId) -> bool {
         let key = (
@@ -91,6 +98,7 @@ pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
     });
     Published {
         placements: placements.collect(),
+        trust_domain_aliases: translation.trust_domain_aliases.clone(),
         resources: Arc::new(Resources::of(&translation)),
         statuses: conditions::of(&snapshot.objects, &diagnostics).into(),
         diagnostics: diagnostics.into(),

@@ -3,9 +3,11 @@
 mod authorization;
 mod egress;
 mod endpoints;
+mod external;
 mod mesh_config;
 mod owner;
 mod peer_authentication;
+mod service_entries;
 mod services;
 mod workloads;
 
@@ -49,6 +51,8 @@ pub struct Translation {
     pub workloads: Vec<Workload>,
     pub services: Vec<Service>,
     pub policies: Vec<Policy>,
+    /// Trust domains that are one with the mesh's own.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// What the objects ask for and the mesh does not do.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -58,9 +62,16 @@ pub fn translate(objects: &Objects, config: &Config) -> Translation {
     let config = &mesh_config::with_aliases(objects, config);
     let mut translation = Translation {
         services: services::services(objects, config),
+        trust_domain_aliases: config.trust_domain_aliases.clone(),
         ..Translation::default()
     };
-    let mut membership = endpoints::Membership::of(objects, config);
+    let entries = service_entries::Entries::of(objects, config, &mut translation.diagnostics);
+    for entry in entries.iter() {
+        let services = entry.services(objects, config);
+        translation.services.extend(services);
+    }
+    let diagnostics = &mut translation.diagnostics;
+    let mut membership = endpoints::Membership::of(objects, config, &entries, diagnostics);
     let present = objects
         .pods
         .values()

@@ -5,6 +5,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
+
 use crate::Name;
 
 /// The address that an application dialled, before capture rewrote it.
@@ -39,5 +41,38 @@ impl NetworkAddress {
 impl fmt::Display for NetworkAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.network, self.ip)
+    }
+}
+
+/// A range of addresses within a network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetworkRange {
+    pub network: Name,
+    /// Without host bits, and never IPv4-mapped.
+    pub range: IpNet,
+}
+
+impl NetworkRange {
+    /// A range in a network; bits behind the prefix are dropped, and a range of IPv4-mapped IPv6
+    /// addresses becomes the IPv4 range it stands for.
+    pub fn new(network: Name, range: IpNet) -> Self {
+        /// The mapped prefix, ::ffff:0:0/96.
+        const MAPPED_BITS: u8 = 96;
+        let range = range.trunc();
+        let length = range.prefix_len().checked_sub(MAPPED_BITS);
+        let mapped = range.addr().is_ipv6() && range.addr().to_canonical().is_ipv4();
+        let v4 = length
+            .filter(|_| mapped)
+            .and_then(|length| IpNet::new(range.addr().to_canonical(), length).ok());
+        Self {
+            network,
+            range: v4.unwrap_or(range),
+        }
+    }
+}
+
+impl fmt::Display for NetworkRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.range)
     }
 }

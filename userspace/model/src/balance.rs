@@ -3,12 +3,13 @@
 use crate::{
     Workload,
     service::{LoadBalancing, Mode, Scope},
+    workload::Health,
 };
 
 /// Chooses among `endpoints` for a client: locality first, then at random by capacity.
 ///
-/// `roll` is a random number below 1; the same roll makes the same choice. `None` when no endpoint
-/// may be used.
+/// As with kube-proxy, those that are about to end are for when nothing else may be used. `roll` is
+/// a random number below 1; the same roll makes the same choice. `None` when no endpoint may be used.
 pub fn choose<'w, E>(
     endpoints: &'w [E],
     workload: impl Fn(&E) -> &Workload,
@@ -16,18 +17,37 @@ pub fn choose<'w, E>(
     client: Option<&Workload>,
     roll: f64,
 ) -> Option<&'w E> {
-    let usable = |e: &E| policy.allow_unhealthy || workload(e).healthy;
     let rank = |e: &E| client.map_or(0, |c| shared_scopes(&policy.preference, c, workload(e)));
-    let wanted = match policy.mode {
-        Mode::Standard | Mode::Passthrough => 0,
-        Mode::Strict => policy.preference.len(),
-        Mode::Failover => endpoints.iter().filter(|e| usable(e)).map(&rank).max()?,
+    let among = |usable: &dyn Fn(Health) -> bool| {
+        let usable = |e: &&E| usable(workload(e).health);
+        let wanted = match policy.mode {
+            Mode::Standard | Mode::Passthrough => 0,
+            Mode::Strict => policy.preference.len(),
+            Mode::Failover => endpoints.iter().filter(usable).map(&rank).max()?,
+        };
+        let candidates = || {
+            endpoints
+                .iter()
+                .filter(usable)
+                .filter(|e| rank(e) >= wanted)
+        };
+        by_capacity(candidates, |e| workload(e).capacity, roll)
     };
-    let candidates = || endpoints.iter().filter(|e| usable(e) && rank(e) >= wanted);
-    let total: u64 = candidates().map(|e| u64::from(workload(e).capacity)).sum();
+    if policy.allow_unhealthy {
+        return among(&|_| true);
+    }
+    among(&|health| health == Health::Ready).or_else(|| among(&|h| h == Health::Terminating))
+}
+
+fn by_capacity<'w, E: 'w, I: Iterator<Item = &'w E>>(
+    candidates: impl Fn() -> I,
+    capacity: impl Fn(&E) -> u32,
+    roll: f64,
+) -> Option<&'w E> {
+    let total: u64 = candidates().map(|e| u64::from(capacity(e))).sum();
     let mut point = (roll * total as f64) as u64;
     for endpoint in candidates() {
-        let capacity = u64::from(workload(endpoint).capacity);
+        let capacity = u64::from(capacity(endpoint));
         if point < capacity {
             return Some(endpoint);
         }
@@ -48,3 +68,7 @@ fn shared_scopes(preference: &[Scope], a: &Workload, b: &Workload) -> usize {
     };
     preference.iter().take_while(same).count()
 }
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

@@ -9,12 +9,14 @@ pub mod authz;
 pub mod balance;
 pub mod identity;
 pub mod mesh;
+mod names;
 mod policies;
 pub mod service;
+mod vips;
 pub mod workload;
 mod workloads;
 
-pub use address::{NetworkAddress, OrigDst};
+pub use address::{NetworkAddress, NetworkRange, OrigDst};
 pub use identity::{SpiffeId, TrustDomain};
 pub use mesh::{Mesh, Update};
 pub use service::{Service, ServiceKey};

@@ -5,7 +5,10 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use crate::{
     Name, NetworkAddress, Service, ServiceKey, Uid, Workload,
     authz::{Applicable, Policy, PolicyKey},
+    names::Names,
     policies::Policies,
+    vips::Vips,
+    workload::Health,
     workloads::{Entry, Slot, Workloads},
 };
 
@@ -16,7 +19,8 @@ use crate::{
 pub struct Mesh {
     workloads: Workloads,
     services: HashMap<ServiceKey, Arc<Service>>,
-    by_vip: HashMap<NetworkAddress, Arc<Service>>,
+    vips: Vips,
+    names: Names,
     /// In ascending order.
     endpoints: HashMap<ServiceKey, Arc<Vec<Slot>>>,
     policies: Policies,
@@ -96,14 +100,18 @@ impl Mesh {
         Edit(self.clone())
     }
 
-    /// What `ip` stands for when it is dialled. A VIP wins over a workload's address.
+    /// What `ip` stands for when it is dialled. A VIP wins over a workload's address, and that over a
+    /// service's range.
     pub fn destination(&self, network: &Name, ip: IpAddr) -> Destination {
         let address = NetworkAddress::new(network.clone(), ip);
-        if let Some(service) = self.by_vip.get(&address) {
+        if let Some(service) = self.vips.exact(&address) {
             return Destination::Service(service.clone());
         }
-        match self.workloads.by_address(network, address.ip) {
-            Some(workload) => Destination::Workload(workload.clone()),
+        if let Some(workload) = self.workloads.by_address(network, address.ip) {
+            return Destination::Workload(workload.clone());
+        }
+        match self.vips.within(&address) {
+            Some(service) => Destination::Service(service.clone()),
             None => Destination::Unknown,
         }
     }
@@ -118,14 +126,55 @@ impl Mesh {
 
     /// Every address of a network that stands for something: VIPs and workloads' own.
     pub fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
-        let vips = self.by_vip.keys();
+        let vips = self.vips.addresses();
         vips.filter(move |vip| vip.network == *network)
             .map(|vip| vip.ip)
             .chain(self.workloads.addresses(network))
     }
 
+    /// Whether whole ranges of a network stand for something, beside [`Mesh::addresses`].
+    pub fn has_ranges(&self, network: &Name) -> bool {
+        self.vips.has_ranges(network)
+    }
+
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.services.get(key)
+    }
+
+    /// The service that a host name means to a client of this namespace: its own namespace's first,
+    /// then any that others let it see. A name of its own wins over a wildcard.
+    pub fn resolve(&self, host: &str, client_namespace: &str) -> Option<&Arc<Service>> {
+        self.names.resolve(host, client_namespace)
+    }
+
+    /// The addresses that a service's host name stands for: its VIPs, or where it has none, those of
+    /// the endpoints that may be used.
+    pub fn addresses_of(&self, service: &Service, network: &Name) -> Vec<IpAddr> {
+        let own = service.vips.iter().filter(|vip| vip.network == *network);
+        let own: Vec<IpAddr> = own.map(|vip| vip.ip).collect();
+        if !own.is_empty() {
+            return own;
+        }
+        let slots = self.endpoints.get(&service.key());
+        let slots = slots.iter().flat_map(|slots| slots.iter());
+        let usable: Vec<&Workload> = slots
+            .filter_map(|slot| Some(&*self.workloads.at(*slot)?.workload))
+            .filter(|workload| workload.network == *network)
+            .collect();
+        let of = |wanted: fn(Health) -> bool| -> Vec<IpAddr> {
+            let chosen = usable.iter().filter(|workload| wanted(workload.health));
+            chosen
+                .flat_map(|workload| workload.ips.iter().copied())
+                .collect()
+        };
+        if service.load_balancing.allow_unhealthy {
+            return of(|_| true);
+        }
+        let ready = of(|health| health == Health::Ready);
+        if ready.is_empty() {
+            return of(|health| health == Health::Terminating);
+        }
+        ready
     }
 
     pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
@@ -213,20 +262,15 @@ impl Mesh {
         let key = service.key();
         self.remove_service(&key);
         let service = Arc::new(service);
-        for vip in &service.vips {
-            self.by_vip.insert(vip.clone(), service.clone());
-        }
+        self.vips.insert(&service);
+        self.names.insert(&service);
         self.services.insert(key, service);
     }
 
     fn remove_service(&mut self, key: &ServiceKey) {
-        let Some(service) = self.services.remove(key) else {
-            return;
-        };
-        for vip in &service.vips {
-            if self.by_vip.get(vip).is_some_and(|at| at.key() == *key) {
-                self.by_vip.remove(vip);
-            }
+        if let Some(service) = self.services.remove(key) {
+            self.vips.remove(&service);
+            self.names.remove(&service);
         }
     }
 }
@@ -257,3 +301,7 @@ fn target_port(
         port.target_port
     })
 }
+
+#[cfg(test)]
+#[path = "mesh_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Name, NetworkAddress, SpiffeId};
+use crate::{Name, NetworkAddress, NetworkRange, SpiffeId};
 
 /// Names a service: `NAMESPACE/HOSTNAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,11 +26,25 @@ pub struct Service {
     pub hostname: Name,
     /// Virtual addresses; empty for a headless service.
     pub vips: Vec<NetworkAddress>,
+    /// Ranges of which every address is one of its own, unless something else has just that one.
+    pub ranges: Vec<NetworkRange>,
     pub ports: Vec<Port>,
     /// Identities accepted from this service's endpoints besides the endpoint's own.
     pub subject_alt_names: Vec<SpiffeId>,
     pub waypoint: Option<GatewayAddress>,
     pub load_balancing: LoadBalancing,
+    /// Preferred among the services of a host name when the client's namespace has none.
+    pub canonical: bool,
+    pub visibility: Visibility,
+}
+
+/// Whose names a service's host name is among. Whoever knows its address reaches it in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Visibility {
+    #[default]
+    Public,
+    /// Those of clients in its own namespace.
+    Namespace,
 }
 
 impl Service {

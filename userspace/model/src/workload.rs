@@ -58,7 +58,7 @@ pub struct Workload {
     pub ips: Box<[IpAddr]>,
     /// The node it runs on.
     pub node: Name,
-    pub healthy: bool,
+    pub health: Health,
     pub profile: Arc<Profile>,
 }
 
@@ -77,6 +77,8 @@ pub struct Profile {
     pub protocol: TunnelProtocol,
     /// It shares its node's network namespace, and so has no address of its own.
     pub host_network: bool,
+    /// What to resolve for a workload without addresses.
+    pub hostname: Option<Name>,
     /// The service identity shown in telemetry, from `service.istio.io/canonical-name`.
     pub canonical_name: Name,
     pub canonical_revision: Name,
@@ -107,6 +109,7 @@ impl Profile {
             cluster: Name::default(),
             protocol: TunnelProtocol::None,
             host_network: false,
+            hostname: None,
             canonical_name: Name::default(),
             canonical_revision: Name::default(),
             owner_kind: OwnerKind::Pod,
@@ -168,6 +171,16 @@ impl Workload {
     pub fn trusts(&self, domain: &TrustDomain) -> bool {
         *domain == self.trust_domain || self.equivalent_domains.contains(domain)
     }
+}
+
+/// Whether a workload is fit for new connections of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Health {
+    #[default]
+    Ready,
+    /// It is about to end and still serves: for services that have nobody else left.
+    Terminating,
+    NotReady,
 }
 
 /// Where a workload's connections may go.

@@ -89,12 +89,22 @@ codes! {
     /// Two objects have the same address, so that a connection to it can mean either. Both are
     /// applied. Give each its own.
     SharedAddress,
-    /// A Service has no address, and nothing in a directory assigns one. It is taken as headless.
-    /// Give `spec.clusterIP` an address, or None.
+    /// A Service or a ServiceEntry has no address, and nothing in a directory assigns one. A Service
+    /// is taken as headless: give `spec.clusterIP` an address, or None. Connections to the hosts of a
+    /// ServiceEntry are taken for connections to whatever their names resolve to: give
+    /// `spec.addresses` those addresses, or the ranges that they are from.
     NoAddress,
-    /// Nothing can answer for a service: its selector matches no pod and no EndpointSlice adds
-    /// one, or a slice belongs to no service, or has only host names. Connections to it fail.
+    /// Nothing can answer for a service: its selector matches no pod and no WorkloadEntry, nothing
+    /// lists its endpoints, a slice belongs to no service, or has only host names, or an endpoint has
+    /// no address. Connections to it fail.
     NoEndpoints,
+    /// Two services of a namespace have the same host name. A Service counts before a ServiceEntry,
+    /// and the older ServiceEntry before the younger; the host of the other is left out. Remove one
+    /// of them, or its host.
+    DuplicateHost,
+    /// A Service of type ExternalName is only another name, in DNS, for a host elsewhere. Nothing is
+    /// enforced for the name; for the host it stands for, a ServiceEntry can say more.
+    ExternalName,
     /// A pod is to be part of the mesh, and the ztunnel of its node cannot enrol it. Other nodes
     /// take it for enrolled all the same, so connections to it fail. Mend the pod, or take it out
     /// of the mesh with the label `istio.io/dataplane-mode: none`.

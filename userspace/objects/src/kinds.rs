@@ -2,8 +2,11 @@
 
 mod authorization_policy;
 mod endpoint_slice;
+mod export;
+mod external;
 mod mesh_config;
 mod namespace;
+mod node;
 mod outbound;
 mod patterns;
 mod peer_authentication;
@@ -11,7 +14,9 @@ mod pod;
 mod resource;
 mod selector;
 mod service;
+mod service_entry;
 mod sidecar;
+mod workload_entry;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -23,16 +28,21 @@ pub use authorization_policy::{
     Action, Attribute, AuthorizationPolicy, Condition, Operation, Rule, Source, Terms,
 };
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice};
+pub use export::ExportTo;
+pub use external::{External, ExternalAddress};
 pub use mesh_config::MeshConfig;
 pub(crate) use mesh_config::is_mesh_config;
 pub use namespace::{Namespace, ServiceAccount};
+pub use node::Node;
 pub use outbound::OutboundPolicy;
 pub use patterns::AccountName;
 pub use peer_authentication::{MtlsMode, PeerAuthentication};
 pub use pod::{ContainerPort, DataplaneMode, Owner, Phase, Pod};
 pub use selector::{Target, TargetRef};
 pub use service::{Addressing, Protocol, Service, ServicePort, TargetPort, TrafficDistribution};
+pub use service_entry::{EntryPort, Resolution, ServiceEntry};
 pub use sidecar::Sidecar;
+pub use workload_entry::WorkloadEntry;
 
 use crate::{Diagnostic, Located, Origin, decode::decode, report::Report};
 
@@ -56,13 +66,16 @@ pub enum Kind {
     EndpointSlice,
     AuthorizationPolicy,
     PeerAuthentication,
+    Node,
+    ServiceEntry,
+    WorkloadEntry,
     Sidecar,
     /// Only the one named `istio`, with the settings of the mesh.
     ConfigMap,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespace,
         Self::ServiceAccount,
         Self::Pod,
@@ -70,6 +83,9 @@ impl Kind {
         Self::EndpointSlice,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::Node,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
         Self::Sidecar,
         Self::ConfigMap,
     ];
@@ -84,6 +100,9 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::Node => "Node",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
             Self::Sidecar => "Sidecar",
             Self::ConfigMap => "ConfigMap",
         }
@@ -96,12 +115,13 @@ impl Kind {
             | Self::ServiceAccount
             | Self::Pod
             | Self::Service
+            | Self::Node
             | Self::ConfigMap => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::AuthorizationPolicy | Self::PeerAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
-            Self::Sidecar => &[
+            Self::Sidecar | Self::ServiceEntry | Self::WorkloadEntry => &[
                 "networking.istio.io/v1",
                 "networking.istio.io/v1beta1",
                 "networking.istio.io/v1alpha3",
@@ -111,7 +131,7 @@ impl Kind {
 
     /// Whether objects of this kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        self != Self::Namespace
+        !matches!(self, Self::Namespace | Self::Node)
     }
 }
 
@@ -131,6 +151,9 @@ pub(crate) enum Object {
     EndpointSlice(Arc<Located<EndpointSlice>>),
     AuthorizationPolicy(Arc<Located<AuthorizationPolicy>>),
     PeerAuthentication(Arc<Located<PeerAuthentication>>),
+    Node(Arc<Located<Node>>),
+    ServiceEntry(Arc<Located<ServiceEntry>>),
+    WorkloadEntry(Arc<Located<WorkloadEntry>>),
     Sidecar(Arc<Located<Sidecar>>),
     MeshConfig(Arc<Located<MeshConfig>>),
 }
@@ -145,6 +168,9 @@ impl Object {
             Self::EndpointSlice(o) => &o.origin,
             Self::AuthorizationPolicy(o) => &o.origin,
             Self::PeerAuthentication(o) => &o.origin,
+            Self::Node(o) => &o.origin,
+            Self::ServiceEntry(o) => &o.origin,
+            Self::WorkloadEntry(o) => &o.origin,
             Self::Sidecar(o) => &o.origin,
             Self::MeshConfig(o) => &o.origin,
         }
@@ -176,6 +202,15 @@ pub(crate) fn parse(
         Kind::PeerAuthentication => {
             let convert = peer_authentication::peer_authentication;
             one(value, origin, convert, Object::PeerAuthentication)
+        }
+        Kind::Node => one(value, origin, node::node, Object::Node),
+        Kind::ServiceEntry => {
+            let convert = service_entry::service_entry;
+            one(value, origin, convert, Object::ServiceEntry)
+        }
+        Kind::WorkloadEntry => {
+            let convert = workload_entry::workload_entry;
+            one(value, origin, convert, Object::WorkloadEntry)
         }
         Kind::Sidecar => one(value, origin, sidecar::sidecar, Object::Sidecar),
         Kind::ConfigMap => {

@@ -29,8 +29,8 @@ pub use diagnostic::{Diagnostic, ObjectRef, Severity};
 pub use directory::Directory;
 pub use error::Error;
 pub use kinds::{
-    AuthorizationPolicy, EndpointSlice, Kind, Labels, MeshConfig, Namespace, OutboundPolicy,
-    PeerAuthentication, Pod, Service, ServiceAccount, Sidecar,
+    AuthorizationPolicy, EndpointSlice, Kind, Labels, MeshConfig, Namespace, Node, OutboundPolicy,
+    PeerAuthentication, Pod, Service, ServiceAccount, ServiceEntry, Sidecar, WorkloadEntry,
 };
 pub use memory::{LastGood, Memory};
 pub use objects::{Key, Objects};

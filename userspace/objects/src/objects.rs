@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::Name;
 
 use crate::{
-    AuthorizationPolicy, EndpointSlice, Located, MeshConfig, Namespace, PeerAuthentication, Pod,
-    Service, ServiceAccount, Sidecar, kinds::Object, read::DEFAULT_NAMESPACE,
+    AuthorizationPolicy, EndpointSlice, Located, MeshConfig, Namespace, Node, PeerAuthentication,
+    Pod, Service, ServiceAccount, ServiceEntry, Sidecar, WorkloadEntry, kinds::Object,
+    read::DEFAULT_NAMESPACE,
 };
 
 /// The namespace and name of an object.
@@ -25,6 +26,9 @@ pub struct Objects {
     pub endpoint_slices: Map<EndpointSlice>,
     pub authorization_policies: Map<AuthorizationPolicy>,
     pub peer_authentications: Map<PeerAuthentication>,
+    pub nodes: BTreeMap<Name, Arc<Located<Node>>>,
+    pub service_entries: Map<ServiceEntry>,
+    pub workload_entries: Map<WorkloadEntry>,
     pub sidecars: Map<Sidecar>,
     /// One for a namespace; which counts is the control plane's to say.
     pub mesh_configs: Map<MeshConfig>,
@@ -33,11 +37,15 @@ pub struct Objects {
 impl Objects {
     /// The pods of one namespace.
     pub fn pods_of<'a>(&'a self, namespace: &'a Name) -> impl Iterator<Item = &'a Located<Pod>> {
-        let first: Key = (namespace.clone(), "".into());
-        self.pods
-            .range(first..)
-            .take_while(move |((at, _), _)| at == namespace)
-            .map(|(_, pod)| &**pod)
+        of(&self.pods, namespace)
+    }
+
+    /// The WorkloadEntries of one namespace.
+    pub fn workload_entries_of<'a>(
+        &'a self,
+        namespace: &'a Name,
+    ) -> impl Iterator<Item = &'a Located<WorkloadEntry>> {
+        of(&self.workload_entries, namespace)
     }
 
     /// Whether there is a namespace of that name; every cluster has `default`.
@@ -49,6 +57,17 @@ impl Objects {
     pub fn namespace(&self, name: &Name) -> Option<&Namespace> {
         self.namespaces.get(name).map(|namespace| &namespace.value)
     }
+}
+
+fn of<'a, T>(
+    objects: &'a Map<T>,
+    namespace: &'a Name,
+) -> impl Iterator<Item = &'a Located<T>> + use<'a, T> {
+    let first: Key = (namespace.clone(), "".into());
+    objects
+        .range(first..)
+        .take_while(move |((at, _), _)| at == namespace)
+        .map(|(_, object)| &**object)
 }
 
 impl FromIterator<Object> for Objects {
@@ -78,6 +97,15 @@ impl FromIterator<Object> for Objects {
                 }
                 Object::PeerAuthentication(o) => {
                     objects.peer_authentications.insert(key, o);
+                }
+                Object::Node(o) => {
+                    objects.nodes.insert(key.1, o);
+                }
+                Object::ServiceEntry(o) => {
+                    objects.service_entries.insert(key, o);
+                }
+                Object::WorkloadEntry(o) => {
+                    objects.workload_entries.insert(key, o);
                 }
                 Object::Sidecar(o) => {
                     objects.sidecars.insert(key, o);

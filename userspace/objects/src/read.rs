@@ -310,7 +310,6 @@ const CORE: &[&str] = &[
     "Endpoints",
     "Event",
     "LimitRange",
-    "Node",
     "PersistentVolume",
     "PersistentVolumeClaim",
     "PodTemplate",
@@ -336,8 +335,8 @@ fn classify(api_version: &str, kind: &str) -> Class {
         let own_group = known.api_versions()[0]
             .rsplit_once('/')
             .map_or("", |(group, _)| group);
-        // Other groups have a Service too, but nobody else has Istio's policies.
-        if group == own_group || !group.contains('.') || own_group == "security.istio.io" {
+        // Other groups have a Service too, but nobody else has Istio's kinds.
+        if group == own_group || !group.contains('.') || own_group.ends_with(".istio.io") {
             return Class::WrongVersion(known.api_versions().join(" or "));
         }
         return Class::Known;

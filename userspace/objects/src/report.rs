@@ -36,10 +36,7 @@ impl<'a> Report<'a> {
         field: impl Into<String>,
         message: impl Into<String>,
     ) {
-        let diagnostic = self
-            .origin
-            .diagnostic(Severity::Error, code, field, message);
-        self.diagnostics.push(diagnostic);
+        self.tell(Severity::Error, code, field.into(), message.into());
     }
 
     /// The object is applied, but not as meant.
@@ -49,10 +46,7 @@ impl<'a> Report<'a> {
         field: impl Into<String>,
         message: impl Into<String>,
     ) {
-        let diagnostic = self
-            .origin
-            .diagnostic(Severity::Warning, code, field, message);
-        self.diagnostics.push(diagnostic);
+        self.tell(Severity::Warning, code, field.into(), message.into());
     }
 
     /// Nothing is wrong, but something was left out.
@@ -62,7 +56,11 @@ impl<'a> Report<'a> {
         field: impl Into<String>,
         message: impl Into<String>,
     ) {
-        let diagnostic = self.origin.diagnostic(Severity::Info, code, field, message);
+        self.tell(Severity::Info, code, field.into(), message.into());
+    }
+
+    fn tell(&mut self, severity: Severity, code: Code, field: String, message: String) {
+        let diagnostic = self.origin.diagnostic(severity, code, field, message);
         self.diagnostics.push(diagnostic);
     }
 

@@ -342,6 +342,9 @@ impl Snapshot {
             Kind::EndpointSlice => objects.endpoint_slices.len(),
             Kind::AuthorizationPolicy => objects.authorization_policies.len(),
             Kind::PeerAuthentication => objects.peer_authentications.len(),
+            Kind::Node => objects.nodes.len(),
+            Kind::ServiceEntry => objects.service_entries.len(),
+            Kind::WorkloadEntry => objects.workload_entries.len(),
             Kind::Sidecar => objects.sidecars.len(),
             Kind::ConfigMap => objects.mesh_configs.len(),
         }

@@ -224,6 +224,9 @@ mod validation;
 #[path = "code_tests.rs"]
 mod codes;
 
+#[path = "entry_tests.rs"]
+mod entries;
+
 #[path = "policy_tests.rs"]
 mod policies;
 

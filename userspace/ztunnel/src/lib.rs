@@ -6,6 +6,7 @@
 
 pub mod broker;
 pub mod link;
+pub mod nameservers;
 mod one_line;
 pub mod worker;
 

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use sluice_kernel::Events;
 use sluice_model::TrustDomain;
-use sluice_ztunnel::{broker, link::Settings, one_line, worker};
+use sluice_ztunnel::{broker, link::Settings, nameservers, one_line, worker};
 
 /// The node proxy of the Sluice mesh.
 ///
@@ -94,6 +94,10 @@ struct BrokerArgs {
     /// User and group id of the worker.
     #[arg(long, value_name = "ID", default_value_t = 65532)]
     worker_uid: u32,
+    /// Whom to ask for the addresses of hosts that a ServiceEntry names, as IP:PORT; may be repeated
+    /// [default: those of /etc/resolv.conf]
+    #[arg(long = "nameserver", value_name = "ADDRESS")]
+    nameservers: Vec<SocketAddr>,
     /// How long certificates are asked to be valid, in seconds; they are renewed at half of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     certificate_ttl: u64,
@@ -191,6 +195,10 @@ fn settings(args: &BrokerArgs) -> Settings {
         admin: loopback(15000),
         metrics: anywhere(15020),
         readiness: anywhere(15021),
+        nameservers: match args.nameservers.as_slice() {
+            [] => nameservers::of_system(),
+            given => given.to_vec(),
+        },
         certificate_ttl: args.certificate_ttl,
     }
 }

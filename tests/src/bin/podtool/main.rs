@@ -7,6 +7,7 @@ mod datagram;
 mod dial;
 mod events;
 mod flood;
+mod names;
 mod server;
 
 use std::io;
@@ -37,6 +38,7 @@ usage: podtool VERB ADDRESS [--option VALUE]...
                              --mode reset    reads a line, then resets
   ask ADDRESS                sends the datagram --text TEXT and prints the answer
   answer ADDRESS             sends datagrams back
+  names ADDRESS              a nameserver that answers every question with --ip IP
 An ADDRESS is IP:PORT; [::ffff:10.0.0.1]:80 connects by an IPv6 socket to an IPv4 address.";
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ fn run() -> io::Result<()> {
         "serve" => server::serve(&arguments),
         "ask" => datagram::ask(&arguments),
         "answer" => datagram::serve(&arguments),
+        "names" => names::serve(&arguments),
         _ => Err(io::Error::other(format!("no verb {verb}\n{USAGE}"))),
     }
 }

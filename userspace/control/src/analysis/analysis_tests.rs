@@ -378,3 +378,35 @@ fn of_a_policy_given_twice_each_has_a_condition() {
     assert_eq!(all[1].0, "False Invalid");
     assert!(all[1].1.contains("f.yaml:11 counts"), "{all:#?}");
 }
+
+#[test]
+fn entries_are_seen_with_the_rest_of_the_mesh() {
+    let machine = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+                   metadata: {name: vm, namespace: shop}\n\
+                   spec: {address: 192.0.2.1, serviceAccount: vm, labels: {app: vm}}\n";
+    let entry = |namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+             metadata: {{name: ext, namespace: {namespace}}}\n\
+             spec: {{hosts: [db.example.com], addresses: [192.0.2.9], {spec}}}\n"
+        )
+    };
+    let selecting = "resolution: STATIC, workloadSelector: {labels: {app: vm}}";
+    // The account that only a machine has is one that a policy can name.
+    let allowed = policy("rules: [{from: [{source: {serviceAccounts: [vm]}}]}]");
+    assert_eq!(of(&[machine, &entry("shop", selecting), &allowed]), []);
+    let elsewhere = entry("shpo", "resolution: NONE");
+    let missing = (Code::UnknownNamespace, "metadata.namespace", "shpo");
+    assert_one(&[&elsewhere], missing);
+    let far = machine.replace("serviceAccount: vm", "network: far");
+    let left_out = (Code::UnsupportedValue, "spec.network", "\"far\"");
+    assert_one(&[&far], left_out);
+    let twice = entry("shop", "resolution: NONE").replace("name: ext", "name: two");
+    let twice = twice.replace("192.0.2.9", "192.0.2.8");
+    let loses = (
+        Code::DuplicateHost,
+        "spec.hosts[0]",
+        "ServiceEntry shop/ext",
+    );
+    assert_one(&[&entry("shop", "resolution: NONE"), &twice], loses);
+}

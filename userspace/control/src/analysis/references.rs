@@ -18,10 +18,15 @@ pub(super) fn missing(objects: &Objects, config: &Config) -> Vec<Diagnostic> {
     let accounts = objects.service_accounts.keys().map(|(ns, name)| (ns, name));
     let pods = objects.pods.values();
     let used = pods.map(|pod| (&pod.namespace, &pod.service_account));
+    let machines = objects.workload_entries.values();
+    let machines = machines.filter_map(|entry| {
+        let account = entry.external.service_account.as_ref()?;
+        Some((&entry.namespace, account))
+    });
     let known = Known {
         objects,
         config,
-        accounts: accounts.chain(used).collect(),
+        accounts: accounts.chain(used).chain(machines).collect(),
     };
     let mut findings: Vec<_> = namespaced(objects)
         .filter(|origin| !known.has_namespace(&origin.object.namespace))
@@ -48,11 +53,15 @@ fn namespaced(objects: &Objects) -> impl Iterator<Item = &Origin> {
     let accounts = objects.service_accounts.values().map(|o| &o.origin);
     let services = objects.services.values().map(|o| &o.origin);
     let slices = objects.endpoint_slices.values().map(|o| &o.origin);
+    let entries = objects.service_entries.values().map(|o| &o.origin);
+    let machines = objects.workload_entries.values().map(|o| &o.origin);
     let policies = objects.authorization_policies.values().map(|o| &o.origin);
     let peers = objects.peer_authentications.values().map(|o| &o.origin);
     accounts
         .chain(services)
         .chain(slices)
+        .chain(entries)
+        .chain(machines)
         .chain(policies)
         .chain(peers)
 }

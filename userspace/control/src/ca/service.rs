@@ -91,13 +91,14 @@ impl Certificates {
             return Err(refuse(why));
         };
         let identity: SpiffeId = text.parse().map_err(|error| refuse(format!("{error}")))?;
-        if identity.trust_domain() != self.authority.trust_domain() {
-            let own = self.authority.trust_domain();
+        let (own, domain) = (self.authority.trust_domain(), identity.trust_domain());
+        let published = self.published.borrow();
+        if domain != own && !published.is_alias(domain) {
             return Err(refuse(format!(
                 "{identity} is not of the trust domain {own}"
             )));
         }
-        if !self.published.borrow().runs_on(&caller.node, &identity) {
+        if !published.runs_on(&caller.node, &identity) {
             return Err(refuse(format!("no pod with {identity} runs there")));
         }
         Ok(identity)

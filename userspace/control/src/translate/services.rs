@@ -2,11 +2,11 @@
 
 use sluice_model::{
     Name, NetworkAddress, Service, ServiceKey,
-    service::{LoadBalancing, Mode, Port, Scope},
+    service::{LoadBalancing, Mode, Port, Scope, Visibility},
 };
 use sluice_objects::{
     Objects,
-    kinds::{self, Addressing, Protocol, ServicePort, TargetPort, TrafficDistribution},
+    kinds::{self, Addressing, ExportTo, Protocol, ServicePort, TargetPort, TrafficDistribution},
 };
 
 use super::Config;
@@ -16,7 +16,7 @@ pub(super) fn services(objects: &Objects, config: &Config) -> Vec<Service> {
     let services = objects.services.values();
     services
         .filter(|service| is_present(service))
-        .map(|located| service(located, config))
+        .map(|located| service(located, objects, config))
         .collect()
 }
 
@@ -46,7 +46,7 @@ fn hostname(service: &kinds::Service, config: &Config) -> Name {
     format!("{name}.{namespace}.svc.{}", config.cluster_domain).into()
 }
 
-fn service(service: &kinds::Service, config: &Config) -> Service {
+fn service(service: &kinds::Service, objects: &Objects, config: &Config) -> Service {
     let vips = match &service.addressing {
         Addressing::Virtual(vips) => vips.as_slice(),
         Addressing::Headless | Addressing::ExternalName(_) => &[],
@@ -57,10 +57,14 @@ fn service(service: &kinds::Service, config: &Config) -> Service {
         namespace: service.namespace.clone(),
         hostname: hostname(service, config),
         vips: vips.iter().map(address).collect(),
+        ranges: Vec::new(),
         ports: tcp_ports(service).map(port).collect(),
         subject_alt_names: Vec::new(),
         waypoint: None,
-        load_balancing: load_balancing(service),
+        load_balancing: load_balancing(service, objects),
+        // A name of the cluster's own DNS: no ServiceEntry of another namespace takes it over.
+        canonical: true,
+        visibility: visibility(&service.export_to),
     }
 }
 
@@ -75,28 +79,46 @@ fn port(port: &ServicePort) -> Port {
     }
 }
 
-fn load_balancing(service: &kinds::Service) -> LoadBalancing {
-    let (mode, preference) = match (service.node_local, service.traffic_distribution) {
-        (true, _) => (Mode::Strict, vec![Scope::Node]),
-        (false, Some(TrafficDistribution::SameZone)) => (
-            Mode::Failover,
-            vec![Scope::Network, Scope::Region, Scope::Zone],
-        ),
-        (false, Some(TrafficDistribution::SameNode)) => (
-            Mode::Failover,
-            vec![
-                Scope::Network,
-                Scope::Region,
-                Scope::Zone,
-                Scope::Subzone,
-                Scope::Node,
-            ],
-        ),
-        (false, None) => (Mode::Standard, Vec::new()),
+fn load_balancing(service: &kinds::Service, objects: &Objects) -> LoadBalancing {
+    let balancing = match service.node_local {
+        true => LoadBalancing {
+            mode: Mode::Strict,
+            preference: vec![Scope::Node],
+            allow_unhealthy: false,
+        },
+        false => preferring(service.traffic_distribution, &service.namespace, objects),
     };
     LoadBalancing {
-        mode,
-        preference,
         allow_unhealthy: service.publish_not_ready_addresses,
+        ..balancing
+    }
+}
+
+/// What a service prefers, or else its namespace.
+pub(super) fn preferring(
+    own: Option<TrafficDistribution>,
+    namespace: &Name,
+    objects: &Objects,
+) -> LoadBalancing {
+    use Scope::{Network, Node, Region, Subzone, Zone};
+    let inherited = || objects.namespace(namespace)?.traffic_distribution;
+    let preference: &[Scope] = match own.or_else(inherited) {
+        None | Some(TrafficDistribution::Any) => return LoadBalancing::default(),
+        Some(TrafficDistribution::SameNetwork) => &[Network],
+        Some(TrafficDistribution::SameRegion) => &[Network, Region],
+        Some(TrafficDistribution::SameZone) => &[Network, Region, Zone],
+        Some(TrafficDistribution::SameNode) => &[Network, Region, Zone, Subzone, Node],
+    };
+    LoadBalancing {
+        mode: Mode::Failover,
+        preference: preference.to_vec(),
+        allow_unhealthy: false,
+    }
+}
+
+pub(super) fn visibility(export_to: &ExportTo) -> Visibility {
+    match export_to {
+        ExportTo::Everybody => Visibility::Public,
+        ExportTo::OwnNamespace => Visibility::Namespace,
     }
 }

@@ -4,7 +4,7 @@ use sluice_model::{
     ServiceKey, Uid,
     authz::{Action, PolicyKey, Scope},
     service::{LoadBalancing, Mode, Port, Scope as Place},
-    workload::{OwnerKind, TunnelProtocol},
+    workload::{Health, Locality, OwnerKind, TunnelProtocol},
 };
 use sluice_objects::{Severity, Store, store::FileText};
 
@@ -98,7 +98,7 @@ fn a_pod_becomes_a_workload() {
         ("n1", "net", "c")
     );
     assert_eq!(web.protocol, TunnelProtocol::Hbone);
-    assert!(web.healthy && !web.host_network);
+    assert!(web.health == Health::Ready && !web.host_network);
     assert_eq!(
         (&*web.canonical_name, &*web.canonical_revision),
         ("web", "latest")
@@ -162,21 +162,27 @@ fn a_workload_is_named_after_its_labels_and_owner() {
 #[test]
 fn health_follows_phase_condition_and_deletion() {
     let ready = |status| format!(", conditions: [{{type: Ready, status: '{status}'}}]");
-    for (metadata, status, healthy) in [
-        ("", String::new(), true),
-        ("", ", phase: Running".to_owned(), true),
-        ("", ready("True"), true),
-        ("", ready("False"), false),
-        ("", ready("Unknown"), false),
-        ("", ", phase: Pending".to_owned(), false),
+    use Health::{NotReady, Ready, Terminating};
+    for (metadata, status, expected) in [
+        ("", String::new(), Ready),
+        ("", ", phase: Running".to_owned(), Ready),
+        ("", ready("True"), Ready),
+        ("", ready("False"), NotReady),
+        ("", ready("Unknown"), NotReady),
+        ("", ", phase: Pending".to_owned(), NotReady),
         (
             ", deletionTimestamp: '2024-01-01T00:00:00Z'",
             String::new(),
-            false,
+            Terminating,
+        ),
+        (
+            ", deletionTimestamp: '2024-01-01T00:00:00Z'",
+            ready("False"),
+            NotReady,
         ),
     ] {
         let web = only(of(&[SHOP, &pod(metadata, "", &status)]));
-        assert_eq!(web.healthy, healthy, "{metadata} {status}");
+        assert_eq!(web.health, expected, "{metadata} {status}");
     }
     let done = pod("", "", ", phase: Succeeded");
     assert!(of(&[SHOP, &done]).workloads.is_empty());
@@ -316,11 +322,11 @@ fn slices_list_the_endpoints_of_services_without_a_selector() {
     );
     assert_eq!(first.services[&key()], [port(80, 7000)]);
     assert_eq!(
-        (first.healthy, &*first.node, &*first.locality.zone),
-        (false, "n", "z")
+        (first.health, &*first.node, &*first.locality.zone),
+        (Health::NotReady, "n", "z")
     );
     assert_eq!(first.protocol, TunnelProtocol::None);
-    assert!(translation.workloads[2].healthy);
+    assert_eq!(translation.workloads[2].health, Health::Ready);
     // Where a selector speaks, a slice has nothing to add.
     let selecting = service("clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]");
     let web = only(of(&[SHOP, &plain(), &selecting, &slice(foreign)]));
@@ -427,6 +433,9 @@ fn dry_runs_and_actions_are_kept() {
         assert!(policy.rules[0].clauses.is_empty(), "matches everything");
     }
 }
+
+#[path = "discovery_tests.rs"]
+mod discovery;
 
 #[path = "rules_tests.rs"]
 mod rules;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::{
     Name, ServiceKey, Uid, Workload,
     service::Port,
-    workload::{Egress, Locality, Profile, TunnelProtocol},
+    workload::{Egress, Health, Profile, TunnelProtocol},
 };
 use sluice_objects::{Labels, Objects, Pod, enrolment::is_enrolled, kinds::Phase};
 
@@ -33,6 +33,7 @@ pub(super) fn workload(
         TunnelProtocol::None
     };
     let uid = uid(pod, config);
+    let node = objects.nodes.get(&pod.node);
     let profile = Profile {
         namespace: pod.namespace.clone(),
         trust_domain: config.trust_domain.clone(),
@@ -42,6 +43,7 @@ pub(super) fn workload(
         cluster: config.cluster.clone(),
         protocol,
         host_network: pod.host_network,
+        hostname: None,
         canonical_name: first_label(&pod.labels, CANONICAL_NAME).unwrap_or(owner_name.clone()),
         canonical_revision: first_label(&pod.labels, CANONICAL_REVISION)
             .unwrap_or_else(|| "latest".into()),
@@ -52,31 +54,35 @@ pub(super) fn workload(
         policies: Vec::new(),
         egress: Egress::default(),
         capacity: 1,
-        locality: Locality::default(),
+        locality: node.map(|node| node.locality.clone()).unwrap_or_default(),
     };
     Workload {
         own_name: uid.unless_last_part(&pod.name),
         uid,
         ips: pod.ips.clone().into(),
         node: pod.node.clone(),
-        healthy: pod.ready && !pod.terminating,
+        health: match (pod.ready, pod.terminating) {
+            (true, false) => Health::Ready,
+            (true, true) => Health::Terminating,
+            (false, _) => Health::NotReady,
+        },
         profile: Arc::new(profile),
     }
 }
 
 /// The labels that name a pod's service in telemetry, most specific first.
-const CANONICAL_NAME: [&str; 3] = [
+pub(super) const CANONICAL_NAME: [&str; 3] = [
     "service.istio.io/canonical-name",
     "app.kubernetes.io/name",
     "app",
 ];
 
-const CANONICAL_REVISION: [&str; 3] = [
+pub(super) const CANONICAL_REVISION: [&str; 3] = [
     "service.istio.io/canonical-revision",
     "app.kubernetes.io/version",
     "version",
 ];
 
-fn first_label(labels: &Labels, keys: [&str; 3]) -> Option<Name> {
+pub(super) fn first_label(labels: &Labels, keys: [&str; 3]) -> Option<Name> {
     keys.iter().find_map(|key| labels.get(*key)).cloned()
 }

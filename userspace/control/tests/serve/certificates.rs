@@ -55,6 +55,34 @@ async fn a_node_gets_certificates_for_its_own_pods() {
     );
 }
 
+/// A node that still has the trust domain from which the mesh is on its way.
+#[tokio::test]
+async fn a_node_gets_certificates_of_an_alias_as_long_as_there_is_one() {
+    let world = World::start().await;
+    let old = "spiffe://old.example/ns/shop/sa/web";
+    let ask = async || {
+        let request = authorized(request(old), Some(&bearer(TOKEN)));
+        world.ca().await.create_certificate(request).await
+    };
+    assert_eq!(ask().await.unwrap_err().code(), Code::Unauthenticated);
+    world.write(
+        "mesh.yaml",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+         data: {mesh: 'trustDomainAliases: [old.example]'}\n",
+    );
+    let (published, domain) = (world.published.clone(), "old.example".parse().unwrap());
+    eventually("published", || published.borrow().is_alias(&domain)).await;
+    let chain = ask().await.unwrap().into_inner().cert_chain;
+    let (_, leaf) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).unwrap();
+    let leaf = leaf.parse_x509().unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    let expected = format!("[URI({old:?})]");
+    assert_eq!(format!("{:?}", names.value.general_names), expected);
+    world.remove("mesh.yaml");
+    eventually("gone", || !published.borrow().is_alias(&domain)).await;
+    assert_eq!(ask().await.unwrap_err().code(), Code::Unauthenticated);
+}
+
 /// The proxy of a single workload asks for nobody but itself, and names itself in the CSR only.
 #[tokio::test]
 async fn a_csr_may_name_the_identity_itself() {

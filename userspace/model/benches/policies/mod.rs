@@ -8,7 +8,7 @@ use sluice_model::{
         Action, Applicable, Clause, Connection, Match, Policy, PolicyKey, Rule, Scope, StringMatch,
         Term, Values,
     },
-    workload::Profile,
+    workload::{Health, Profile},
 };
 
 /// How many rules each policy has.
@@ -84,7 +84,7 @@ fn workload() -> Workload {
         own_name: None,
         ips: [[10, 0, 0, 2].into()].into(),
         node: "a".into(),
-        healthy: true,
+        health: Health::Ready,
         profile: Arc::new(Profile::of(
             &"spiffe://cluster.local/ns/shop/sa/catalog".parse().unwrap(),
         )),

@@ -27,6 +27,8 @@ pub struct EndpointSlice {
 pub struct Endpoint {
     pub ips: Vec<IpAddr>,
     pub ready: bool,
+    /// It answers, whether or not it is about to end.
+    pub serving: bool,
     pub terminating: bool,
     /// The node it runs on; may be empty.
     pub node: Name,
@@ -116,6 +118,7 @@ fn endpoint(i: usize, raw: &raw::Endpoint, ipv6: bool, report: &mut Report<'_>) 
         ips,
         // The API says that an unknown state is to be taken as ready.
         ready: conditions.ready.unwrap_or(true),
+        serving: conditions.serving.or(conditions.ready).unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: raw.node_name.as_deref().unwrap_or_default().into(),
         zone: raw.zone.as_deref().unwrap_or_default().into(),

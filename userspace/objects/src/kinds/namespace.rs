@@ -3,7 +3,10 @@
 use k8s_openapi::api::core::v1 as raw;
 use sluice_model::Name;
 
-use super::{DataplaneMode, Labels, OutboundPolicy, labels, outbound, pod::dataplane_mode};
+use super::{
+    DataplaneMode, Labels, OutboundPolicy, TrafficDistribution, labels, outbound,
+    pod::dataplane_mode, service::annotated_distribution,
+};
 use crate::report::Report;
 
 /// A namespace.
@@ -15,14 +18,19 @@ pub struct Namespace {
     pub dataplane_mode: Option<DataplaneMode>,
     /// From the annotation `sluice.io/outbound-traffic-policy`.
     pub outbound: Option<OutboundPolicy>,
+    /// For services that say nothing of it themselves.
+    pub traffic_distribution: Option<TrafficDistribution>,
 }
 
 pub(super) fn namespace(raw: raw::Namespace, report: &mut Report<'_>) -> Namespace {
-    let outbound = outbound::annotated(raw.metadata.annotations.as_ref(), report);
+    let annotations = raw.metadata.annotations.as_ref();
+    let outbound = outbound::annotated(annotations, report);
+    let traffic_distribution = annotated_distribution(annotations, report);
     let labels = labels(raw.metadata.labels);
     Namespace {
         name: report.name(),
         dataplane_mode: dataplane_mode(&labels, report),
+        traffic_distribution,
         outbound,
         labels,
     }

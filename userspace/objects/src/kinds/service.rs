@@ -1,12 +1,12 @@
 //! Services.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1 as raw;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice_model::Name;
 
-use super::{Labels, labels};
+use super::{ExportTo, Labels, export, labels};
 use crate::{Code, report::Report};
 
 /// A service.
@@ -23,6 +23,7 @@ pub struct Service {
     /// Only endpoints on the client's own node (`internalTrafficPolicy: Local`).
     pub node_local: bool,
     pub traffic_distribution: Option<TrafficDistribution>,
+    pub export_to: ExportTo,
 }
 
 /// How a service is dialled.
@@ -66,13 +67,23 @@ pub enum Protocol {
 /// Which endpoints a client prefers (`trafficDistribution`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TrafficDistribution {
+    /// None, though the namespace may say otherwise.
+    Any,
+    SameNetwork,
+    SameRegion,
     /// Of the client's own network, region and zone, in this order (`PreferClose` too).
     SameZone,
     SameNode,
 }
 
+/// Where it stood before Kubernetes had a field for it, and where a ServiceEntry and a namespace
+/// have it.
+const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+
 pub(super) fn service(raw: raw::Service, report: &mut Report<'_>) -> Service {
     let spec = raw.spec.unwrap_or_default();
+    let annotations = raw.metadata.annotations.as_ref();
+    let annotated = annotated_distribution(annotations, report);
     let selector = spec
         .selector
         .clone()
@@ -80,13 +91,14 @@ pub(super) fn service(raw: raw::Service, report: &mut Report<'_>) -> Service {
     Service {
         namespace: report.namespace(),
         name: report.name(),
-        labels: labels(raw.metadata.labels),
+        labels: labels(raw.metadata.labels.clone()),
         addressing: addressing(&spec, report),
         ports: ports(&spec, report),
         selector: selector.map(|selector| labels(Some(selector))),
         publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),
         node_local: node_local(&spec, report),
-        traffic_distribution: traffic_distribution(&spec, report),
+        traffic_distribution: traffic_distribution(&spec, report).or(annotated),
+        export_to: export::annotated(annotations, report),
     }
 }
 
@@ -222,4 +234,32 @@ fn traffic_distribution(
             None
         }
     }
+}
+
+/// From an object's annotation, which is read without regard to case.
+pub(super) fn annotated_distribution(
+    annotations: Option<&BTreeMap<String, String>>,
+    report: &mut Report<'_>,
+) -> Option<TrafficDistribution> {
+    const KNOWN: [(&str, TrafficDistribution); 6] = [
+        ("Any", TrafficDistribution::Any),
+        ("PreferSameNetwork", TrafficDistribution::SameNetwork),
+        ("PreferSameRegion", TrafficDistribution::SameRegion),
+        ("PreferSameZone", TrafficDistribution::SameZone),
+        ("PreferClose", TrafficDistribution::SameZone),
+        ("PreferSameNode", TrafficDistribution::SameNode),
+    ];
+    let text = annotations?.get(TRAFFIC_DISTRIBUTION)?;
+    let found = KNOWN
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(text));
+    if found.is_none() {
+        let names = KNOWN.map(|(name, _)| name).join(", ");
+        report.warning(
+            Code::IgnoredLabel,
+            format!("metadata.annotations[\"{TRAFFIC_DISTRIBUTION}\"]"),
+            format!("{text:?} has no effect; known are {names}"),
+        );
+    }
+    found.map(|(_, distribution)| *distribution)
 }

@@ -60,6 +60,8 @@ pub struct Settings {
     pub admin: SocketAddr,
     pub metrics: SocketAddr,
     pub readiness: SocketAddr,
+    /// Whom to ask for the addresses of host names.
+    pub nameservers: Vec<SocketAddr>,
     /// Requested validity of certificates, in seconds.
     pub certificate_ttl: u64,
 }

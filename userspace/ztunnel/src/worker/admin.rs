@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluice_model::{
     Mesh, Service, Workload,
     authz::{Action, Policy, Scope},
-    workload::{Egress, TunnelProtocol},
+    workload::{Egress, Health, TunnelProtocol},
 };
 use sluice_telemetry::serve::{JSON, Readiness, Reply, Router, serve};
 use tokio::net::TcpListener;
@@ -75,8 +75,18 @@ fn workload(workload: &Workload) -> Value {
         "canonicalName": &*workload.canonical_name,
         "canonicalRevision": &*workload.canonical_revision,
         "workloadName": &*workload.owner_name,
-        "status": if workload.healthy { "Healthy" } else { "Unhealthy" },
+        "status": match workload.health {
+            Health::Ready => "Healthy",
+            Health::Terminating => "Terminating",
+            Health::NotReady => "Unhealthy",
+        },
         "capacity": workload.capacity,
+        "locality": {
+            "region": &*workload.locality.region,
+            "zone": &*workload.locality.zone,
+            "subzone": &*workload.locality.subzone,
+        },
+        "hostname": workload.hostname.as_deref(),
         "authorizationPolicies": strings(&workload.policies),
         "outboundTrafficPolicy": match workload.egress {
             Egress::Anywhere => "ALLOW_ANY",
@@ -96,6 +106,7 @@ fn service(service: &Service) -> Value {
         "namespace": &*service.namespace,
         "hostname": &*service.hostname,
         "vips": strings(&service.vips),
+        "ranges": strings(&service.ranges),
         "ports": ports.collect::<std::collections::BTreeMap<_, _>>(),
         "subjectAltNames": strings(&service.subject_alt_names),
     })

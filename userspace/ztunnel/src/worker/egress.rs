@@ -38,8 +38,9 @@ pub(super) async fn tell(
         if fitted && !wanted.fits() {
             tracing::warn!(
                 addresses = wanted.known.len(),
-                "the mesh has more addresses than the kernel's {MAX_REGISTRY}: outbound traffic \
-                 policy is enforced by the worker alone, by a reset after connect"
+                ranges = wanted.ranges,
+                "the mesh has ranges of addresses, or more than the kernel's {MAX_REGISTRY}: \
+                 outbound traffic policy is enforced by the worker alone, by a reset after connect"
             );
         }
         fitted = wanted.fits();
@@ -64,6 +65,8 @@ struct Wanted {
     free: BTreeSet<PodId>,
     /// Empty when no pod is restricted.
     known: HashSet<IpAddr>,
+    /// Whole ranges are known too, which the kernel's list cannot hold.
+    ranges: bool,
 }
 
 impl Wanted {
@@ -78,6 +81,7 @@ impl Wanted {
         }
         if !wanted.restricted.is_empty() {
             wanted.known = mesh.addresses(network).collect();
+            wanted.ranges = mesh.has_ranges(network);
         }
         wanted
     }
@@ -86,12 +90,13 @@ impl Wanted {
     fn lifted(mut self) -> Self {
         self.free.append(&mut self.restricted);
         self.known.clear();
+        self.ranges = false;
         self
     }
 
     /// Whether the kernel can hold it.
     fn fits(&self) -> bool {
-        self.known.len() <= MAX_REGISTRY as usize
+        !self.ranges && self.known.len() <= MAX_REGISTRY as usize
     }
 }
 

@@ -9,6 +9,7 @@ fn wanted(pods: &[u32], known: impl IntoIterator<Item = u32>) -> Wanted {
         restricted: pods.iter().copied().map(PodId).collect(),
         free: [PodId(1)].into(),
         known: known.into_iter().map(ip).collect(),
+        ranges: false,
     }
 }
 
@@ -82,8 +83,15 @@ fn what_does_not_fit_into_the_kernel_is_lifted_and_not_left_in_part() {
     let fits = wanted(&[7], 0..MAX_REGISTRY);
     assert!(fits.fits());
     let too_many = wanted(&[7], 0..=MAX_REGISTRY);
-    assert!(!too_many.fits());
-    let lifted = too_many.lifted();
-    assert_eq!(lifted.free, [PodId(1), PodId(7)].into());
-    assert!(lifted.restricted.is_empty() && lifted.known.is_empty());
+    let ranges = Wanted {
+        ranges: true,
+        ..wanted(&[7], [1])
+    };
+    for unfit in [too_many, ranges] {
+        assert!(!unfit.fits());
+        let lifted = unfit.lifted();
+        assert!(lifted.fits());
+        assert_eq!(lifted.free, [PodId(1), PodId(7)].into());
+        assert!(lifted.restricted.is_empty() && lifted.known.is_empty());
+    }
 }

@@ -17,6 +17,7 @@ mod plaintext;
 mod pods;
 mod privileges;
 mod report;
+mod resolver;
 mod review;
 mod route;
 mod shard;

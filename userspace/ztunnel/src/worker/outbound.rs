@@ -12,7 +12,7 @@ use http::StatusCode;
 use sluice_hbone::{
     CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey,
 };
-use sluice_model::{OrigDst, Uid, Workload};
+use sluice_model::{Name, OrigDst, Uid, Workload};
 use tokio::net::TcpStream;
 
 use super::{
@@ -21,7 +21,8 @@ use super::{
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::Report,
-    route::{self, Client, Hop, Refusal, Route},
+    resolver,
+    route::{self, Client, Hop, Named, Refusal, Route},
     shard::Shard,
     words,
 };
@@ -45,6 +46,8 @@ pub(super) enum Error {
     Open(SocketAddr, #[source] OpenError),
     #[error("connect to {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
+    #[error("{0}, the host of a service, has no address: {1}")]
+    Resolve(Name, #[source] resolver::Error),
     #[error("{0}")]
     Carry(#[from] CarryError),
     #[error("{0}")]
@@ -130,21 +133,25 @@ async fn reach(
         let roll = rand::random_range(0.0..1.0);
         let route = route::outbound(&shared.mesh.load(), client, orig, &attempts.tried, roll);
         let (failure, workload, service) = match route {
-            Route::Refuse(refusal) => return Err(refusal.into()),
+            Route::Refuse(refusal) => {
+                attempts.ran_out(refusal).await?;
+                continue;
+            }
             Route::Plain {
                 to,
                 workload,
                 service,
             } => {
                 report.plain(to, workload.as_ref(), service.as_deref());
-                let destination = orig.0;
-                let mut flow = pod.flows.note(Claim::Plain { destination });
-                let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
-                match dialled.await? {
-                    Ok(peer) => return Ok(Reached::Plain(peer, flow)),
-                    Err(error) => (Error::Connect(to, error), workload, service),
+                match plain(shard, pod, orig, to).await {
+                    Ok(reached) => return Ok(reached),
+                    Err(error) => (error, workload, service),
                 }
             }
+            Route::Named(host) => match named(shard, pod, orig, &host, roll, report).await {
+                Ok(reached) => return Ok(reached),
+                Err(error) => (error, Some(host.workload), host.service),
+            },
             Route::Hbone(hop) => {
                 report.hop(&hop);
                 match open(shard, pod, address, &source, &hop).await {
@@ -160,10 +167,55 @@ async fn reach(
                 }
             }
         };
-        if !attempts.go_on(&failure, workload, service.is_some()).await {
-            return Err(failure);
+        let service = service.is_some();
+        attempts.go_on(failure, workload, service).await?;
+    }
+}
+
+/// Dials in plaintext.
+async fn plain(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    orig: OrigDst,
+    to: SocketAddr,
+) -> Result<Reached, Error> {
+    let destination = orig.0;
+    let mut flow = pod.flows.note(Claim::Plain { destination });
+    let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
+    match dialled.await? {
+        Ok(peer) => Ok(Reached::Plain(peer, flow)),
+        Err(error) => Err(Error::Connect(to, error)),
+    }
+}
+
+/// Resolves a host, and dials its addresses until one answers.
+async fn named(
+    shard: &Rc<Shard>,
+    pod: &Rc<Pod>,
+    orig: OrigDst,
+    host: &Named,
+    roll: f64,
+    report: &mut Report,
+) -> Result<Reached, Error> {
+    // For the line in the log, should there be no address.
+    report.plain(orig.0, Some(&host.workload), host.service.as_deref());
+    let resolved = shard.resolver.addresses(&host.host).await;
+    let addresses = resolved.map_err(|error| Error::Resolve(host.host.clone(), error))?;
+    let mut failure = None;
+    let order = host.order(&addresses, roll);
+    // A pod without IPv6 cannot dial it.
+    let reachable = order
+        .into_iter()
+        .filter(|to| pod.ip(Family::of(to.ip())).is_some());
+    for to in reachable.take(ATTEMPTS) {
+        report.plain(to, Some(&host.workload), host.service.as_deref());
+        match plain(shard, pod, orig, to).await {
+            Err(error) if error.is_unreached() => failure = Some(error),
+            result => return result,
         }
     }
+    let no_family = || Refusal::NoAddress(host.host.clone(), orig.0).into();
+    Err(failure.unwrap_or_else(no_family))
 }
 
 /// Notes a connection through a tunnel. Its peer is compared with what the mesh says now: that may
@@ -184,7 +236,10 @@ fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened) -> Flow {
 /// What was tried for a connection. Trying again is safe: the application has not sent a byte to
 /// anyone yet.
 struct Attempts {
+    /// Endpoints that did not answer; none of them is tried again.
     tried: Vec<Uid>,
+    /// Why the last of them did not.
+    failure: Option<Error>,
     since: Instant,
 }
 
@@ -192,38 +247,49 @@ impl Attempts {
     fn begin() -> Self {
         Self {
             tried: Vec::new(),
+            failure: None,
             since: Instant::now(),
         }
     }
 
-    /// Whether to go on after a failure: with another endpoint of the service, or, after a while,
-    /// with the same.
+    /// After a failure: with another endpoint of the service, or, after a while, with the same; or
+    /// not at all.
     async fn go_on(
         &mut self,
-        failure: &Error,
+        failure: Error,
         workload: Option<Arc<Workload>>,
         service: bool,
-    ) -> bool {
-        let Some(workload) = workload else {
-            return false;
+    ) -> Result<(), Error> {
+        let Some(workload) = workload.filter(|_| failure.is_unreached()) else {
+            return Err(failure);
         };
-        if !failure.is_unreached() {
-            return false;
-        }
-        let new = !self.tried.contains(&workload.uid);
         self.tried.push(workload.uid.clone());
-        if service && new && self.tried.len() < ATTEMPTS {
+        if service && self.tried.len() < ATTEMPTS {
             tracing::debug!(error = %failure, endpoint = %workload.uid, "another one is tried");
-            return true;
+            self.failure = Some(failure);
+            return Ok(());
         }
-        // A pod whose label has just changed may be known to us before its own node has opened its
-        // port.
-        if failure.is_refused_tunnel() && self.since.elapsed() < HOLD {
-            tokio::time::sleep(HOLD / 10).await;
-            self.tried.clear();
-            return true;
+        self.hold(failure).await
+    }
+
+    /// There is nothing else to try. What went wrong with the last endpoint says more than that.
+    async fn ran_out(&mut self, refusal: Refusal) -> Result<(), Error> {
+        match self.failure.take() {
+            Some(failure) => self.hold(failure).await,
+            None => Err(refusal.into()),
         }
-        false
+    }
+
+    /// A pod whose label has just changed may be known to us before its own node has opened its
+    /// port: then all begins again after a pause.
+    async fn hold(&mut self, failure: Error) -> Result<(), Error> {
+        if !failure.is_refused_tunnel() || self.since.elapsed() >= HOLD {
+            return Err(failure);
+        }
+        tokio::time::sleep(HOLD / 10).await;
+        self.tried.clear();
+        self.failure = None;
+        Ok(())
     }
 }
 
@@ -231,7 +297,7 @@ impl Error {
     /// Whether the endpoint cannot be reached, or its application cannot: 503 (wire contract §3).
     fn is_unreached(&self) -> bool {
         match self {
-            Self::Connect(..) => true,
+            Self::Connect(..) | Self::Resolve(..) => true,
             Self::Open(_, error) => match error {
                 OpenError::Connect(_) | OpenError::ConnectTimeout(_) => true,
                 OpenError::Refused(status) => *status == StatusCode::SERVICE_UNAVAILABLE,

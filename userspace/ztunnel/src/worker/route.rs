@@ -1,6 +1,6 @@
 //! Where an outbound connection goes. Pure: everything it needs is in its arguments.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::uri::Authority;
 use sluice_kernel::ports;
@@ -8,7 +8,7 @@ use sluice_model::{
     Mesh, Name, OrigDst, Service, SpiffeId, Uid, Workload,
     mesh::{Destination, Endpoint},
     service::{GatewayAddress, GatewayDestination, Mode},
-    workload::{Egress, TunnelProtocol},
+    workload::{Egress, Health, TunnelProtocol},
 };
 use std::sync::Arc;
 
@@ -23,7 +23,35 @@ pub(super) enum Route {
         workload: Option<Arc<Workload>>,
         service: Option<Arc<Service>>,
     },
+    /// To a host in plaintext, once its name is resolved.
+    Named(Named),
     Refuse(Refusal),
+}
+
+/// A host that only has a name.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) host: Name,
+    pub(super) port: u16,
+    /// The application dialled an IPv4 address.
+    ipv4: bool,
+    pub(super) workload: Arc<Workload>,
+    pub(super) service: Option<Arc<Service>>,
+}
+
+impl Named {
+    /// Where to dial, in which order: first the family that the application chose, in each family
+    /// beginning anywhere. `roll` is random, below 1.
+    pub(super) fn order(&self, addresses: &[IpAddr], roll: f64) -> Vec<SocketAddr> {
+        let (mut first, mut rest): (Vec<IpAddr>, Vec<IpAddr>) =
+            addresses.iter().partition(|ip| ip.is_ipv4() == self.ipv4);
+        for family in [&mut first, &mut rest] {
+            let begin = (roll * family.len() as f64) as usize;
+            family.rotate_left(begin);
+        }
+        let all = first.into_iter().chain(rest);
+        all.map(|ip| SocketAddr::new(ip, self.port)).collect()
+    }
 }
 
 /// A tunnel to take.
@@ -54,7 +82,7 @@ pub(super) enum Refusal {
     Identity(Name),
     #[error(
         "the mesh does not know {0}, and the outbound traffic policy of {1} is REGISTRY_ONLY; \
-         declare it with a Service and an EndpointSlice, or set ALLOW_ANY for the pod"
+         declare it with a ServiceEntry, or set ALLOW_ANY for the pod"
     )]
     NotInRegistry(SocketAddr, Uid),
 }
@@ -134,7 +162,7 @@ fn to_service(
     }
 }
 
-/// Chooses among the endpoints that were not tried; when all were, among all.
+/// Chooses among the endpoints that were not tried.
 fn endpoint(
     mesh: &Mesh,
     client: Client<'_>,
@@ -143,18 +171,11 @@ fn endpoint(
     tried: &[Uid],
     roll: f64,
 ) -> Option<Endpoint> {
-    let all = mesh.endpoints(service, port);
-    let fresh: Vec<Endpoint> = all
-        .iter()
-        .filter(|e| !tried.contains(&e.workload.uid))
+    let mut endpoints = mesh.endpoints(service, port);
+    endpoints.retain(|endpoint| !tried.contains(&endpoint.workload.uid));
+    let policy = &service.load_balancing;
+    sluice_model::balance::choose(&endpoints, |e| &e.workload, policy, client.workload, roll)
         .cloned()
-        .collect();
-    let choose = |endpoints: &[Endpoint]| {
-        let policy = &service.load_balancing;
-        sluice_model::balance::choose(endpoints, |e| &e.workload, policy, client.workload, roll)
-            .cloned()
-    };
-    choose(&fresh).or_else(|| choose(&all))
 }
 
 fn to_workload(
@@ -171,7 +192,17 @@ fn to_workload(
         .or_else(|| workload.ips.first())
         .copied()
     else {
-        return Route::Refuse(Refusal::NoAddress(workload.name().into(), dst));
+        return match &workload.hostname {
+            // Who is promised a tunnel is not reached without one.
+            Some(host) if workload.protocol == TunnelProtocol::None => Route::Named(Named {
+                host: host.clone(),
+                port,
+                ipv4: dst.is_ipv4(),
+                workload,
+                service,
+            }),
+            _ => Route::Refuse(Refusal::NoAddress(workload.name().into(), dst)),
+        };
     };
     let to = SocketAddr::new(ip, port);
     if workload.protocol == TunnelProtocol::None {
@@ -255,7 +286,7 @@ fn waypoint_workload(
     let by_service = |service: &Service| {
         mesh.endpoints(service, waypoint.hbone_port)
             .into_iter()
-            .find(|endpoint| endpoint.workload.healthy)
+            .find(|endpoint| endpoint.workload.health == Health::Ready)
             .map(|endpoint| endpoint.workload)
     };
     match &waypoint.destination {

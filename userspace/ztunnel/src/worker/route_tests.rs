@@ -2,8 +2,8 @@ use std::net::IpAddr;
 
 use sluice_model::{
     NetworkAddress, ServiceKey, Update,
-    service::{LoadBalancing, Port},
-    workload::Profile,
+    service::{LoadBalancing, Port, Visibility},
+    workload::{Health, Profile},
 };
 
 use super::*;
@@ -15,7 +15,7 @@ fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
         own_name: None,
         ips: [ip.parse().unwrap()].into(),
         node: "a".into(),
-        healthy: true,
+        health: Health::Ready,
         profile: Arc::new(Profile {
             protocol,
             ..Profile::of(&identity.parse().unwrap())
@@ -29,6 +29,7 @@ fn service(vip: &str) -> Service {
         namespace: "shop".into(),
         hostname: "catalog.shop.svc.cluster.local".into(),
         vips: vec![address(vip)],
+        ranges: vec![],
         ports: vec![Port {
             service_port: 80,
             target_port: 8080,
@@ -36,6 +37,8 @@ fn service(vip: &str) -> Service {
         subject_alt_names: vec![],
         waypoint: None,
         load_balancing: LoadBalancing::default(),
+        canonical: false,
+        visibility: Visibility::Public,
     }
 }
 
@@ -231,50 +234,111 @@ fn a_vip_leads_to_an_endpoint_and_its_target_port() {
     );
 }
 
-#[test]
-fn endpoints_that_were_tried_come_last() {
-    let mesh = mesh(vec![
-        Update::Service(service("10.96.0.1")),
-        Update::Workload(endpoint_of(workload(
-            "c1",
-            "10.0.0.3",
-            TunnelProtocol::Hbone,
-        ))),
-        Update::Workload(endpoint_of(workload(
-            "c2",
-            "10.0.0.4",
-            TunnelProtocol::Hbone,
-        ))),
-    ]);
+/// The endpoint of the service at 10.96.0.1:80 that is chosen after those that were tried.
+fn chosen(mesh: &Mesh, tried: &[Uid]) -> Result<Uid, Refusal> {
     let network = "".into();
     let client = Client {
         network: &network,
         workload: None,
     };
     let dst = OrigDst("10.96.0.1:80".parse().unwrap());
-    let first = hop(outbound(&mesh, client, dst, &[], 0.0))
-        .workload
-        .uid
-        .clone();
-    let second = hop(outbound(
-        &mesh,
-        client,
-        dst,
-        std::slice::from_ref(&first),
-        0.0,
-    ))
-    .workload
-    .uid
-    .clone();
-    assert_ne!(first, second);
-    let both = [first, second];
-    assert!(both.contains(&hop(outbound(&mesh, client, dst, &both, 0.0)).workload.uid));
+    match outbound(mesh, client, dst, tried, 0.0) {
+        Route::Hbone(hop) => Ok(hop.workload.uid.clone()),
+        Route::Plain { workload, .. } => Ok(workload.unwrap().uid.clone()),
+        Route::Named(named) => Ok(named.workload.uid.clone()),
+        Route::Refuse(refusal) => Err(refusal),
+    }
+}
+
+#[test]
+fn no_endpoint_is_tried_twice_whatever_way_leads_to_it() {
+    let tunnelled = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
+    let plain = endpoint_of(workload("c2", "10.0.0.4", TunnelProtocol::None));
+    let mut ending = endpoint_of(workload("c3", "10.0.0.5", TunnelProtocol::Hbone));
+    ending.health = Health::Terminating;
+    let mesh = mesh(vec![
+        Update::Service(service("10.96.0.1")),
+        Update::Workload(ending.clone()),
+        Update::Workload(tunnelled.clone()),
+        Update::Workload(plain.clone()),
+    ]);
+    let mut tried = Vec::new();
+    for _ in 0..3 {
+        tried.push(chosen(&mesh, &tried).unwrap());
+    }
+    // What is about to end is the last resort.
+    assert_eq!(tried.last(), Some(&ending.uid));
+    tried.sort();
+    assert_eq!(tried, [tunnelled.uid, plain.uid, ending.uid]);
+    let none = Refusal::NoEndpoint("catalog.shop.svc.cluster.local".into(), 80);
+    assert_eq!(chosen(&mesh, &tried), Err(none));
+}
+
+#[test]
+fn an_address_of_a_range_leads_to_the_service_and_passthrough_to_itself() {
+    let range = sluice_model::NetworkRange::new("".into(), "192.0.2.0/24".parse().unwrap());
+    let mut ranged = service("10.96.0.1");
+    ranged.ranges = vec![range];
+    let backend = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
+    let updates = vec![Update::Service(ranged.clone()), Update::Workload(backend)];
+    assert_eq!(
+        hop(route(&mesh(updates), "192.0.2.77:80")).authority,
+        "10.0.0.3:8080"
+    );
+    ranged.load_balancing.mode = Mode::Passthrough;
+    let Route::Plain { to, service, .. } =
+        route(&mesh(vec![Update::Service(ranged)]), "192.0.2.77:9999")
+    else {
+        panic!("not plain")
+    };
+    assert_eq!(to.to_string(), "192.0.2.77:9999");
+    assert_eq!(&*service.unwrap().name, "catalog");
+}
+
+#[test]
+fn a_host_without_address_is_resolved_and_dialled_in_the_family_that_was_asked_for() {
+    let mut host = endpoint_of(workload("db", "10.0.0.3", TunnelProtocol::None));
+    host.ips = Box::default();
+    host.profile_mut().hostname = Some("db.example.com".into());
+    let updates = vec![
+        Update::Service(service("10.96.0.1")),
+        Update::Workload(host.clone()),
+    ];
+    let Route::Named(named) = route(&mesh(updates), "10.96.0.1:80") else {
+        panic!("not by name")
+    };
+    assert_eq!((&*named.host, named.port), ("db.example.com", 8080));
+    let addresses = ["fd00::1", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+    let order = |roll| {
+        named
+            .order(&addresses, roll)
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        order(0.0),
+        ["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::1]:8080"]
+    );
+    assert_eq!(
+        order(0.9),
+        ["10.0.0.2:8080", "10.0.0.1:8080", "[fd00::1]:8080"]
+    );
+    assert!(named.order(&[], 0.5).is_empty());
+    // One that should be reached by a tunnel is not reached otherwise.
+    host.profile_mut().protocol = TunnelProtocol::Hbone;
+    let mesh = mesh(vec![
+        Update::Service(service("10.96.0.1")),
+        Update::Workload(host),
+    ]);
+    let refused = refusal(route(&mesh, "10.96.0.1:80"));
+    assert!(matches!(refused, Refusal::NoAddress(..)), "{refused}");
 }
 
 #[test]
 fn nothing_healthy_is_a_refusal_that_names_the_service() {
     let mut sick = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
-    sick.healthy = false;
+    sick.health = Health::NotReady;
     let mesh = mesh(vec![
         Update::Service(service("10.96.0.1")),
         Update::Workload(sick),

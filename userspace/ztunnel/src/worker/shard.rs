@@ -22,6 +22,7 @@ use super::{
     flows::Cut,
     inbound, outbound, plaintext,
     pods::{Pod, Table},
+    resolver::Resolver,
     review,
 };
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Received, ToWorker, message::Listener};
@@ -38,6 +39,7 @@ pub(super) struct Shard {
     pub(super) link: AsyncLink,
     pub(super) maps: RefCell<SocketMaps>,
     pub(super) pool: Pool,
+    pub(super) resolver: Resolver,
     pods: Table,
     /// Pods that have left the mesh, as long as connections of theirs go on.
     departed: RefCell<Vec<Rc<Pod>>>,
@@ -62,11 +64,13 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
         let _inside = runtime.enter();
         AsyncLink::new(link)?
     };
+    let resolver = Resolver::new(&shared.settings.nameservers);
     let shard = Rc::new(Shard {
         shared,
         link,
         maps: RefCell::new(maps),
         pool: Pool::default(),
+        resolver,
         pods: Table::default(),
         departed: RefCell::default(),
     });
