@@ -118,9 +118,14 @@ impl Root {
 
     /// Signs a request as a CA should.
     pub(crate) fn sign(&self, request: &str, validity: Duration) -> Vec<String> {
+        self.sign_late(request, Duration::ZERO, validity)
+    }
+
+    /// The same, but the certificate is of this age already.
+    pub(crate) fn sign_late(&self, request: &str, age: Duration, left: Duration) -> Vec<String> {
         let mut request = CertificateSigningRequestParams::from_pem(request).unwrap();
-        let template = leaf_params(&[], validity);
-        request.params.not_before = template.not_before;
+        let template = leaf_params(&[], left);
+        request.params.not_before = (SystemTime::now() - age).into();
         request.params.not_after = template.not_after;
         request.params.extended_key_usages = template.extended_key_usages;
         vec![request.signed_by(&self.0).unwrap().pem(), self.pem()]
