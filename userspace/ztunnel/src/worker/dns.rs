@@ -25,7 +25,8 @@ pub(super) use tcp::serve as serve_tcp;
 /// How long a server may take. Less than the five seconds after which resolvers try the next one, so
 /// that they learn of the failure and need not guess.
 const SERVER_PATIENCE: Duration = Duration::from_secs(4);
-/// How long a name waits for the first snapshot. After that others are asked, as outside a mesh.
+/// How long after the start of a worker unknown names wait for the control plane. After that others
+/// are asked, so that a mesh without a control plane does not slow down the rest of the world.
 const MESH_PATIENCE: Duration = Duration::from_secs(2);
 /// How many queries of a pod are under way at one time; each forwarded one is a socket. More are
 /// dropped, and asked again by who still waits.
@@ -178,17 +179,20 @@ async fn serve(shard: &Shard, pod: &Pod, query: &Query) -> Option<Vec<u8>> {
 /// The answer, of at most `limit` bytes, to a question about a name of the mesh.
 async fn from_mesh(shard: &Shard, pod: &Pod, question: &Question, limit: u16) -> Option<Vec<u8>> {
     let shared = &shard.shared;
-    // Without the mesh, what it alone knows would be denied by others, and that remembered.
-    if !shared.mesh.is_synced() {
-        let _ = tokio::time::timeout(MESH_PATIENCE, shared.mesh.synced()).await;
-    }
     let asker = Asker {
         namespace: &pod.info.namespace,
         network: &shared.network,
         cluster_domain: &shared.settings.cluster_domain,
     };
-    let host = shared.mesh.load().host(&question.name, &asker)?;
-    question.answer(host, limit)
+    let look = || shared.mesh.load().host(&question.name, &asker);
+    let mut host = look();
+    // What only the mesh knows would be denied by others, and that remembered.
+    if host.is_none() && !shared.mesh.status().is_live() {
+        let until = shard.since + MESH_PATIENCE;
+        let _ = tokio::time::timeout_at(until.into(), shared.mesh.live()).await;
+        host = look();
+    }
+    question.answer(host?, limit)
 }
 
 /// Sends a query on and returns what comes back.

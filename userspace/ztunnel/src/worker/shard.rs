@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -40,6 +40,7 @@ pub(super) struct Shard {
     pub(super) maps: RefCell<SocketMaps>,
     pub(super) pool: Pool,
     pub(super) resolver: Resolver,
+    pub(super) since: Instant,
     pods: Table,
     /// Pods that have left the mesh, as long as connections of theirs go on.
     departed: RefCell<Vec<Rc<Pod>>>,
@@ -71,6 +72,7 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
         maps: RefCell::new(maps),
         pool: Pool::default(),
         resolver,
+        since: Instant::now(),
         pods: Table::default(),
         departed: RefCell::default(),
     });
