@@ -13,8 +13,11 @@ use sluice_proto::{
     security, workload,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Server, server::TcpIncoming},
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -32,7 +35,7 @@ impl ControlPlane {
         let address = listener.local_addr().unwrap();
         let server = Server::builder()
             .add_service(AggregatedDiscoveryServiceServer::new(Service { sender }))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         Self {
             address,
             sessions,
