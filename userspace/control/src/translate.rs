@@ -11,9 +11,11 @@ mod service_entries;
 mod services;
 mod workloads;
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use clap::Args;
 use sluice_model::{Name, Service, TrustDomain, Workload, authz::Policy};
-use sluice_objects::{Diagnostic, Objects, Pod};
+use sluice_objects::{Diagnostic, Key, Located, Objects, Pod};
 
 /// What the objects themselves do not say.
 ///
@@ -92,6 +94,21 @@ pub fn translate(objects: &Objects, config: &Config) -> Translation {
     translation.workloads.extend(membership.into_foreign());
     mesh_config::apply(objects, config, &mut translation);
     translation
+}
+
+/// Oldest first: where several objects say something of the same, the oldest counts. Those without a
+/// date, as in a directory, come after those with one, by name.
+fn oldest_first<T, C: Ord>(
+    objects: &BTreeMap<Key, Arc<Located<T>>>,
+    created: impl Fn(&T) -> Option<C>,
+) -> Vec<&Located<T>> {
+    // They come by namespace and name, and stay so where their age does not differ.
+    let mut all: Vec<&Located<T>> = objects.values().map(|object| &**object).collect();
+    all.sort_by_key(|object| {
+        let created = created(object);
+        (created.is_none(), created)
+    });
+    all
 }
 
 /// Pods, each with the workload that it becomes.

@@ -7,7 +7,7 @@ use sluice_objects::{
     Code, Located, Objects, OutboundPolicy, Pod, Severity, Sidecar, kinds::selects,
 };
 
-use super::{Config, Pods, Translation, mesh_config};
+use super::{Config, Pods, Translation, mesh_config, oldest_first};
 
 /// Says for each pod where it may go.
 pub(super) fn apply(
@@ -49,15 +49,12 @@ struct Scopes<'a> {
 
 impl<'a> Scopes<'a> {
     fn of(objects: &'a Objects, config: &Config) -> Self {
-        let mut all: Vec<&Located<Sidecar>> = objects.sidecars.values().map(|s| &**s).collect();
-        // Those without a date, as in a directory, come after those with one, by name.
-        all.sort_by_key(|sidecar| (sidecar.created.is_none(), sidecar.created, &sidecar.name));
         let mut scopes = Self {
             mesh: mesh_config::of(objects, config).and_then(|settings| settings.outbound),
             root: config.root_namespace.clone(),
             ..Self::default()
         };
-        for sidecar in all {
+        for sidecar in oldest_first(&objects.sidecars, |sidecar| sidecar.created) {
             if !sidecar.selector.is_empty() {
                 scopes.selectors.push(sidecar);
             } else if let Some(first) = scopes.namespaces.get(&sidecar.namespace) {

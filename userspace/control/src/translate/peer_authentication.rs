@@ -13,7 +13,7 @@ use sluice_objects::{
     kinds::{MtlsMode, Target},
 };
 
-use super::{Config, Pods, Translation};
+use super::{Config, Pods, Translation, oldest_first};
 
 /// Adds the policies that the PeerAuthentications stand for, to the mesh and to workloads.
 pub(super) fn apply(
@@ -80,15 +80,8 @@ struct Scopes<'a> {
 
 impl<'a> Scopes<'a> {
     fn of(objects: &'a Objects, config: &Config) -> Self {
-        let mut all: Vec<&Peer> = objects
-            .peer_authentications
-            .values()
-            .map(|p| &**p)
-            .collect();
-        // Those without a date, as in a directory, come after those with one, by name.
-        all.sort_by_key(|peer| (peer.created.is_none(), peer.created, &peer.name));
         let mut scopes = Self::default();
-        for peer in all {
+        for peer in oldest_first(&objects.peer_authentications, |peer| peer.created) {
             let root = peer.namespace == config.root_namespace;
             match (&peer.target, root) {
                 (Target::Selector(_), false) => scopes.selectors.push(peer),

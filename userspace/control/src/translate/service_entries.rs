@@ -12,7 +12,7 @@ use sluice_objects::{
     kinds::{External, Protocol, Resolution, ServiceEntry},
 };
 
-use super::{Config, services};
+use super::{Config, oldest_first, services};
 
 /// The ServiceEntries, each with those of its hosts that are its own.
 pub(super) struct Entries<'a>(Vec<Entry<'a>>);
@@ -35,9 +35,7 @@ impl<'a> Entries<'a> {
             .map(|service| services::key(service, config))
             .collect();
         let mut owners: HashMap<(&Name, &Name), &Located<ServiceEntry>> = HashMap::new();
-        let mut by_age: Vec<_> = objects.service_entries.values().map(|o| &**o).collect();
-        // One that does not say when it was made comes after those that do.
-        by_age.sort_by_key(|entry| (entry.created.is_none(), entry.created));
+        let by_age = oldest_first(&objects.service_entries, |entry| entry.created);
         let entries = by_age.into_iter().map(|entry| {
             let mut hosts = Vec::new();
             for (i, host) in entry.hosts.iter().enumerate() {
