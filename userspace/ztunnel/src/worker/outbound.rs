@@ -148,7 +148,7 @@ async fn reach(
     report.source(Some(&source));
     let client = Client {
         network: &shared.network,
-        workload: Some(&source),
+        workload: &source,
     };
     let mut attempts = Attempts::begin();
     loop {

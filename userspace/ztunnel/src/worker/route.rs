@@ -92,7 +92,7 @@ pub(super) enum Refusal {
 pub(super) struct Client<'a> {
     pub(super) network: &'a Name,
     /// What the control plane knows of the pod.
-    pub(super) workload: Option<&'a Workload>,
+    pub(super) workload: &'a Workload,
 }
 
 /// Decides. `tried` are endpoints that were found not to answer; `roll` is random, below 1.
@@ -124,11 +124,10 @@ pub(super) fn outbound(
 
 /// The kernel refuses most of these itself, where it has been told.
 fn outside(client: Client<'_>, dst: SocketAddr) -> Route {
-    match client.workload {
-        Some(own) if own.egress == Egress::Registry => {
-            Route::Refuse(Refusal::NotInRegistry(dst, own.uid.clone()))
-        }
-        _ => Route::Plain {
+    let own = client.workload;
+    match own.egress {
+        Egress::Registry => Route::Refuse(Refusal::NotInRegistry(dst, own.uid.clone())),
+        Egress::Anywhere => Route::Plain {
             to: dst,
             workload: None,
             service: None,
@@ -174,8 +173,8 @@ fn endpoint(
     let mut endpoints = mesh.endpoints(service, port);
     endpoints.retain(|endpoint| !tried.contains(&endpoint.workload.uid));
     let policy = &service.load_balancing;
-    sluice_model::balance::choose(&endpoints, |e| &e.workload, policy, client.workload, roll)
-        .cloned()
+    let client = Some(client.workload);
+    sluice_model::balance::choose(&endpoints, |e| &e.workload, policy, client, roll).cloned()
 }
 
 fn to_workload(
@@ -299,14 +298,12 @@ fn waypoint_workload(
             }
         }
     }
-    .filter(|workload| client.workload.is_none_or(|own| own.uid != workload.uid))
+    .filter(|workload| client.workload.uid != workload.uid)
 }
 
 /// Whether the client is that waypoint itself.
 fn is_waypoint(mesh: &Mesh, client: Client<'_>, waypoint: &GatewayAddress) -> bool {
-    let Some(own) = client.workload else {
-        return false;
-    };
+    let own = client.workload;
     match &waypoint.destination {
         GatewayDestination::Hostname(key) => own.services.contains_key(key),
         GatewayDestination::Address(address) => {

@@ -65,11 +65,16 @@ fn mesh(updates: Vec<Update>) -> Mesh {
     updates.into_iter().collect()
 }
 
+/// Who asks where it does not matter.
+fn client_workload() -> Workload {
+    workload("client", "10.0.0.200", TunnelProtocol::Hbone)
+}
+
 fn route(mesh: &Mesh, dst: &str) -> Route {
     let network = "".into();
     let client = Client {
         network: &network,
-        workload: None,
+        workload: &client_workload(),
     };
     outbound(mesh, client, OrigDst(dst.parse().unwrap()), &[], 0.0)
 }
@@ -117,7 +122,7 @@ fn a_restricted_workload_reaches_only_what_the_mesh_knows() {
     let network = "".into();
     let client = Client {
         network: &network,
-        workload: Some(&own),
+        workload: &own,
     };
     let to = |dst: &str| outbound(&mesh, client, OrigDst(dst.parse().unwrap()), &[], 0.0);
     assert!(matches!(to("10.0.0.2:6379"), Route::Plain { .. }));
@@ -239,7 +244,7 @@ fn chosen(mesh: &Mesh, tried: &[Uid]) -> Result<Uid, Refusal> {
     let network = "".into();
     let client = Client {
         network: &network,
-        workload: None,
+        workload: &client_workload(),
     };
     let dst = OrigDst("10.96.0.1:80".parse().unwrap());
     match outbound(mesh, client, dst, tried, 0.0) {
@@ -385,7 +390,7 @@ fn a_service_waypoint_gets_the_vip_and_a_missing_one_refuses() {
     let network = "".into();
     let client = Client {
         network: &network,
-        workload: Some(&waypoint),
+        workload: &waypoint,
     };
     let dst = OrigDst("10.96.0.1:80".parse().unwrap());
     assert_eq!(
