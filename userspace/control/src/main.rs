@@ -1,19 +1,20 @@
 //! `sluice-control`: the control plane as a process.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use clap::Parser;
 use sluice_control::{
-    auth::JoinTokens,
+    auth::{Authenticator, JoinTokens, PeerCredentials},
     ca::{self, Authority, Certificates, Rotation, ServerName},
     feed,
     memory::Keeper,
     metrics::ControlMetrics,
-    server::{self, Server},
+    server::{self, Server, unix::UnixServer},
     status, translate,
     xds::{Clients, Discovery},
 };
+use sluice_model::Name;
 use sluice_objects::directory;
 use sluice_telemetry::{
     metrics::Metrics,
@@ -41,9 +42,8 @@ struct Args {
     cacerts: Option<PathBuf>,
     #[command(flatten)]
     rotation: Rotation,
-    /// The file with the token of each node, as lines `NODE TOKEN`.
-    #[arg(long)]
-    join_tokens: PathBuf,
+    #[command(flatten)]
+    callers: Callers,
     #[command(flatten)]
     translation: translate::Config,
     /// Where readiness, metrics, errors and clients are shown.
@@ -58,6 +58,68 @@ struct Args {
     /// Logs as JSON.
     #[arg(long)]
     log_json: bool,
+}
+
+/// How ztunnels prove who they are.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct Callers {
+    /// The file with the token of each node, as lines `NODE TOKEN`, or `NODE TOKEN EXPIRES` with an
+    /// RFC 3339 time. It may change at any time.
+    #[arg(long, value_name = "FILE")]
+    join_tokens: Option<PathBuf>,
+    /// A socket for the ztunnel of this host, which needs no token there: its user counts.
+    #[arg(long, value_name = "PATH", requires = "unix_node")]
+    listen_unix: Option<PathBuf>,
+    #[command(flatten)]
+    unix: Unix,
+}
+
+/// Who may call on the Unix socket.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+struct Unix {
+    /// The node that this host is, for callers on the Unix socket.
+    #[arg(long, value_name = "NODE", requires = "listen_unix")]
+    unix_node: Option<Name>,
+    /// A user who may call on the Unix socket; may be repeated. Root and the own user by default.
+    #[arg(long, value_name = "UID", requires = "listen_unix")]
+    unix_uid: Vec<u32>,
+    /// A group whose members may open the Unix socket; otherwise only its owner may, and root.
+    #[arg(long, value_name = "GID", requires = "listen_unix")]
+    unix_group: Option<u32>,
+}
+
+impl Callers {
+    fn authenticator(&self) -> anyhow::Result<Authenticator> {
+        let join_tokens = self.join_tokens.as_ref().map(JoinTokens::open);
+        Ok(Authenticator {
+            join_tokens: join_tokens.transpose()?,
+            peer_credentials: self.unix.credentials(),
+        })
+    }
+
+    fn socket(&self) -> anyhow::Result<Option<UnixServer>> {
+        let Some(path) = self.listen_unix.clone() else {
+            return Ok(None);
+        };
+        let group = self.unix.unix_group;
+        Ok(Some(UnixServer::bind(&server::unix::Config {
+            path,
+            group,
+        })?))
+    }
+}
+
+impl Unix {
+    fn credentials(&self) -> Option<PeerCredentials> {
+        let node = self.unix_node.clone()?;
+        let mut uids: BTreeSet<u32> = self.unix_uid.iter().copied().collect();
+        if uids.is_empty() {
+            uids = [0, rustix::process::geteuid().as_raw()].into();
+        }
+        Some(PeerCredentials { node, uids })
+    }
 }
 
 impl Args {
@@ -93,7 +155,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let counters = ControlMetrics::register(&metrics);
     let clients = Clients::new(counters.clients.clone());
 
-    let tokens = Arc::new(JoinTokens::open(&args.join_tokens)?);
+    let callers = Arc::new(args.callers.authenticator()?);
     let trust_domain = args.translation.trust_domain.clone();
     let authority = Arc::new(Authority::open(args.ca(), trust_domain)?);
     let source = directory::Config::new(&args.dir);
@@ -101,6 +163,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (_directory, published) = feed::directory(source, args.translation.clone(), keeper)?;
 
     let server = Server::bind(args.server(), authority.clone()).await?;
+    let socket = args.callers.socket()?;
     let status = TcpListener::bind(args.status_listen)
         .await
         .with_context(|| format!("cannot listen on {} for status", args.status_listen))?;
@@ -111,16 +174,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
     );
     let discovery = Discovery::new(
         published.clone(),
-        tokens.clone(),
+        callers.clone(),
         clients.clone(),
         counters.clone(),
     );
-    let certificates = Certificates::new(authority.clone(), tokens, published.clone(), counters);
+    let certificates = Certificates::new(authority.clone(), callers, published.clone(), counters);
     let pages = status::router(published, clients, readiness, metrics);
     first_snapshot.done();
 
     let mut terminate = unix::signal(unix::SignalKind::terminate())?;
     tokio::select! {
+        served = serve_local(socket, discovery.clone(), certificates.clone()) => served?,
         served = server.serve(discovery, certificates) => served?,
         never = serve::serve(status, pages) => match never {},
         () = authority.follow() => {}
@@ -129,4 +193,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     Ok(())
+}
+
+/// Serves the Unix socket, if there is one, for as long as the future is polled.
+async fn serve_local(
+    socket: Option<UnixServer>,
+    discovery: Discovery,
+    certificates: Certificates,
+) -> anyhow::Result<()> {
+    match socket {
+        Some(socket) => Ok(socket.serve(discovery, certificates).await?),
+        None => std::future::pending().await,
+    }
 }

@@ -1,4 +1,6 @@
-//! The listener for ztunnels: TLS, then discovery and certificates.
+//! The listeners for ztunnels: discovery and certificates, over TLS or on a Unix socket.
+
+pub mod unix;
 
 use std::{
     fmt,
@@ -25,6 +27,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Router;
 
 use crate::{
     Error,
@@ -113,14 +116,7 @@ impl Server {
     ) -> Result<(), Error> {
         let acceptor = acceptor(self.certificate.clone())?;
         let (accepted, incoming) = mpsc::channel(ACCEPTED);
-        let discovery =
-            AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
-        let grpc = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(discovery)
-            .add_service(IstioCertificateServiceServer::new(certificates))
-            .serve_with_incoming(ReceiverStream::new(incoming));
+        let grpc = grpc(discovery, certificates).serve_with_incoming(ReceiverStream::new(incoming));
         tokio::select! {
             served = grpc => {
                 served.map_err(|error| Error::crypto("serve")(error.into()))
@@ -129,6 +125,17 @@ impl Server {
             () = self.certificate.keep_fresh() => Ok(()),
         }
     }
+}
+
+/// What every listener serves.
+fn grpc(discovery: Discovery, certificates: Certificates) -> Router {
+    let discovery =
+        AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(discovery)
+        .add_service(IstioCertificateServiceServer::new(certificates))
 }
 
 type Accepted = Result<TlsStream<TcpStream>, std::io::Error>;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -11,7 +10,7 @@ use serde::Serialize;
 use sluice_telemetry::metrics::Gauge;
 
 use super::Type;
-use crate::auth::Caller;
+use crate::auth::{Caller, Credential, Peer};
 
 /// All connected clients.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +29,10 @@ struct Table {
 /// A connected client, as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// The node that its token is for.
+    /// The node that it has proven to run on.
     pub node: String,
-    pub address: Option<SocketAddr>,
+    pub address: Peer,
+    pub credential: Credential,
     /// What it calls itself; empty until its first request.
     pub id: String,
     pub connected: Timestamp,
@@ -76,7 +76,8 @@ impl Clients {
     pub(super) fn connect(&self, caller: &Caller) -> Client {
         let status = Status {
             node: caller.node.to_string(),
-            address: caller.address,
+            address: caller.peer,
+            credential: caller.credential,
             id: String::new(),
             connected: Timestamp::now(),
             types: BTreeMap::new(),

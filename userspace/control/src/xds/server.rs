@@ -17,7 +17,7 @@ use super::{
     subscription::{Delta, Subscription},
 };
 use crate::{
-    auth::{Caller, JoinTokens},
+    auth::{Authenticator, Caller, Claim},
     feed::Published,
     metrics::ControlMetrics,
 };
@@ -29,7 +29,7 @@ const BACKLOG: usize = 2;
 #[derive(Clone, Debug)]
 pub struct Discovery {
     published: watch::Receiver<Arc<Published>>,
-    tokens: Arc<JoinTokens>,
+    callers: Arc<Authenticator>,
     clients: Clients,
     metrics: ControlMetrics,
 }
@@ -37,13 +37,13 @@ pub struct Discovery {
 impl Discovery {
     pub fn new(
         published: watch::Receiver<Arc<Published>>,
-        tokens: Arc<JoinTokens>,
+        callers: Arc<Authenticator>,
         clients: Clients,
         metrics: ControlMetrics,
     ) -> Self {
         Self {
             published,
-            tokens,
+            callers,
             clients,
             metrics,
         }
@@ -60,7 +60,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.tokens.authenticate(&request)?;
+        let caller = self.callers.authenticate(&Claim::of(&request))?;
         let (answers, stream) = mpsc::channel(BACKLOG);
         let session = Session::new(&self.clients, caller, self.metrics.clone());
         let published = self.published.clone();
@@ -99,7 +99,7 @@ impl Session {
         answers: mpsc::Sender<Answer>,
     ) {
         let node = self.caller.node.clone();
-        tracing::info!(%node, address = ?self.caller.address, "client connected");
+        tracing::info!(%node, peer = %self.caller.peer, "client connected");
         loop {
             let mut answer = None;
             tokio::select! {

@@ -10,7 +10,10 @@ use sluice_proto::{
 };
 use tonic::Code;
 
-use crate::world::{SHOP, World, eventually, pod};
+use crate::{
+    log::Log,
+    world::{SHOP, World, eventually, pod},
+};
 
 const STRICT: &str = "apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -18,21 +21,21 @@ metadata: {name: default, namespace: shop}
 spec: {mtls: {mode: STRICT}}
 ";
 
-fn ask(type_url: &str) -> DeltaDiscoveryRequest {
+pub(crate) fn ask(type_url: &str) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: type_url.to_owned(),
         ..DeltaDiscoveryRequest::default()
     }
 }
 
-fn answer(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+pub(crate) fn answer(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         response_nonce: response.nonce.clone(),
         ..ask(&response.type_url)
     }
 }
 
-fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+pub(crate) fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     response.resources.iter().map(|r| r.name.as_str()).collect()
 }
 
@@ -280,19 +283,30 @@ async fn on_demand_names_are_answered_one_by_one() {
 #[tokio::test]
 async fn strangers_are_refused() {
     let world = World::start().await;
-    for authorization in [
-        None,
-        Some("Bearer"),
-        Some("Bearer "),
-        Some("Bearer token-of-n"),
-        Some("Bearer token-of-n11"),
-        Some("Bearer n1"),
-        Some("Basic token-of-n1"),
-        Some("token-of-n1"),
+    let (log, _logging) = Log::begin();
+    for (authorization, logged) in [
+        (None, "it sent no authorization header"),
+        (Some("Bearer"), "holds no bearer token"),
+        (Some("Bearer "), "holds no bearer token"),
+        (Some("Bearer token-of-n"), "its token is not a join token"),
+        (Some("Bearer token-of-n11"), "its token is not a join token"),
+        (Some("Bearer n1"), "its token is not a join token"),
+        (Some("Basic token-of-n1"), "holds no bearer token"),
+        (Some("token-of-n1"), "holds no bearer token"),
+        (
+            Some("Bearer token-of-old"),
+            "its join token, of node n1, expired at 2020-01-01T00:00:00Z",
+        ),
     ] {
         let refused = world.try_stream(authorization).await.err().unwrap();
         assert_eq!(refused.code(), Code::Unauthenticated, "{authorization:?}");
         assert_eq!(refused.message(), "authentication failure");
+        assert!(refused.details().is_empty());
+        let line = log.refusal(logged);
+        assert!(
+            line.contains("peer=\"127.0.0.1:") && line.contains(logged),
+            "{line}"
+        );
     }
     assert!(world.clients.statuses().is_empty());
     world.write_tokens("n1 another\nbroken line here\n");

@@ -1,7 +1,9 @@
-//! The control plane as its clients see it: real TLS connections on loopback, a real directory.
+//! The control plane as its clients see it: real connections on loopback, a real directory.
 
 mod certificates;
 mod discovery;
+mod local;
+mod log;
 mod pages;
 mod restart;
 mod world;

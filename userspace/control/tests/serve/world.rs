@@ -1,14 +1,17 @@
 //! A control plane with a directory to edit, and clients for it.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use sluice_control::{
-    auth::JoinTokens,
+    auth::{Authenticator, JoinTokens, PeerCredentials},
     ca::{self, Authority, Certificates},
     feed::{self, Published},
     memory::Keeper,
     metrics::ControlMetrics,
-    server::{self, Server},
+    server::{
+        self, Server,
+        unix::{self, UnixServer},
+    },
     status, translate,
     xds::{Clients, Discovery},
 };
@@ -69,6 +72,7 @@ status: {{podIP: {ip}}}
 pub(crate) struct World {
     dir: Arc<TempDir>,
     state: Arc<TempDir>,
+    local: PeerCredentials,
     pub(crate) address: std::net::SocketAddr,
     pub(crate) status: std::net::SocketAddr,
     pub(crate) clients: Clients,
@@ -80,28 +84,47 @@ pub(crate) struct World {
 impl World {
     /// Starts with the namespace `shop` and the pod `web` on node `n1`.
     pub(crate) async fn start() -> Self {
+        Self::admitting([rustix::process::geteuid().as_raw()]).await
+    }
+
+    /// The same, with these users on the Unix socket, for node `n1`.
+    pub(crate) async fn admitting(uids: impl IntoIterator<Item = u32>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
         fs::write(dir.path().join("web.yaml"), pod("web", "10.0.0.1")).unwrap();
         let state = tempfile::tempdir().unwrap();
-        let tokens = format!("# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\n");
+        let tokens = format!(
+            "# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\nn1 token-of-old 2020-01-01T00:00:00Z\n"
+        );
         fs::write(state.path().join("tokens"), tokens).unwrap();
-        Self::serve(dir.into(), state.into()).await
+        let local = PeerCredentials {
+            node: "n1".into(),
+            uids: uids.into_iter().collect(),
+        };
+        Self::serve(dir.into(), state.into(), local).await
     }
 
     /// Another process with the same directories.
-    pub(crate) async fn restart(self) -> Self {
-        let (dir, state) = (self.dir.clone(), self.state.clone());
+    pub(crate) async fn restart(mut self) -> Self {
+        let (dir, state, local) = (self.dir.clone(), self.state.clone(), self.local.clone());
+        for task in std::mem::take(&mut self.tasks) {
+            task.abort();
+            // It holds the socket until then.
+            let _ = task.await;
+        }
         drop(self);
-        Self::serve(dir, state).await
+        Self::serve(dir, state, local).await
     }
 
-    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>) -> Self {
+    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>, local: PeerCredentials) -> Self {
         let tokens = state.path().join("tokens");
         let metrics = Arc::new(Metrics::new("test", "0"));
         let counters = ControlMetrics::register(&metrics);
         let clients = Clients::new(counters.clients.clone());
-        let tokens = Arc::new(JoinTokens::open(tokens).unwrap());
+        let callers = Arc::new(Authenticator {
+            join_tokens: Some(JoinTokens::open(tokens).unwrap()),
+            peer_credentials: Some(local.clone()),
+        });
         let trust_domain: sluice_model::TrustDomain = "cluster.local".parse().unwrap();
         let source = ca::Source::Own {
             directory: state.path().to_owned(),
@@ -131,26 +154,36 @@ impl World {
         let address = server.local_addr().unwrap();
         let discovery = Discovery::new(
             published.clone(),
-            tokens.clone(),
+            callers.clone(),
             clients.clone(),
             counters.clone(),
         );
-        let certificates = Certificates::new(authority, tokens, published.clone(), counters);
+        let certificates = Certificates::new(authority, callers, published.clone(), counters);
         let pages = status::router(
             published.clone(),
             clients.clone(),
             Readiness::default(),
             metrics,
         );
+        let socket = unix::Config {
+            path: state.path().join("control.sock"),
+            group: None,
+        };
+        let socket = UnixServer::bind(&socket).unwrap();
+        let (discovery_too, certificates_too) = (discovery.clone(), certificates.clone());
         let listener = TcpListener::bind(listen).await.unwrap();
         let status = listener.local_addr().unwrap();
         let tasks = vec![
             tokio::spawn(async move { server.serve(discovery, certificates).await.unwrap() }),
+            tokio::spawn(async move {
+                socket.serve(discovery_too, certificates_too).await.unwrap();
+            }),
             tokio::spawn(async move { match serve::serve(listener, pages).await {} }),
         ];
         Self {
             dir,
             state,
+            local,
             address,
             status,
             clients,
@@ -194,6 +227,17 @@ impl World {
             .await
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.state.path().join("control.sock")
+    }
+
+    /// A connection to the Unix socket.
+    pub(crate) async fn local_channel(&self) -> Result<Channel, tonic::transport::Error> {
+        Endpoint::from_shared(format!("unix://{}", self.socket().display()))?
+            .connect()
+            .await
+    }
+
     pub(crate) async fn ca(&self) -> IstioCertificateServiceClient<Channel> {
         IstioCertificateServiceClient::new(self.channel("localhost").await.unwrap())
     }
@@ -207,6 +251,14 @@ impl World {
 
     pub(crate) async fn try_stream(&self, authorization: Option<&str>) -> Result<Stream, Status> {
         let channel = self.channel("localhost").await.unwrap();
+        self.stream_by(channel, authorization).await
+    }
+
+    pub(crate) async fn stream_by(
+        &self,
+        channel: Channel,
+        authorization: Option<&str>,
+    ) -> Result<Stream, Status> {
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let (requests, stream) = mpsc::channel(16);
         let request = authorized(ReceiverStream::new(stream), authorization);
