@@ -69,7 +69,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// `Unauthenticated`, which tells the caller nothing; the log says who it was and why.
-    pub fn authenticate(&self, claim: &Claim) -> Result<Caller, Status> {
+    pub async fn authenticate(&self, claim: &Claim) -> Result<Caller, Status> {
         let peer = claim.peer;
         let proven = match peer {
             Peer::Unix { uid, .. } => match &self.peer_credentials {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
+    time::Instant,
 };
 
 use sluice_model::{SpiffeId, TrustDomain};
@@ -18,9 +19,11 @@ use crate::{
 };
 
 /// What is served at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Published {
-    pub resources: Arc<Resources>,
+    /// When what it tells of was noticed.
+    pub changed: Instant,
+    pub resources: Resources,
     /// Everything that is wrong, ordered by file and line.
     pub diagnostics: Arc<[Diagnostic]>,
     /// What became of each policy.
@@ -31,6 +34,17 @@ pub struct Published {
 }
 
 impl Published {
+    fn nothing() -> Self {
+        Self {
+            changed: Instant::now(),
+            resources: Resources::default(),
+            diagnostics: Arc::default(),
+            statuses: Arc::default(),
+            trust_domain_aliases: Vec::new(),
+            placements: HashSet::new(),
+        }
+    }
+
     /// Whether identities of this trust domain are those of the mesh: it is on its way from one
     /// domain to another, and some nodes still have the other.
     pub fn is_alias(&self, domain: &TrustDomain) -> bool {
@@ -60,15 +74,17 @@ pub fn directory(
     config: translate::Config,
     mut keeper: Keeper,
 ) -> Result<(Directory, watch::Receiver<Arc<Published>>), Error> {
-    let (sender, receiver) = watch::channel(Arc::default());
+    let (sender, receiver) = watch::channel(Arc::new(Published::nothing()));
     let mut log = Log::default();
     source.memory = keeper.memory();
     let directory = Directory::watch(source, move |mut snapshot| {
+        let changed = Instant::now();
         // Before it is served, so that nothing is in force that would not be remembered.
         let mut diagnostics = keeper.keep(&snapshot.last_good);
         diagnostics.extend(snapshot.diagnostics.iter().cloned());
         snapshot.diagnostics = diagnostics.into();
-        let published = publish(&snapshot, &config);
+        let before = sender.borrow().resources.clone();
+        let published = publish(&snapshot, &config, &before, changed);
         log.update(&published.diagnostics);
         let resources = &published.resources;
         tracing::info!(
@@ -83,8 +99,13 @@ pub fn directory(
     Ok((directory, receiver))
 }
 
-/// Translates one snapshot.
-pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
+/// Translates one snapshot, which was there at `changed`.
+fn publish(
+    snapshot: &Snapshot,
+    config: &translate::Config,
+    before: &Resources,
+    changed: Instant,
+) -> Published {
     let translation = translate(&snapshot.objects, config);
     let diagnostics = analysis::findings(snapshot, &translation, config);
     let pods = snapshot.objects.pods.values();
@@ -99,7 +120,8 @@ pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
     Published {
         placements: placements.collect(),
         trust_domain_aliases: translation.trust_domain_aliases.clone(),
-        resources: Arc::new(Resources::of(&translation)),
+        changed,
+        resources: before.next(&translation),
         statuses: conditions::of(&snapshot.objects, &diagnostics).into(),
         diagnostics: diagnostics.into(),
     }

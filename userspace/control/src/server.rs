@@ -16,10 +16,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use sluice_proto::{
-    ca::istio_certificate_service_server::IstioCertificateServiceServer,
-    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
-};
+use sluice_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -43,8 +40,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 /// Connections that may wait for the server to take them.
 const ACCEPTED: usize = 16;
-/// A reconnecting client lists everything that it has.
-const MAX_REQUEST: usize = 64 << 20;
 /// Clients that are gone without a word are noticed after this and the timeout.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -129,8 +124,6 @@ impl Server {
 
 /// What every listener serves.
 fn grpc(discovery: Discovery, certificates: Certificates) -> Router {
-    let discovery =
-        AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

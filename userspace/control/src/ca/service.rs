@@ -43,11 +43,11 @@ impl Certificates {
         }
     }
 
-    fn create(
+    async fn create(
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<IstioCertificateResponse, Status> {
-        let caller = self.callers.authenticate(&Claim::of(&request))?;
+        let caller = self.callers.authenticate(&Claim::of(&request)).await?;
         let request = request.into_inner();
         let identity = self.authorize(&caller, &request)?;
         let seconds = u64::try_from(request.validity_duration).unwrap_or(0);
@@ -128,7 +128,7 @@ impl IstioCertificateService for Certificates {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let result = self.create(request);
+        let result = self.create(request).await;
         let outcome = match &result {
             Ok(_) => Outcome::Issued,
             Err(status) if status.code() == tonic::Code::Unauthenticated => Outcome::Refused,

@@ -42,20 +42,29 @@ pub struct Status {
 
 /// How far a client is with one type.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Progress {
-    /// The version of the set that was sent last.
-    pub sent: Option<String>,
-    /// The version of the set that was accepted last.
-    pub acknowledged: Option<String>,
+    /// The last response.
+    pub sent: Option<Mark>,
+    /// The last one that was accepted as a whole, and when that was heard of.
+    pub acknowledged: Option<Mark>,
     pub last_rejection: Option<Rejection>,
+}
+
+/// A response, and when something happened to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    /// The version of the set that it was part of.
+    pub version: String,
+    pub nonce: String,
+    pub at: Timestamp,
 }
 
 /// A response that a client rejected, in whole or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejection {
-    pub at: Timestamp,
-    /// The version of the set that it was part of.
-    pub version: Option<String>,
+    #[serde(flatten)]
+    pub response: Mark,
     pub message: String,
 }
 

@@ -4,6 +4,7 @@ mod certificates;
 mod discovery;
 mod local;
 mod log;
+mod on_demand;
 mod pages;
 mod restart;
 mod world;

@@ -7,7 +7,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::world::{World, eventually, pod};
+use crate::{
+    discovery::{answer, ask},
+    world::{World, eventually, pod},
+};
 
 async fn get(world: &World, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(world.status).await.unwrap();
@@ -64,12 +67,46 @@ async fn clients_and_counters_are_shown() {
         ..DeltaDiscoveryRequest::default()
     };
     stream.send(request).await;
-    stream.next().await;
+    let first = stream.next().await;
     let clients = json(&world, "/clients").await;
     assert_eq!(clients[0]["node"], "n1");
-    assert!(clients[0]["types"][workload::TYPE_URL]["sent"].is_string());
+    assert_eq!(clients[0]["credential"], "joinToken");
+    assert!(
+        clients[0]["address"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.1:")
+    );
+    let progress = &clients[0]["types"][workload::TYPE_URL];
+    assert_eq!(progress["sent"]["nonce"], first.nonce.as_str());
+    assert!(progress["acknowledged"].is_null());
+    stream.send(answer(&first)).await;
+    let stale = DeltaDiscoveryRequest {
+        response_nonce: "of another day".to_owned(),
+        ..ask(workload::TYPE_URL)
+    };
+    stream.send(stale).await;
+    world.write("db.yaml", &pod("db", "10.0.0.2"));
+    let second = stream.next().await;
+    stream.send(answer(&second)).await;
+    let status = || world.clients.statuses().remove(0).types[workload::TYPE_URL].clone();
+    eventually("acknowledged", || {
+        status()
+            .acknowledged
+            .is_some_and(|mark| mark.nonce == second.nonce)
+    })
+    .await;
     let (_, metrics) = get(&world, "/metrics").await;
-    for line in ["pilot_xds 1", "pilot_xds_pushes_total{type=\"Address\"} 1"] {
+    for line in [
+        "pilot_xds 1",
+        "pilot_xds_pushes_total{type=\"Address\"} 2",
+        "pilot_xds_expired_nonce_total{type=\"Address\"} 1",
+        // One answers a request, the other tells of a change.
+        "pilot_xds_config_size_bytes_count{type=\"Address\"} 2",
+        "pilot_xds_push_time_count{type=\"Address\"} 1",
+        "pilot_proxy_convergence_time_count 1",
+        "istio_build{component=\"test\",tag=\"0\"} 1",
+    ] {
         assert!(
             metrics.lines().any(|l| l == line),
             "{line} not in {metrics}"

@@ -199,6 +199,14 @@ impl World {
         fs::rename(temporary, self.dir.path().join(name)).unwrap();
     }
 
+    /// Writes what makes a difference, and waits until it is published.
+    pub(crate) async fn publish(&self, name: &str, text: &str) {
+        let published = self.published.clone();
+        let before = published.borrow().changed;
+        self.write(name, text);
+        eventually("published", || published.borrow().changed != before).await;
+    }
+
     pub(crate) fn remove(&self, name: &str) {
         fs::remove_file(self.dir.path().join(name)).unwrap();
     }
