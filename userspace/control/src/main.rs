@@ -1,9 +1,9 @@
 //! `sluice-control`: the control plane as a process.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use sluice_control::{
     auth::{Authenticator, JoinTokens, PeerCredentials},
     ca::{self, Authority, Certificates, Rotation, ServerName},
@@ -29,6 +29,8 @@ struct Args {
     /// The directory of YAML that describes the mesh.
     #[arg(long)]
     dir: PathBuf,
+    #[command(flatten)]
+    debounce: Debounce,
     /// Where ztunnels connect.
     #[arg(long, default_value = "127.0.0.1:15012")]
     listen: SocketAddr,
@@ -60,9 +62,24 @@ struct Args {
     log_json: bool,
 }
 
+/// When a burst of changes is told.
+#[derive(Debug, clap::Args)]
+struct Debounce {
+    /// Changes are told when there was none for so many milliseconds.
+    #[arg(long, default_value_t = 20, value_name = "MILLISECONDS")]
+    debounce_quiet: u64,
+    /// Changes without a pause are told after so many milliseconds all the same.
+    #[arg(long, default_value_t = 200, value_name = "MILLISECONDS")]
+    debounce_max: u64,
+}
+
 /// How ztunnels prove who they are.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true)]
+#[group(skip)]
+#[command(group = ArgGroup::new("callers")
+    .args(["join_tokens", "listen_unix"])
+    .required(true)
+    .multiple(true))]
 struct Callers {
     /// The file with the token of each node, as lines `NODE TOKEN`, or `NODE TOKEN EXPIRES` with an
     /// RFC 3339 time. It may change at any time.
@@ -158,7 +175,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let callers = Arc::new(args.callers.authenticator()?);
     let trust_domain = args.translation.trust_domain.clone();
     let authority = Arc::new(Authority::open(args.ca(), trust_domain)?);
-    let source = directory::Config::new(&args.dir);
+    let source = directory::Config {
+        quiet: Duration::from_millis(args.debounce.debounce_quiet),
+        longest_burst: Duration::from_millis(args.debounce.debounce_max),
+        ..directory::Config::new(&args.dir)
+    };
     let keeper = Keeper::open(&args.state_dir)?;
     let (_directory, published) = feed::directory(source, args.translation.clone(), keeper)?;
 

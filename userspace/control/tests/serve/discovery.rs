@@ -39,7 +39,7 @@ pub(crate) fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     response.resources.iter().map(|r| r.name.as_str()).collect()
 }
 
-fn workload(response: &DeltaDiscoveryResponse, name: &str) -> Workload {
+pub(crate) fn workload(response: &DeltaDiscoveryResponse, name: &str) -> Workload {
     let resource = response.resources.iter().find(|r| r.name == name);
     let any = resource.unwrap().resource.as_ref().unwrap();
     assert_eq!(any.type_url, workload::TYPE_URL);

@@ -1,6 +1,7 @@
 //! The control plane as its clients see it: real connections on loopback, a real directory.
 
 mod certificates;
+mod debounce;
 mod discovery;
 mod local;
 mod log;

@@ -87,8 +87,22 @@ impl World {
         Self::admitting([rustix::process::geteuid().as_raw()]).await
     }
 
+    /// The same, with these times of [`directory::Config`].
+    pub(crate) async fn debouncing(quiet: Duration, longest_burst: Duration) -> Self {
+        let debounce = directory::Config {
+            quiet,
+            longest_burst,
+            ..directory::Config::new("")
+        };
+        Self::begin([], &debounce).await
+    }
+
     /// The same, with these users on the Unix socket, for node `n1`.
     pub(crate) async fn admitting(uids: impl IntoIterator<Item = u32>) -> Self {
+        Self::begin(uids, &directory::Config::new("")).await
+    }
+
+    async fn begin(uids: impl IntoIterator<Item = u32>, debounce: &directory::Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
         fs::write(dir.path().join("web.yaml"), pod("web", "10.0.0.1")).unwrap();
@@ -101,7 +115,7 @@ impl World {
             node: "n1".into(),
             uids: uids.into_iter().collect(),
         };
-        Self::serve(dir.into(), state.into(), local).await
+        Self::serve(dir.into(), state.into(), local, debounce).await
     }
 
     /// Another process with the same directories.
@@ -113,10 +127,15 @@ impl World {
             let _ = task.await;
         }
         drop(self);
-        Self::serve(dir, state, local).await
+        Self::serve(dir, state, local, &directory::Config::new("")).await
     }
 
-    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>, local: PeerCredentials) -> Self {
+    async fn serve(
+        dir: Arc<TempDir>,
+        state: Arc<TempDir>,
+        local: PeerCredentials,
+        debounce: &directory::Config,
+    ) -> Self {
         let tokens = state.path().join("tokens");
         let metrics = Arc::new(Metrics::new("test", "0"));
         let counters = ControlMetrics::register(&metrics);
@@ -142,7 +161,10 @@ impl World {
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
         };
-        let source = directory::Config::new(dir.path());
+        let source = directory::Config {
+            path: dir.path().to_owned(),
+            ..debounce.clone()
+        };
         let keeper = Keeper::open(state.path()).unwrap();
         let (directory, published) = feed::directory(source, config, keeper).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
