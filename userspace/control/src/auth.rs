@@ -2,6 +2,7 @@
 
 mod join_tokens;
 mod peer_credentials;
+pub mod service_accounts;
 
 use std::{fmt, net::SocketAddr};
 
@@ -15,6 +16,7 @@ use tonic::{
 
 pub use join_tokens::JoinTokens;
 pub use peer_credentials::PeerCredentials;
+pub use service_accounts::ServiceAccounts;
 
 /// A caller that has proven itself.
 #[derive(Clone, Debug)]
@@ -44,6 +46,7 @@ pub enum Peer {
 pub enum Credential {
     JoinToken,
     PeerCredentials,
+    ServiceAccount,
 }
 
 /// What a request says of its caller, to be proven.
@@ -57,6 +60,7 @@ pub struct Claim {
 #[derive(Debug, Default)]
 pub struct Authenticator {
     pub join_tokens: Option<JoinTokens>,
+    pub service_accounts: Option<ServiceAccounts>,
     /// For the callers of a Unix socket, and only for them.
     pub peer_credentials: Option<PeerCredentials>,
 }
@@ -64,21 +68,37 @@ pub struct Authenticator {
 /// Why a claim does not hold, for the log only. It never holds a token.
 struct Refusal(String);
 
+/// Why nobody knows who calls.
+enum Failure {
+    /// The caller has not proven itself.
+    Refused(Refusal),
+    /// Whoever could tell cannot be asked now.
+    Unavailable(String),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 impl Authenticator {
     /// Who has sent a request.
     ///
     /// # Errors
-    /// `Unauthenticated`, which tells the caller nothing; the log says who it was and why.
+    /// `Unauthenticated`, which tells the caller nothing, or `Unavailable` when it should try again;
+    /// the log says who it was and why.
     pub async fn authenticate(&self, claim: &Claim) -> Result<Caller, Status> {
         let peer = claim.peer;
         let proven = match peer {
             Peer::Unix { uid, .. } => match &self.peer_credentials {
                 Some(allowed) => allowed
                     .node_of(uid)
-                    .map(|node| (node, Credential::PeerCredentials)),
-                None => Err(Refusal("no local process is admitted".to_owned())),
+                    .map(|node| (node, Credential::PeerCredentials))
+                    .map_err(Failure::from),
+                None => Err(Refusal("no local process is admitted".to_owned()).into()),
             },
-            Peer::Tcp(_) | Peer::Unknown => self.by_token(claim),
+            Peer::Tcp(_) | Peer::Unknown => self.by_token(claim).await,
         };
         match proven {
             Ok((node, credential)) => Ok(Caller {
@@ -86,18 +106,29 @@ impl Authenticator {
                 peer,
                 credential,
             }),
-            Err(Refusal(why)) => Err(refuse(peer, &why)),
+            Err(Failure::Refused(Refusal(why))) => Err(refuse(peer, &why)),
+            Err(Failure::Unavailable(why)) => {
+                tracing::warn!(
+                    peer = peer.to_string(),
+                    "caller cannot be authenticated: {why}"
+                );
+                Err(Status::unavailable("authentication is not available"))
+            }
         }
     }
 
-    fn by_token(&self, claim: &Claim) -> Result<(Name, Credential), Refusal> {
+    async fn by_token(&self, claim: &Claim) -> Result<(Name, Credential), Failure> {
         let token = claim.token()?;
-        let unknown = || Refusal("its token is not a join token".to_owned());
-        let tokens = self.join_tokens.as_ref().ok_or_else(unknown)?;
-        match tokens.node_of(token)? {
-            Some(node) => Ok((node, Credential::JoinToken)),
-            None => Err(unknown()),
+        if let Some(tokens) = &self.join_tokens
+            && let Some(node) = tokens.node_of(token)?
+        {
+            return Ok((node, Credential::JoinToken));
         }
+        let Some(accounts) = &self.service_accounts else {
+            return Err(Refusal("its token is not a join token".to_owned()).into());
+        };
+        let node = accounts.node_of(token).await?;
+        Ok((node, Credential::ServiceAccount))
     }
 }
 

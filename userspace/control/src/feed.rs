@@ -11,7 +11,9 @@ use sluice_objects::{Diagnostic, Directory, Severity, Snapshot, directory, kinds
 use tokio::sync::watch;
 
 use crate::{
-    Error, analysis,
+    Error,
+    addresses::{Addresses, Given},
+    analysis,
     conditions::{self, PolicyStatus},
     memory::Keeper,
     translate::{self, translate},
@@ -28,6 +30,8 @@ pub struct Published {
     pub diagnostics: Arc<[Diagnostic]>,
     /// What became of each policy.
     pub statuses: Arc<[PolicyStatus]>,
+    /// The addresses of hosts that had none.
+    pub addresses: Arc<[Given]>,
     trust_domain_aliases: Vec<TrustDomain>,
     /// Which identities run where, as `(node, namespace, service account)`.
     placements: HashSet<(String, String, String)>,
@@ -40,6 +44,7 @@ impl Published {
             resources: Resources::default(),
             diagnostics: Arc::default(),
             statuses: Arc::default(),
+            addresses: Arc::default(),
             trust_domain_aliases: Vec::new(),
             placements: HashSet::new(),
         }
@@ -63,7 +68,7 @@ impl Published {
 }
 
 /// Publishes what a directory describes, now and from now on. The keeper remembers the policies
-/// among it.
+/// among it, and `addresses` what hosts without one are given.
 ///
 /// The first snapshot is published before this returns.
 ///
@@ -73,6 +78,7 @@ pub fn directory(
     mut source: directory::Config,
     config: translate::Config,
     mut keeper: Keeper,
+    mut addresses: Addresses,
 ) -> Result<(Directory, watch::Receiver<Arc<Published>>), Error> {
     let (sender, receiver) = watch::channel(Arc::new(Published::nothing()));
     let mut log = Log::default();
@@ -84,7 +90,7 @@ pub fn directory(
         diagnostics.extend(snapshot.diagnostics.iter().cloned());
         snapshot.diagnostics = diagnostics.into();
         let before = sender.borrow().resources.clone();
-        let published = publish(&snapshot, &config, &before, changed);
+        let published = publish(&snapshot, &config, &mut addresses, &before, changed);
         log.update(&published.diagnostics);
         let resources = &published.resources;
         tracing::info!(
@@ -103,10 +109,13 @@ pub fn directory(
 fn publish(
     snapshot: &Snapshot,
     config: &translate::Config,
+    addresses: &mut Addresses,
     before: &Resources,
     changed: Instant,
 ) -> Published {
-    let translation = translate(&snapshot.objects, config);
+    let mut translation = translate(&snapshot.objects, config);
+    let problems = addresses.give(&mut translation, &config.network);
+    translation.diagnostics.extend(problems);
     let diagnostics = analysis::findings(snapshot, &translation, config);
     let pods = snapshot.objects.pods.values();
     let running = pods.filter(|pod| pod.phase != Phase::Terminated && !pod.node.is_empty());
@@ -119,6 +128,7 @@ fn publish(
     });
     Published {
         placements: placements.collect(),
+        addresses: addresses.given().into(),
         trust_domain_aliases: translation.trust_domain_aliases.clone(),
         changed,
         resources: before.next(&translation),

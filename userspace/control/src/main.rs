@@ -4,8 +4,10 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use anyhow::Context;
 use clap::{ArgGroup, Parser};
+use http::Uri;
 use sluice_control::{
-    auth::{Authenticator, JoinTokens, PeerCredentials},
+    addresses::Addresses,
+    auth::{Authenticator, JoinTokens, PeerCredentials, ServiceAccounts, service_accounts},
     ca::{self, Authority, Certificates, Rotation, ServerName},
     feed,
     memory::Keeper,
@@ -77,7 +79,7 @@ struct Debounce {
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 #[command(group = ArgGroup::new("callers")
-    .args(["join_tokens", "listen_unix"])
+    .args(["join_tokens", "listen_unix", "kubernetes_api"])
     .required(true)
     .multiple(true))]
 struct Callers {
@@ -90,6 +92,57 @@ struct Callers {
     listen_unix: Option<PathBuf>,
     #[command(flatten)]
     unix: Unix,
+    #[command(flatten)]
+    kubernetes: Kubernetes,
+}
+
+/// Who judges service account tokens.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+struct Kubernetes {
+    /// A Kubernetes API server that judges tokens of service accounts, https://HOST[:PORT].
+    #[arg(long, value_name = "URL", value_parser = https)]
+    kubernetes_api: Option<Uri>,
+    /// The root certificates of that server, in PEM.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    )]
+    kubernetes_root: PathBuf,
+    /// The token with which to ask it; it may create TokenReviews.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    )]
+    kubernetes_token: PathBuf,
+    /// For whom the tokens of callers must be made.
+    #[arg(long, default_value = "istio-ca")]
+    token_audience: String,
+    /// A service account of ztunnels, NAMESPACE/NAME; may be repeated.
+    #[arg(long, value_name = "ACCOUNT", default_value = "istio-system/ztunnel")]
+    trusted_node_account: Vec<String>,
+}
+
+impl Kubernetes {
+    fn service_accounts(&self) -> Option<ServiceAccounts> {
+        Some(ServiceAccounts::new(service_accounts::Config {
+            server: self.kubernetes_api.clone()?,
+            root: self.kubernetes_root.clone(),
+            token: self.kubernetes_token.clone(),
+            audience: self.token_audience.clone(),
+            trusted: self.trusted_node_account.iter().cloned().collect(),
+        }))
+    }
+}
+
+/// Tokens are sent there, so nobody else shall read along.
+fn https(text: &str) -> Result<Uri, String> {
+    match text.parse::<Uri>() {
+        Ok(uri) if uri.scheme_str() == Some("https") && uri.host().is_some() => Ok(uri),
+        _ => Err("it must be https://HOST or https://HOST:PORT".to_owned()),
+    }
 }
 
 /// Who may call on the Unix socket.
@@ -112,6 +165,7 @@ impl Callers {
         let join_tokens = self.join_tokens.as_ref().map(JoinTokens::open);
         Ok(Authenticator {
             join_tokens: join_tokens.transpose()?,
+            service_accounts: self.kubernetes.service_accounts(),
             peer_credentials: self.unix.credentials(),
         })
     }
@@ -181,7 +235,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..directory::Config::new(&args.dir)
     };
     let keeper = Keeper::open(&args.state_dir)?;
-    let (_directory, published) = feed::directory(source, args.translation.clone(), keeper)?;
+    let addresses = Addresses::open(&args.state_dir)?;
+    let (_directory, published) =
+        feed::directory(source, args.translation.clone(), keeper, addresses)?;
 
     let server = Server::bind(args.server(), authority.clone()).await?;
     let socket = args.callers.socket()?;

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use sluice_objects::directory;
 use sluice_proto::workload;
 
 use crate::{
     discovery::{answer, ask, workload as content},
-    world::{World, pod},
+    world::{Setup, World, pod},
 };
 
 /// Nothing stays unchanged for so long while the test writes.
@@ -15,7 +16,15 @@ const LONGEST: Duration = Duration::from_millis(600);
 
 #[tokio::test]
 async fn changes_without_end_are_told_in_time_and_together() {
-    let world = World::debouncing(QUIET, LONGEST).await;
+    let world = World::with(Setup {
+        debounce: directory::Config {
+            quiet: QUIET,
+            longest_burst: LONGEST,
+            ..directory::Config::new("")
+        },
+        ..Setup::default()
+    })
+    .await;
     let mut stream = world.stream().await;
     stream.send(ask(workload::TYPE_URL)).await;
     stream.next().await;

@@ -13,7 +13,7 @@ use crate::{
     certificates::{WEB, request},
     discovery::{ask, names},
     log::Log,
-    world::{World, authorized},
+    world::{Setup, World, authorized},
 };
 
 fn own_uid() -> u32 {
@@ -54,7 +54,11 @@ async fn a_local_process_needs_no_token() {
 
 #[tokio::test]
 async fn other_users_are_refused_whatever_token_they_have() {
-    let world = World::admitting([own_uid() + 1]).await;
+    let world = World::with(Setup {
+        uids: [own_uid() + 1].into(),
+        ..Setup::default()
+    })
+    .await;
     let channel = world.local_channel().await.unwrap();
     let (log, _logging) = Log::begin();
     for authorization in [None, Some("Bearer token-of-n1")] {

@@ -3,6 +3,7 @@
 mod certificates;
 mod debounce;
 mod discovery;
+mod kubernetes;
 mod local;
 mod log;
 mod on_demand;

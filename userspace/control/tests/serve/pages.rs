@@ -177,3 +177,48 @@ async fn every_policy_has_a_status() {
     let published = world.published.clone();
     eventually("gone", || published.borrow().statuses.is_empty()).await;
 }
+
+/// What DNS will answer, and by what connections are known.
+#[tokio::test]
+async fn hosts_without_an_address_are_given_one() {
+    let world = World::start().await;
+    let entry = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ext, namespace: shop}
+spec:
+  hosts: [db.example.com]
+  ports: [{number: 5432, name: tcp, protocol: TCP}]
+  resolution: DNS
+";
+    world.publish("ext.yaml", entry).await;
+    assert_eq!(json(&world, "/config/errors").await, serde_json::json!([]));
+    let given = json(&world, "/config/addresses").await;
+    assert_eq!(given[0]["service"], "shop/db.example.com");
+    let addresses: Vec<std::net::IpAddr> =
+        serde_json::from_value(given[0]["addresses"].clone()).unwrap();
+    // As a ztunnel would ask that has seen a connection to it.
+    for address in &addresses {
+        let mut stream = world.stream().await;
+        let subscribe = DeltaDiscoveryRequest {
+            resource_names_subscribe: vec![format!("/{address}")],
+            ..ask(workload::TYPE_URL)
+        };
+        stream.send(subscribe).await;
+        let found = stream.next().await;
+        let service = found.resources.last().unwrap();
+        assert_eq!(service.name, "shop/db.example.com");
+        let aliases = addresses.iter().map(|ip| format!("/{ip}"));
+        assert_eq!(service.aliases, aliases.collect::<Vec<_>>());
+    }
+    let world = world.restart().await;
+    assert_eq!(json(&world, "/config/addresses").await, given);
+    let refused = entry.replace(
+        "namespace: shop}",
+        "namespace: shop, labels: {networking.istio.io/enable-autoallocate-ip: 'false'}}",
+    );
+    world.publish("ext.yaml", &refused).await;
+    assert_eq!(
+        json(&world, "/config/addresses").await,
+        serde_json::json!([])
+    );
+}

@@ -1,9 +1,13 @@
 //! A control plane with a directory to edit, and clients for it.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use sluice_control::{
-    auth::{Authenticator, JoinTokens, PeerCredentials},
+    addresses::Addresses,
+    auth::{
+        Authenticator, JoinTokens, PeerCredentials, ServiceAccounts,
+        service_accounts::Config as Accounts,
+    },
     ca::{self, Authority, Certificates},
     feed::{self, Published},
     memory::Keeper,
@@ -68,11 +72,31 @@ status: {{podIP: {ip}}}
     )
 }
 
+/// What differs from one control plane to another.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    /// The users who are admitted on the Unix socket, for node `n1`.
+    pub(crate) uids: BTreeSet<u32>,
+    /// When changes are told.
+    pub(crate) debounce: directory::Config,
+    pub(crate) accounts: Option<Accounts>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            uids: [rustix::process::geteuid().as_raw()].into(),
+            debounce: directory::Config::new(""),
+            accounts: None,
+        }
+    }
+}
+
 /// A running control plane; it ends when this is dropped.
 pub(crate) struct World {
     dir: Arc<TempDir>,
     state: Arc<TempDir>,
-    local: PeerCredentials,
+    setup: Setup,
     pub(crate) address: std::net::SocketAddr,
     pub(crate) status: std::net::SocketAddr,
     pub(crate) clients: Clients,
@@ -84,25 +108,10 @@ pub(crate) struct World {
 impl World {
     /// Starts with the namespace `shop` and the pod `web` on node `n1`.
     pub(crate) async fn start() -> Self {
-        Self::admitting([rustix::process::geteuid().as_raw()]).await
+        Self::with(Setup::default()).await
     }
 
-    /// The same, with these times of [`directory::Config`].
-    pub(crate) async fn debouncing(quiet: Duration, longest_burst: Duration) -> Self {
-        let debounce = directory::Config {
-            quiet,
-            longest_burst,
-            ..directory::Config::new("")
-        };
-        Self::begin([], &debounce).await
-    }
-
-    /// The same, with these users on the Unix socket, for node `n1`.
-    pub(crate) async fn admitting(uids: impl IntoIterator<Item = u32>) -> Self {
-        Self::begin(uids, &directory::Config::new("")).await
-    }
-
-    async fn begin(uids: impl IntoIterator<Item = u32>, debounce: &directory::Config) -> Self {
+    pub(crate) async fn with(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
         fs::write(dir.path().join("web.yaml"), pod("web", "10.0.0.1")).unwrap();
@@ -111,38 +120,33 @@ impl World {
             "# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\nn1 token-of-old 2020-01-01T00:00:00Z\n"
         );
         fs::write(state.path().join("tokens"), tokens).unwrap();
-        let local = PeerCredentials {
-            node: "n1".into(),
-            uids: uids.into_iter().collect(),
-        };
-        Self::serve(dir.into(), state.into(), local, debounce).await
+        Self::serve(dir.into(), state.into(), setup).await
     }
 
     /// Another process with the same directories.
     pub(crate) async fn restart(mut self) -> Self {
-        let (dir, state, local) = (self.dir.clone(), self.state.clone(), self.local.clone());
+        let (dir, state, setup) = (self.dir.clone(), self.state.clone(), self.setup.clone());
         for task in std::mem::take(&mut self.tasks) {
             task.abort();
             // It holds the socket until then.
             let _ = task.await;
         }
         drop(self);
-        Self::serve(dir, state, local, &directory::Config::new("")).await
+        Self::serve(dir, state, setup).await
     }
 
-    async fn serve(
-        dir: Arc<TempDir>,
-        state: Arc<TempDir>,
-        local: PeerCredentials,
-        debounce: &directory::Config,
-    ) -> Self {
+    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>, setup: Setup) -> Self {
         let tokens = state.path().join("tokens");
         let metrics = Arc::new(Metrics::new("test", "0"));
         let counters = ControlMetrics::register(&metrics);
         let clients = Clients::new(counters.clients.clone());
         let callers = Arc::new(Authenticator {
             join_tokens: Some(JoinTokens::open(tokens).unwrap()),
-            peer_credentials: Some(local.clone()),
+            service_accounts: setup.accounts.clone().map(ServiceAccounts::new),
+            peer_credentials: Some(PeerCredentials {
+                node: "n1".into(),
+                uids: setup.uids.clone(),
+            }),
         });
         let trust_domain: sluice_model::TrustDomain = "cluster.local".parse().unwrap();
         let source = ca::Source::Own {
@@ -163,10 +167,11 @@ impl World {
         };
         let source = directory::Config {
             path: dir.path().to_owned(),
-            ..debounce.clone()
+            ..setup.debounce.clone()
         };
         let keeper = Keeper::open(state.path()).unwrap();
-        let (directory, published) = feed::directory(source, config, keeper).unwrap();
+        let addresses = Addresses::open(state.path()).unwrap();
+        let (directory, published) = feed::directory(source, config, keeper, addresses).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = server::Config {
             listen,
@@ -205,7 +210,7 @@ impl World {
         Self {
             dir,
             state,
-            local,
+            setup,
             address,
             status,
             clients,
