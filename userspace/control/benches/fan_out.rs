@@ -72,6 +72,8 @@ async fn measure(count: usize) {
         directory.path().join("state"),
     );
     fs::create_dir(&mesh).unwrap();
+    let namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
+    fs::write(mesh.join("shop.yaml"), namespace).unwrap();
     for file in 0..WORKLOADS / PER_FILE {
         write_pods(&mesh, file, 0);
     }
@@ -194,7 +196,7 @@ async fn clients(count: usize, path: &str) {
         let stream = UnixStream::connect(path).await.unwrap();
         tokio::spawn(client(stream, had.clone()));
     }
-    let mut counts = vec![0; 1 + CHANGES];
+    let mut counts = [0; 1 + CHANGES];
     while let Some(number) = responses.recv().await {
         let number: usize = number;
         counts[number] += 1;

@@ -260,6 +260,10 @@ impl<'a> Builder<'a> {
             removed: gone.cloned().collect(),
             resources: self.changed.freeze(),
         };
+        if self.before.by_name.is_empty() {
+            // Everything is new, and encoded already.
+            set.all = OnceLock::from(set.changes.resources.clone());
+        }
         let begins = self.before.version.is_empty();
         if !begins && set.changes.resources.is_empty() && set.changes.removed.is_empty() {
             return self.before.clone();
