@@ -12,6 +12,8 @@ pub const MAX_PENDING: u32 = 65_536;
 pub const MAX_REGISTRY: u32 = 262_144;
 /// How many sockets can have DNS queries under way at one time on a node.
 pub const MAX_ASKING: u32 = 16_384;
+/// How many entries `ALLOW` and `ROUTES` have each.
+pub const MAX_DIALS: u32 = 16_384;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -58,7 +60,7 @@ pub struct Tuple {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OrigDst {
     pub dst: Addr,
-    /// [`CAPTURED`] or [`ACCEPTED`].
+    /// [`CAPTURED`], [`ACCEPTED`] or [`DIRECT`].
     pub end: u32,
 }
 
@@ -66,6 +68,50 @@ pub struct OrigDst {
 pub const CAPTURED: u32 = 1;
 /// The socket is the ztunnel's, accepted from the application's.
 pub const ACCEPTED: u32 = 2;
+/// The socket is the application's, and goes straight to another pod of the node.
+pub const DIRECT: u32 = 3;
+
+/// `ALLOW`: what a pod may dial without the ztunnel → the network namespace cookie of the pod that
+/// must be there. `ROUTES`: a service that it dials → the pod behind it.
+///
+/// Routes permit nothing: where they lead is looked up in `ALLOW` like everything else.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Dial {
+    /// The network namespace cookie of the pod that dials.
+    pub netns: u64,
+    pub to: Addr,
+    pub pad: u32,
+}
+
+impl Dial {
+    #[inline(always)]
+    pub const fn new(netns: u64, to: Addr) -> Self {
+        Self { netns, to, pad: 0 }
+    }
+}
+
+/// `AUTH`: both ends of a connection that goes straight from pod to pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    pub client: Addr,
+    pub server: Addr,
+}
+
+/// `AUTH`: who is at these ends, from SYN to accept. Cookies name the pods for good, while their
+/// addresses may get other owners.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Authorized {
+    pub client: u64,
+    pub server: u64,
+    /// Nanoseconds since boot.
+    pub since: u64,
+}
+
+/// For how many nanoseconds an entry of `AUTH` counts: a little more than Linux repeats a SYN.
+pub const AUTH_AGE: u64 = 150_000_000_000;
 
 /// `SERVERS`: the DNS servers that an application's socket asks, by the ztunnel's port for each.
 /// Written by the kernel only.
@@ -138,6 +184,9 @@ pub struct Query {
 
 /// `CONFIG` index: whether events are written to the ring (0 or 1).
 pub const CONFIG_EVENTS: u32 = 0;
+/// `CONFIG` index: until when, in seconds since boot, `ALLOW` is in force. The broker puts it off
+/// again and again, so that nobody is let through on the word of one that is gone.
+pub const CONFIG_ALLOW_UNTIL: u32 = 1;
 /// How many words `CONFIG` has.
 pub const CONFIG_LEN: u32 = 4;
 
@@ -146,6 +195,9 @@ const _: () = {
     assert!(size_of::<PodIp>() == 16);
     assert!(size_of::<Tuple>() == 32);
     assert!(size_of::<OrigDst>() == 24);
+    assert!(size_of::<Dial>() == 32);
+    assert!(size_of::<Pair>() == 40);
+    assert!(size_of::<Authorized>() == 24);
     assert!(size_of::<Servers>() == 64);
     assert!(size_of::<Query>() == 32);
 };
@@ -153,7 +205,7 @@ const _: () = {
 /// Marks the layouts as safe to copy from and to the kernel.
 #[cfg(feature = "user")]
 mod user {
-    use super::{OrigDst, Pod, PodIp, Query, Tuple};
+    use super::{Dial, OrigDst, Pod, PodIp, Query, Tuple};
     use crate::{Addr, Ip};
 
     // SAFETY, for each: `repr(C)`, only integers, no implicit padding (asserted sizes above), and
@@ -163,6 +215,7 @@ mod user {
     unsafe impl aya::Pod for Pod {}
     unsafe impl aya::Pod for PodIp {}
     unsafe impl aya::Pod for Tuple {}
+    unsafe impl aya::Pod for Dial {}
     unsafe impl aya::Pod for OrigDst {}
     unsafe impl aya::Pod for Query {}
 }

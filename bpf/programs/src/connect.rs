@@ -12,7 +12,7 @@ use aya_log_ebpf::debug;
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{CAPTURED, DNS, OrigDst, REGISTRY_ONLY},
+    maps::{CAPTURED, DIRECT, DNS, OrigDst, REGISTRY_ONLY},
     verdict::{self, Connect, ConnectVerdict, Reason, UDP},
 };
 
@@ -20,6 +20,7 @@ use crate::{
     ctx::{self, read},
     events,
     maps::{ORIG_DST, POD_IPS, PODS, PROXY, REGISTRY, SERVERS, count, storage_get, storage_set},
+    neighbour,
 };
 
 /// Lets the system call go on.
@@ -82,9 +83,15 @@ fn capture(
     let registry_only = flags & REGISTRY_ONLY != 0;
     // SAFETY: `sk` is the context's own socket.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
+    let protocol = read!((*sa).protocol);
+    let straight = if protocol == verdict::TCP {
+        neighbour::route(netns, &dst)
+    } else {
+        None
+    };
     let input = Connect {
         netns,
-        protocol: read!((*sa).protocol),
+        protocol,
         enrolled: true,
         proxy: storage_get(&PROXY, sk).is_some(),
         destination: dst,
@@ -94,10 +101,21 @@ fn capture(
         // SAFETY: only whether there is an entry is asked.
         known: registry_only && unsafe { REGISTRY.get(&dst.ip) }.is_some(),
         dns: flags & DNS != 0,
+        allowed: straight.is_some(),
     };
     let (outcome, reason) = match verdict::connect(&input) {
         ConnectVerdict::NotOurs(reason) => (PROCEED, reason),
         ConnectVerdict::Refuse(reason) => (REFUSE, reason),
+        ConnectVerdict::Direct => {
+            let stored = storage_set(&ORIG_DST, sk, &OrigDst { dst, end: DIRECT });
+            match straight {
+                Some(to) if stored => {
+                    rewrite(sa, &to);
+                    (PROCEED, Reason::Direct)
+                }
+                _ => (REFUSE, Reason::NoStorage),
+            }
+        }
         ConnectVerdict::Redirect(to) => {
             let (stored, ours) = if input.is_query() {
                 (ask(sk, to, &dst), Reason::Query)

@@ -10,8 +10,8 @@ use aya_ebpf::{
 use sluice_abi::{
     Addr, Ip,
     maps::{
-        CONFIG_LEN, EVENTS_BYTES, MAX_ASKING, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS,
-        MAX_REGISTRY, OrigDst, Pod, PodIp, Query, Servers, Tuple,
+        Authorized, CONFIG_LEN, Dial, EVENTS_BYTES, MAX_ASKING, MAX_DIALS, MAX_PENDING,
+        MAX_POD_ADDRESSES, MAX_PODS, MAX_REGISTRY, OrigDst, Pair, Pod, PodIp, Query, Servers, Tuple,
     },
     verdict::{REASONS, Reason},
 };
@@ -47,6 +47,20 @@ pub static CLIENT_PENDING: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entrie
 /// is written again with every query.
 #[map]
 pub static ASKED: LruHashMap<Query, Addr> = LruHashMap::with_max_entries(MAX_ASKING, 0);
+
+/// What a pod may dial without the ztunnel → the cookie of the pod that must be there. Only the
+/// broker writes it.
+#[map]
+pub static ALLOW: HashMap<Dial, u64> = HashMap::with_max_entries(MAX_DIALS, BPF_F_NO_PREALLOC);
+
+/// A service that a pod dials → the one pod behind it.
+#[map]
+pub static ROUTES: HashMap<Dial, Addr> = HashMap::with_max_entries(MAX_DIALS, BPF_F_NO_PREALLOC);
+
+/// Both ends of a connection straight from pod to pod → who they are, from SYN to accept. Only
+/// programs write it. LRU, should an end never come.
+#[map]
+pub static AUTH: LruHashMap<Pair, Authorized> = LruHashMap::with_max_entries(MAX_PENDING, 0);
 
 /// Per socket: the original destination. Only programs write it.
 #[btf_map]

@@ -66,6 +66,11 @@ impl EnrolledPod {
     pub fn outbound(&self) -> Outbound {
         self.outbound
     }
+
+    /// Whether an address is one of its own.
+    pub fn has(&self, ip: IpAddr) -> bool {
+        self.ips.contains(&ip.into())
+    }
 }
 
 impl Kernel {

@@ -67,6 +67,7 @@ fn an_enrolment_says_what_the_node_needs() {
         service_account: "sa".into(),
         netns: "/run/netns/web".into(),
         dns_capture: None,
+        same_node: None,
     };
     assert_eq!(pods_to_enrol(&snapshot.objects, "n1").0, [expected]);
     assert_eq!(

@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use message::{
-    Egress, Family, Memory, PodId, PodInfo, Settings, ToBroker, ToWorker, Transport,
+    Egress, Family, Memory, Neighbours, PodId, PodInfo, Settings, ToBroker, ToWorker, Transport,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
