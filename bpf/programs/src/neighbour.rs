@@ -61,7 +61,7 @@ pub fn announce(netns: u64, client: &Addr, server: &Addr) {
 #[inline(always)]
 pub fn expected(client: &Addr, client_owner: u64, server: &Addr) -> bool {
     // SAFETY: the value is only copied.
-    let Some(auth) = (unsafe { AUTH.get(&pair(client, server)) }.copied()) else {
+    let Some(auth) = unsafe { AUTH.get(&pair(client, server)) }.copied() else {
         return false;
     };
     auth.client == client_owner
