@@ -87,8 +87,8 @@ fn flow(event: &Event) -> Option<Flow> {
     let end = match Kind::from_u32(event.kind)? {
         Kind::DirectOpen => None,
         Kind::DirectClose => Some(FlowEnd {
-            sent: payload(event),
-            received: event.bytes_received,
+            sent: sent(event),
+            received: received(event),
             how: ending(event.state),
         }),
         _ => return None,
@@ -105,9 +105,15 @@ fn flow(event: &Event) -> Option<Flow> {
 }
 
 /// What the peer acknowledged of the application's bytes: SYN and FIN take a number each.
-fn payload(event: &Event) -> u64 {
+fn sent(event: &Event) -> u64 {
     let fin = matches!(event.state, tcp::FIN_WAIT2 | tcp::LAST_ACK);
     event.bytes_sent.saturating_sub(1 + u64::from(fin))
+}
+
+/// What came for the application. In `FIN_WAIT2` nothing tells whether the peer's FIN is counted.
+fn received(event: &Event) -> u64 {
+    let fin = matches!(event.state, tcp::CLOSE_WAIT | tcp::LAST_ACK);
+    event.bytes_received.saturating_sub(u64::from(fin))
 }
 
 fn ending(state: u32) -> Ending {

@@ -94,7 +94,7 @@ impl Neighbours {
                     self.routes.remove(&(client, dialled));
                 }
             }
-            message::Neighbours::Judged => self.orphaned = None,
+            message::Neighbours::Complete => self.orphaned = None,
         }
         self.settle(kernel, pods);
     }
@@ -129,6 +129,7 @@ impl Neighbours {
             .map(|some| message::Neighbours::Route(some.to_vec()));
         permissions
             .chain(routes)
+            .chain([message::Neighbours::Complete])
             .map(ToWorker::Neighbours)
             .collect()
     }

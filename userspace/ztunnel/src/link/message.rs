@@ -104,7 +104,7 @@ pub enum ToWorker {
     },
     RemovePod(PodId),
     /// What the worker before allowed, after all pods: it stays in force, and the worker judges it
-    /// as soon as it can.
+    /// as soon as it can. The last is `Complete`.
     Neighbours(Neighbours),
     /// What became of connections that went straight from pod to pod, in order.
     Flows(Vec<Flow>),
@@ -171,8 +171,9 @@ pub enum Neighbours {
     Route(Vec<Route>),
     /// Connections that stand go on.
     Unroute(Vec<(PodId, SocketAddr)>),
-    /// What the worker before allowed has been judged.
-    Judged,
+    /// From the broker: this is all that the worker before allowed. From the worker: it has been
+    /// judged.
+    Complete,
 }
 
 /// A connection that goes straight from pod to pod was established, or has ended.

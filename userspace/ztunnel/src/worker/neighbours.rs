@@ -110,6 +110,8 @@ pub(super) struct Neighbourhood {
     pub(super) members: watch::Sender<Members>,
     /// What the worker before has allowed.
     inherited: RefCell<Standing>,
+    /// That is all of it.
+    complete: watch::Sender<bool>,
     /// Why connections were cut, and when.
     cuts: RefCell<HashMap<Dial, (Cut, Instant)>>,
 }
@@ -125,7 +127,8 @@ impl Neighbourhood {
             Neighbours::Route(all) => standing
                 .routes
                 .extend(all.iter().map(|one| ((one.client, one.dialled), one.to))),
-            Neighbours::Disallow(_) | Neighbours::Unroute(_) | Neighbours::Judged => {}
+            Neighbours::Complete => _ = self.complete.send_replace(true),
+            Neighbours::Disallow(_) | Neighbours::Unroute(_) => {}
         }
     }
 
@@ -151,6 +154,8 @@ impl Neighbourhood {
         link: &AsyncLink,
         mut wished: mpsc::Receiver<Dial>,
     ) -> io::Result<()> {
+        // The sender lives as long as this.
+        let _ = self.complete.subscribe().wait_for(|all| *all).await;
         let mut members = self.members.subscribe();
         let mut standing = self.inherited.take();
         let mut wishes = Vec::new();
@@ -172,7 +177,7 @@ impl Neighbourhood {
                 news
             };
             if std::mem::take(&mut first) {
-                news.push(Neighbours::Judged);
+                news.push(Neighbours::Complete);
             }
             for message in news {
                 link.send_when_room(&ToBroker::Neighbours(message), &[])
