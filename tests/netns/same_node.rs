@@ -59,11 +59,7 @@ impl<'a> Stage<'a> {
 
     /// The server's own addresses, and the service's.
     fn addresses(&self) -> Result<Vec<SocketAddr>> {
-        let mut all: Vec<SocketAddr> = self
-            .server
-            .ips()
-            .map(|ip| SocketAddr::new(ip, PORT))
-            .into();
+        let mut all: Vec<SocketAddr> = self.server.ips().map(|ip| SocketAddr::new(ip, PORT)).into();
         for vip in VIPS {
             all.push(SocketAddr::new(vip.parse()?, 80));
         }
@@ -184,10 +180,9 @@ fn the_log_and_the_metrics_tell_of_both_ends() {
         ensure!(held.connection.event(PATIENCE)? == Some(Event::Eof));
         drop(held);
         for direction in ["outbound", "inbound"] {
-            let line = stage.ztunnel().wait_for_access(&[
-                ("src.addr", &client.to_string()),
-                ("direction", direction),
-            ])?;
+            let line = stage
+                .ztunnel()
+                .wait_for_access(&[("src.addr", &client.to_string()), ("direction", direction)])?;
             let (web, catalog) = (stage.web.spiffe_id(), stage.server.spiffe_id());
             let wanted = [
                 ("path", "kernel"),
@@ -220,7 +215,10 @@ fn the_log_and_the_metrics_tell_of_both_ends() {
                     metric("istio_tcp_connections_opened_total")?,
                     metric("istio_tcp_connections_closed_total")?,
                 );
-                ensure!(opened == 2.0 && closed == 2.0, "{reporter}: {opened}, {closed}");
+                ensure!(
+                    opened == 2.0 && closed == 2.0,
+                    "{reporter}: {opened}, {closed}"
+                );
                 Ok(())
             })?;
             ensure!(metric("istio_tcp_received_bytes_total")? == 11.0);
@@ -233,7 +231,10 @@ fn the_log_and_the_metrics_tell_of_both_ends() {
             ("path", "kernel"),
             (
                 "error",
-                &format!("connect to {}:8080: refused, or no answer", stage.server.v4()),
+                &format!(
+                    "connect to {}:8080: refused, or no answer",
+                    stage.server.v4()
+                ),
             ),
         ])?;
         Ok(())
@@ -248,7 +249,11 @@ fn who_is_not_allowed_is_not_let_in() {
     scenario_with(&["a"], Options::default(), |s| {
         let stage = Stage::build(s)?;
         stage.policy(ONLY_WEB)?;
-        stage.s.mesh.config().apply("strict", &objects::peer_authentication("shop", "STRICT"))?;
+        stage
+            .s
+            .mesh
+            .config()
+            .apply("strict", &objects::peer_authentication("shop", "STRICT"))?;
         stage.s.mesh.settle()?;
         let refused = |client: &Pod, options: &[&str]| -> Result<()> {
             let connection = Connection::open_with(client, &stage.direct().to_string(), options);
@@ -269,16 +274,17 @@ fn who_is_not_allowed_is_not_let_in() {
             .ip_batch(&format!("address add {}/32 dev lo\n", stage.web.v4()))?;
         let steered = || {
             let steered = [("reason", "steered")];
-            stage.ztunnel().metric("sluice_kernel_verdicts_total", &steered)
+            stage
+                .ztunnel()
+                .metric("sluice_kernel_verdicts_total", &steered)
         };
         let before = steered()?;
         let forged = format!("{}:40000", stage.web.v4());
         let target = stage.direct().to_string();
         std::thread::scope(|scope| {
             // It gets no answer, and so takes its time.
-            let forging = scope.spawn(|| {
-                Connection::open_with(&stranger, &target, &["--bind", &forged]).is_err()
-            });
+            let forging = scope
+                .spawn(|| Connection::open_with(&stranger, &target, &["--bind", &forged]).is_err());
             eventually(|| {
                 ensure!(steered()? > before, "it did not come to the server");
                 Ok(())
@@ -318,7 +324,11 @@ fn revoked_by(change: impl Fn(&mut Stage<'_>) -> Result<()>, reason: &str) {
         untouched.is_alive()?;
         let told = stage.ztunnel().access_log()?;
         let told = told.iter().filter(|line| {
-            line.has(&[("direction", "inbound"), ("error", reason), ("path", "kernel")])
+            line.has(&[
+                ("direction", "inbound"),
+                ("error", reason),
+                ("path", "kernel"),
+            ])
         });
         ensure!(told.count() == doomed.len(), "not told of all");
         Ok(())

@@ -119,12 +119,7 @@ impl Diag {
         message.extend([0; 4]);
         message.extend(body);
         let kernel = NetlinkAddr::new(0, 0);
-        sendto(
-            self.link.as_raw_fd(),
-            &message,
-            &kernel,
-            MsgFlags::empty(),
-        )?;
+        sendto(self.link.as_raw_fd(), &message, &kernel, MsgFlags::empty())?;
         Ok(())
     }
 

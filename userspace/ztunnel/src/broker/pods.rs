@@ -118,8 +118,7 @@ impl Pods {
 
     /// Brings what goes straight from pod to pod in step with the pods.
     fn settle_neighbours(&mut self) {
-        self.neighbours
-            .settle(&mut self.kernel, self.pods.values());
+        self.neighbours.settle(&mut self.kernel, self.pods.values());
     }
 
     pub(super) fn namespaces(&self) -> &Namespaces {
@@ -344,10 +343,12 @@ impl PodRecord {
 
     /// The pod, if connections may go straight to it and from it.
     pub(super) fn neighbour(&self) -> Option<&EnrolledPod> {
-        match &self.membership {
-            Membership::Enrolled(enrolled) if self.same_node => Some(enrolled),
-            _ => None,
-        }
+        let Membership::Enrolled(enrolled) = &self.membership else {
+            return None;
+        };
+        // The worker judges by the addresses that it was told of.
+        let ips: Vec<IpAddr> = enrolled.ips().collect();
+        (self.same_node && routable(&ips) == self.info.ips).then_some(enrolled)
     }
 
     fn has_left(&self) -> bool {

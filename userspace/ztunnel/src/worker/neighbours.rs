@@ -17,11 +17,7 @@ use std::{
 
 use sluice_kernel::{MAX_DIALS, ports};
 use sluice_model::{
-    Mesh, Name, SpiffeId, Uid,
-    authz::Connection,
-    balance,
-    mesh::Destination,
-    service::Mode,
+    Mesh, Name, SpiffeId, Uid, authz::Connection, balance, mesh::Destination, service::Mode,
     workload::TunnelProtocol,
 };
 use tokio::sync::{mpsc, watch};
@@ -215,9 +211,8 @@ impl View<'_> {
         }
         let client = self.mesh.workload(&self.members.by_id.get(&client)?.uid)?;
         let endpoints = self.mesh.endpoints(&service, dialled.port());
-        let choose = |roll| {
-            balance::choose(&endpoints, |e| &e.workload, balancing, Some(client), roll)
-        };
+        let choose =
+            |roll| balance::choose(&endpoints, |e| &e.workload, balancing, Some(client), roll);
         let (first, last) = (choose(0.0)?, choose(1_f64.next_down())?);
         if first.workload.uid != last.workload.uid {
             return None;
@@ -336,3 +331,7 @@ impl Standing {
         (news, cuts)
     }
 }
+
+#[cfg(test)]
+#[path = "neighbours_tests.rs"]
+mod tests;

@@ -158,10 +158,7 @@ impl Report {
     /// Who is at its ends, as the kernel knows by their network namespaces, and the service that
     /// was dialled.
     pub(super) fn proven(&mut self, client: &Member, server: &Member, service: Option<&Service>) {
-        for (end, member) in [
-            (&mut self.source, client),
-            (&mut self.destination, server),
-        ] {
+        for (end, member) in [(&mut self.source, client), (&mut self.destination, server)] {
             end.pod = member.info.name.clone();
             end.labels.namespace = member.info.namespace.clone();
             end.labels.principal = Some(member.identity.clone());
