@@ -10,6 +10,8 @@ pub const MAX_POD_ADDRESSES: u32 = 4 * MAX_PODS;
 pub const MAX_PENDING: u32 = 65_536;
 /// How many addresses `REGISTRY` holds. Where the mesh knows more, the worker enforces alone.
 pub const MAX_REGISTRY: u32 = 262_144;
+/// How many ranges of addresses `RANGES` holds. Where the mesh knows more, the worker enforces alone.
+pub const MAX_RANGES: u32 = 65_536;
 /// How many sockets can have DNS queries under way at one time on a node.
 pub const MAX_ASKING: u32 = 16_384;
 /// How many entries `ALLOW` and `ROUTES` have each.
@@ -27,10 +29,48 @@ pub struct Pod {
     pub flags: u32,
 }
 
-/// A flag of [`Pod`]: it may connect only to addresses in `REGISTRY`.
+/// A flag of [`Pod`]: it may connect only to addresses in `REGISTRY` and `RANGES`.
 pub const REGISTRY_ONLY: u32 = 1;
 /// A flag of [`Pod`]: its DNS queries are captured.
 pub const DNS: u32 = 2;
+
+/// `RANGES`: an address, or the beginning of one.
+///
+/// The family comes first, so that a range of all IPv6 addresses holds no IPv4 ones, which are
+/// written as IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Block {
+    /// 4 or 6.
+    pub family: u32,
+    pub ip: Ip,
+}
+
+impl Block {
+    /// Bits before those of the address.
+    const FAMILY_BITS: u32 = 32;
+    /// Bits before those of an IPv4 address in its mapped form.
+    const MAPPED_BITS: u32 = 96;
+    /// Bits of a single address.
+    pub const WHOLE: u32 = Self::FAMILY_BITS + 128;
+
+    #[inline(always)]
+    pub const fn new(ip: Ip) -> Self {
+        let family = if ip.is_v4() { 4 } else { 6 };
+        Self { family, ip }
+    }
+
+    /// How many bits of it count when it stands for those addresses that share so many with it.
+    #[inline(always)]
+    pub const fn bits(&self, prefix: u32) -> u32 {
+        let before = if self.ip.is_v4() {
+            Self::MAPPED_BITS
+        } else {
+            0
+        };
+        Self::FAMILY_BITS + before + prefix
+    }
+}
 
 /// `POD_IPS`: [`Ip`] → the enrolled pod that owns the address.
 #[repr(C)]
@@ -192,6 +232,7 @@ pub const CONFIG_LEN: u32 = 4;
 
 const _: () = {
     assert!(size_of::<Pod>() == 8);
+    assert!(size_of::<Block>() == 20);
     assert!(size_of::<PodIp>() == 16);
     assert!(size_of::<Tuple>() == 32);
     assert!(size_of::<OrigDst>() == 24);
@@ -205,7 +246,7 @@ const _: () = {
 /// Marks the layouts as safe to copy from and to the kernel.
 #[cfg(feature = "user")]
 mod user {
-    use super::{Dial, OrigDst, Pod, PodIp, Query, Tuple};
+    use super::{Block, Dial, OrigDst, Pod, PodIp, Query, Tuple};
     use crate::{Addr, Ip};
 
     // SAFETY, for each: `repr(C)`, only integers, no implicit padding (asserted sizes above), and
@@ -215,7 +256,48 @@ mod user {
     unsafe impl aya::Pod for Pod {}
     unsafe impl aya::Pod for PodIp {}
     unsafe impl aya::Pod for Tuple {}
+    unsafe impl aya::Pod for Block {}
     unsafe impl aya::Pod for Dial {}
     unsafe impl aya::Pod for OrigDst {}
     unsafe impl aya::Pod for Query {}
+}
+
+#[cfg(all(test, feature = "user"))]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    /// Whether a range has an address, as the trie compares them: bit by bit from the first.
+    fn has(range: &str, prefix: u32, address: &str) -> bool {
+        let block = |text: &str| Block::new(text.parse::<IpAddr>().unwrap().into());
+        let bytes = |block: &Block| -> Vec<u8> {
+            let words = [
+                block.family,
+                block.ip.0[0],
+                block.ip.0[1],
+                block.ip.0[2],
+                block.ip.0[3],
+            ];
+            words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        };
+        let range = block(range);
+        let (one, other) = (bytes(&range), bytes(&block(address)));
+        let bit = |bytes: &[u8], at: u32| bytes[at as usize / 8] >> (7 - at % 8) & 1;
+        (0..range.bits(prefix)).all(|at| bit(&one, at) == bit(&other, at))
+    }
+
+    #[test]
+    fn ranges_have_what_is_in_them_and_nothing_of_the_other_family() {
+        assert!(has("10.1.0.0", 16, "10.1.255.3"));
+        assert!(!has("10.1.0.0", 16, "10.2.0.3"));
+        assert!(has("0.0.0.0", 0, "10.2.0.3"));
+        assert!(!has("0.0.0.0", 0, "fd00::1"));
+        assert!(has("::", 0, "fd00::1"));
+        assert!(!has("::", 0, "10.2.0.3"));
+        assert!(has("fd00::", 8, "fd12::1"));
+        assert!(!has("fd00::", 16, "fd12::1"));
+        assert_eq!(Block::new(Ip::LOOPBACK6).bits(128), Block::WHOLE);
+        assert_eq!(Block::new(Ip::LOOPBACK4).bits(32), Block::WHOLE);
+    }
 }

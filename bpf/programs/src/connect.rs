@@ -19,7 +19,7 @@ use sluice_abi::{
 use crate::{
     ctx::{self, read},
     events,
-    maps::{ORIG_DST, POD_IPS, PODS, PROXY, REGISTRY, SERVERS, count, storage_get, storage_set},
+    maps::{ORIG_DST, POD_IPS, PODS, PROXY, SERVERS, count, is_known, storage_get, storage_set},
     neighbour,
 };
 
@@ -98,8 +98,7 @@ fn capture(
         // SAFETY: as for PODS.
         owner: unsafe { POD_IPS.get(&dst.ip) }.copied().unwrap_or_default(),
         registry_only,
-        // SAFETY: only whether there is an entry is asked.
-        known: registry_only && unsafe { REGISTRY.get(&dst.ip) }.is_some(),
+        known: registry_only && is_known(&dst.ip),
         dns: flags & DNS != 0,
         allowed: straight.is_some(),
     };

@@ -5,13 +5,13 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::bpf_sk_storage_get,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
 };
 use sluice_abi::{
     Addr, Ip,
     maps::{
-        Authorized, CONFIG_LEN, Dial, EVENTS_BYTES, MAX_ASKING, MAX_DIALS, MAX_PENDING,
-        MAX_POD_ADDRESSES, MAX_PODS, MAX_REGISTRY, OrigDst, Pair, Pod, PodIp, Query, Servers,
+        Authorized, Block, CONFIG_LEN, Dial, EVENTS_BYTES, MAX_ASKING, MAX_DIALS, MAX_PENDING,
+        MAX_POD_ADDRESSES, MAX_PODS, MAX_RANGES, MAX_REGISTRY, OrigDst, Pair, Pod, PodIp, Query, Servers,
         Tuple,
     },
     verdict::{REASONS, Reason},
@@ -29,6 +29,22 @@ pub static POD_IPS: HashMap<Ip, PodIp> = HashMap::with_max_entries(MAX_POD_ADDRE
 /// node may go nowhere else, so entries take memory only when they are there.
 #[map]
 pub static REGISTRY: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_REGISTRY, BPF_F_NO_PREALLOC);
+
+/// The same for whole ranges of addresses.
+#[map]
+pub static RANGES: LpmTrie<Block, u32> = LpmTrie::with_max_entries(MAX_RANGES, BPF_F_NO_PREALLOC);
+
+/// Whether the mesh knows an address.
+#[inline(always)]
+pub fn is_known(ip: &Ip) -> bool {
+    // SAFETY: only whether there is an entry is asked.
+    if unsafe { REGISTRY.get(ip) }.is_some() {
+        return true;
+    }
+    let key = Key::new(Block::WHOLE, Block::new(*ip));
+    // SAFETY: as above.
+    unsafe { RANGES.get(&key) }.is_some()
+}
 
 /// Slot → the ztunnel's listener for inbound plaintext in that pod's namespace.
 #[map]

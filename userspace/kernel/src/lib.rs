@@ -24,7 +24,7 @@ pub use pins::cleanup;
 pub use pods::{Dns, EnrolledPod, PodSpec};
 pub use registry::Outbound;
 pub use sluice_abi::{
-    maps::{MAX_DIALS, MAX_REGISTRY},
+    maps::{MAX_DIALS, MAX_RANGES, MAX_REGISTRY},
     ports,
     verdict::Reason,
 };

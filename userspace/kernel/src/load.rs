@@ -20,7 +20,7 @@ use crate::{
     events::{self, Events},
     neighbours::{ALLOW, Neighbours, ROUTES},
     pins::Pins,
-    registry::{REGISTRY, Registry},
+    registry::{RANGES, REGISTRY, Registry},
 };
 
 /// Where the programs are attached and pinned.
@@ -76,11 +76,12 @@ static OBJECT: &Aligned<[u8]> =
 
 /// The maps that outlive a broker: the next one finds connections that were under way. Not among
 /// them is what a broker alone stands for, as what may go straight from pod to pod.
-const PINNED: [&str; 12] = [
+const PINNED: [&str; 13] = [
     "PODS",
     "POD_IPS",
     "LISTENERS",
     REGISTRY,
+    RANGES,
     COUNTERS,
     "ORIG_PENDING",
     "CLIENT_PENDING",
@@ -129,7 +130,7 @@ impl Kernel {
             pods: take_map(&mut ebpf, "PODS")?,
             pod_ips: take_map(&mut ebpf, "POD_IPS")?,
             listeners: take_map(&mut ebpf, "LISTENERS")?,
-            registry: Registry::new(take_map(&mut ebpf, REGISTRY)?),
+            registry: Registry::new(take_map(&mut ebpf, REGISTRY)?, take_map(&mut ebpf, RANGES)?),
             neighbours: Neighbours {
                 allow: take_map(&mut ebpf, ALLOW)?,
                 routes: take_map(&mut ebpf, ROUTES)?,

@@ -2,17 +2,16 @@
 //! what is under way.
 
 use std::{
-    io::ErrorKind,
     net::SocketAddr,
     os::fd::{AsRawFd as _, OwnedFd},
     time::Duration,
 };
 
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData};
 use nix::time::{ClockId, clock_gettime};
 use sluice_abi::{Addr, maps};
 
-use crate::{EnrolledPod, Error, Kernel, diag, sys};
+use crate::{EnrolledPod, Error, Kernel, diag, error::removed, sys};
 
 pub(crate) const ALLOW: &str = "ALLOW";
 pub(crate) const ROUTES: &str = "ROUTES";
@@ -64,7 +63,7 @@ impl Kernel {
     /// The kernel's.
     pub fn disallow(&mut self, client: u64, to: SocketAddr) -> Result<(), Error> {
         let dial = maps::Dial::new(client, to.into());
-        removed(self.neighbours.allow.remove(&dial)).map_err(Error::map(ALLOW))
+        removed(ALLOW, self.neighbours.allow.remove(&dial))
     }
 
     /// Has a pod that dials an address of a service be led to `to`, as far as it may dial that.
@@ -88,7 +87,7 @@ impl Kernel {
     /// The kernel's.
     pub fn unroute(&mut self, client: u64, dialled: SocketAddr) -> Result<(), Error> {
         let dial = maps::Dial::new(client, dialled.into());
-        removed(self.neighbours.routes.remove(&dial)).map_err(Error::map(ROUTES))
+        removed(ROUTES, self.neighbours.routes.remove(&dial))
     }
 
     /// A hold on the connections that go straight, of earlier brokers' programs as well.
@@ -143,14 +142,6 @@ impl DirectConnections {
             }
         }
         outcome.map(|()| cut)
-    }
-}
-
-fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sluice_model::Name;
 
@@ -143,7 +144,7 @@ pub enum Memory {
     Certificates,
 }
 
-/// The most addresses in one message.
+/// The most addresses, or ranges of them, in one message.
 pub const MAX_ADDRESSES: usize = 1024;
 
 /// A pod may dial an address of another one of the node without the ztunnel.
@@ -222,8 +223,8 @@ pub const MAX_FLOWS: usize = 256;
 pub enum Egress {
     /// A new list begins; what the one before said stays in force until it is complete.
     Begin,
-    /// These addresses are known too.
-    Known(Vec<IpAddr>),
+    /// These addresses, single ones and ranges, are known too.
+    Known(Vec<IpNet>),
     /// All addresses have been told, unless no pod is restricted: from now on these are, and those
     /// are not. A pod of which the worker knows nothing yet, it does not name: it stays as it is.
     Outbound {
@@ -231,5 +232,5 @@ pub enum Egress {
         free: Vec<PodId>,
     },
     /// These addresses are known no more.
-    Forgotten(Vec<IpAddr>),
+    Forgotten(Vec<IpNet>),
 }
