@@ -281,7 +281,7 @@ fn ranges_of_addresses_are_known_to_the_kernel() {
         stage.annotate(Some(REGISTRY_ONLY))?;
         eventually(|| stage.refused_outside())?;
         let [v4, v6] = OUTSIDE.map(|ip| SocketAddr::new(ip, PORT));
-        let stranger: SocketAddr = "192.0.2.1:80".parse()?;
+        let stranger: SocketAddr = "198.51.100.1:80".parse()?;
         let declare = |ranges: &str| {
             stage.s.mesh.config().apply(
                 "outside",

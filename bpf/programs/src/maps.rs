@@ -42,8 +42,7 @@ pub fn is_known(ip: &Ip) -> bool {
         return true;
     }
     let key = Key::new(Block::WHOLE, Block::new(*ip));
-    // SAFETY: as above.
-    unsafe { RANGES.get(&key) }.is_some()
+    RANGES.get(&key).is_some()
 }
 
 /// Slot → the ztunnel's listener for inbound plaintext in that pod's namespace.
