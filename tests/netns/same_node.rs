@@ -57,6 +57,11 @@ impl<'a> Stage<'a> {
         SocketAddr::new(self.server.v4().into(), PORT)
     }
 
+    /// The same as an IPv6 socket dials it.
+    fn mapped(&self) -> Result<SocketAddr> {
+        Ok(format!("[::ffff:{}]:{PORT}", self.server.v4()).parse()?)
+    }
+
     /// The server's own addresses, and the service's.
     fn addresses(&self) -> Result<Vec<SocketAddr>> {
         let mut all: Vec<SocketAddr> = self.server.ips().map(|ip| SocketAddr::new(ip, PORT)).into();
@@ -138,12 +143,16 @@ impl Held {
 fn pods_of_a_node_talk_straight_and_see_each_other() {
     scenario_with(&["a"], Options::default(), |s| {
         let stage = Stage::build(s)?;
-        for to in stage.addresses()? {
+        let mut all = stage.addresses()?;
+        all.push(stage.mapped()?);
+        for to in all {
             let mut held = stage.straight(&stage.web, to)?;
             held.is_alive()?;
-            let of_family = |ips: [IpAddr; 2]| ips[usize::from(to.is_ipv6())];
+            let v6 = to.ip().to_canonical().is_ipv6();
+            let of_family = |ips: [IpAddr; 2]| ips[usize::from(v6)];
             ensure!(held.connection.peer.parse::<SocketAddr>()? == to, "{to}");
             let local: SocketAddr = held.connection.local.parse()?;
+            let local = SocketAddr::new(local.ip().to_canonical(), local.port());
             ensure!(local.ip() == of_family(stage.web.ips()));
             ensure!(held.server_sees("peer")? == local, "{}", held.greeting);
             let server = SocketAddr::new(of_family(stage.server.ips()), PORT);
@@ -304,7 +313,7 @@ fn revoked_by(change: impl Fn(&mut Stage<'_>) -> Result<()>, reason: &str) {
         let vip = SocketAddr::new(VIPS[0].parse()?, 80);
         let v6 = SocketAddr::new(stage.server.v6().into(), PORT);
         let mut doomed = Vec::new();
-        for to in [stage.direct(), vip, v6] {
+        for to in [stage.direct(), vip, v6, stage.mapped()?] {
             doomed.push(stage.straight(&stage.web, to)?);
         }
         let mut untouched = stage.straight(&stage.batch, stage.direct())?;
