@@ -167,9 +167,16 @@ impl Neighbourhood {
                 };
                 let (mut news, cuts) = standing.review(view);
                 self.note(cuts);
-                for (client, dialled) in wishes.drain(..) {
-                    news.extend(standing.wish(view, client, dialled));
-                }
+                let granted: (Vec<_>, Vec<_>) = wishes
+                    .drain(..)
+                    .map(|(client, dialled)| standing.wish(view, client, dialled))
+                    .unzip();
+                let permissions: Vec<Permission> = granted.0.into_iter().flatten().collect();
+                let routes: Vec<Route> = granted.1.into_iter().flatten().collect();
+                let permissions = permissions.chunks(MAX_ADDRESSES).map(<[_]>::to_vec);
+                news.extend(permissions.map(Neighbours::Allow));
+                let routes = routes.chunks(MAX_ADDRESSES).map(<[_]>::to_vec);
+                news.extend(routes.map(Neighbours::Route));
                 news
             };
             if std::mem::take(&mut first) {
@@ -270,34 +277,37 @@ struct Standing {
 }
 
 impl Standing {
-    /// What a wish brings.
-    fn wish(&mut self, view: View<'_>, client: PodId, dialled: SocketAddr) -> Vec<Neighbours> {
-        let mut news = Vec::new();
+    /// What a wish brings that was not there before.
+    fn wish(
+        &mut self,
+        view: View<'_>,
+        client: PodId,
+        dialled: SocketAddr,
+    ) -> (Option<Permission>, Option<Route>) {
         let Some(to) = view.route(client, dialled) else {
-            return news;
+            return (None, None);
         };
         let Ok(server) = view.judge(client, to) else {
-            return news;
+            return (None, None);
         };
         let room = |taken: usize| taken < MAX_DIALS as usize;
+        let mut permission = None;
         if !self.permissions.contains_key(&(client, to)) {
             if !room(self.permissions.len()) {
-                return news;
+                return (None, None);
             }
             self.permissions.insert((client, to), server);
-            news.push(Neighbours::Allow(vec![Permission { client, to, server }]));
+            permission = Some(Permission { client, to, server });
         }
-        if dialled != to
+        let new = dialled != to
             && room(self.routes.len())
-            && self.routes.insert((client, dialled), to) != Some(to)
-        {
-            news.push(Neighbours::Route(vec![Route {
-                client,
-                dialled,
-                to,
-            }]));
-        }
-        news
+            && self.routes.insert((client, dialled), to) != Some(to);
+        let route = new.then_some(Route {
+            client,
+            dialled,
+            to,
+        });
+        (permission, route)
     }
 
     /// What must be taken back, and why connections end by it.

@@ -62,7 +62,10 @@ fn wish(mesh: &Mesh, members: &Members, dialled: &str) -> Vec<Neighbours> {
         network: &"".into(),
         members,
     };
-    Standing::default().wish(view, WEB, dialled.parse().unwrap())
+    let (permission, route) = Standing::default().wish(view, WEB, dialled.parse().unwrap());
+    let permission = permission.map(|one| Neighbours::Allow(vec![one]));
+    let route = route.map(|one| Neighbours::Route(vec![one]));
+    permission.into_iter().chain(route).collect()
 }
 
 fn permission() -> Neighbours {

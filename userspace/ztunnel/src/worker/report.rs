@@ -1,6 +1,11 @@
 //! What is told about a connection when it ends: one line in the access log, and metrics.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
@@ -164,6 +169,11 @@ impl Report {
             end.labels.principal = Some(member.identity.clone());
         }
         self.service = service.map(ServiceLabels::from).unwrap_or_default();
+    }
+
+    /// It took so long until now.
+    pub(super) fn lasted(&mut self, duration: Duration) {
+        self.since = Instant::now().checked_sub(duration).unwrap_or(self.since);
     }
 
     /// So many bytes went to the server, and from it.

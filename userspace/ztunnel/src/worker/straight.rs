@@ -1,7 +1,7 @@
 //! Accounts for connections that went straight from one pod of the node to another: what the kernel
 //! tells of them becomes the same lines and metrics as of those that were carried.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use sluice_model::{authz::Connection, mesh::Destination};
 use sluice_telemetry::access::Direction;
@@ -18,6 +18,8 @@ pub(super) struct Straight(HashMap<u64, Ends>);
 struct Ends {
     source: Report,
     destination: Report,
+    /// When it was first heard of, in nanoseconds since boot.
+    since: u64,
 }
 
 impl Straight {
@@ -86,10 +88,11 @@ impl Ends {
         Some(Self {
             source,
             destination,
+            since: flow.time,
         })
     }
 
-    fn finish(self, flow: &Flow, end: &FlowEnd, neighbourhood: &Neighbourhood) {
+    fn finish(mut self, flow: &Flow, end: &FlowEnd, neighbourhood: &Neighbourhood) {
         let client = neighbourhood
             .members
             .borrow()
@@ -100,6 +103,9 @@ impl Ends {
             Ending::Orderly => None,
             how => Some(Failure::straight(flow.server, how, cut)),
         };
+        let duration = Duration::from_nanos(flow.time.saturating_sub(self.since));
+        self.source.lasted(duration);
+        self.destination.lasted(duration);
         self.source.carried(end.sent, end.received);
         self.source.finish(failure(None));
         if end.how != Ending::NotConnected {
