@@ -271,3 +271,44 @@ fn the_restriction_outlives_workers_and_brokers() {
         Ok(())
     });
 }
+
+/// A ServiceEntry with ranges of addresses: what is in one is known, and the kernel itself refuses
+/// the rest.
+#[test]
+fn ranges_of_addresses_are_known_to_the_kernel() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        stage.annotate(Some(REGISTRY_ONLY))?;
+        eventually(|| stage.refused_outside())?;
+        let [v4, v6] = OUTSIDE.map(|ip| SocketAddr::new(ip, PORT));
+        let stranger: SocketAddr = "198.51.100.1:80".parse()?;
+        let declare = |ranges: &str| {
+            stage.s.mesh.config().apply(
+                "outside",
+                &format!(
+                    "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                     metadata: {{name: outside, namespace: shop}}\n\
+                     spec: {{hosts: [outside.example], addresses: [{ranges}], resolution: NONE, \
+                     ports: [{{number: {PORT}, name: tcp, protocol: TCP}}]}}\n"
+                ),
+            )
+        };
+        declare(&format!("{WIRE_V4}/30"))?;
+        eventually(|| greeted(&stage.client, v4))?;
+        for unknown in [v6, stranger] {
+            denied(&stage.client, unknown)?;
+        }
+        stage.reaches_the_known()?;
+        let held = Connection::open(&stage.client, &v4.to_string())?;
+        held.line()?;
+        // All of IPv6 is nothing of IPv4.
+        declare("\"::/0\"")?;
+        eventually(|| greeted(&stage.client, v6))?;
+        eventually(|| denied(&stage.client, v4))?;
+        denied(&stage.client, stranger)?;
+        ensure!(matches!(held.event(PATIENCE)?, Some(Event::Broken(_))));
+        stage.s.mesh.config().delete("outside")?;
+        eventually(|| stage.refused_outside())?;
+        stage.reaches_the_known()
+    });
+}

@@ -17,6 +17,7 @@ mod peers;
 mod policy;
 mod processes;
 mod revocation;
+mod same_node;
 mod services;
 mod snapshot;
 mod stranger;

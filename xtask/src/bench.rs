@@ -15,8 +15,8 @@ use crate::{demo, supervise};
 use measure::SCENARIOS;
 use report::Report;
 
-/// Measures throughput, latency and requests per second between two nodes, with the mesh and
-/// without it.
+/// Measures throughput, latency, requests and new connections per second between two nodes, or on
+/// one, with the mesh and without it.
 ///
 /// The two are measured in turns, since absolute figures drift; what counts is the ratio of the
 /// medians. Needs root; makes and removes the same nodes and pods as `demo`.
@@ -31,12 +31,15 @@ pub(crate) struct Arguments {
     /// Only scenarios whose name contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Client and server on one node
+    #[arg(long)]
+    same_node: bool,
     /// Only the network without the mesh: what this machine can do
     #[arg(long)]
     no_mesh: bool,
 }
 
-/// One of the two sides that are compared: a client on node a, servers on node b.
+/// One of the two sides that are compared: a client on node a, servers on node b or a.
 #[derive(Debug)]
 struct Side {
     client: Pod,
@@ -75,11 +78,12 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
         true => None,
         false => Some(Mesh::start(&topology).context("starting the mesh")?),
     };
-    let plain = Side::build(&topology, "plain")?;
+    let far = if arguments.same_node { "a" } else { "b" };
+    let plain = Side::build(&topology, "plain", far)?;
     let meshed = match &mesh {
         None => None,
         Some(mesh) => {
-            let side = Side::build(&topology, "meshed")?;
+            let side = Side::build(&topology, "meshed", far)?;
             mesh.apply_namespace("meshed", Some("ambient"))?;
             for pod in [&side.client, &side.server] {
                 mesh.apply_pod(pod, &[])?;
@@ -91,6 +95,12 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
             Some(side)
         }
     };
+    // The first connection to a port of the same node goes another way than the next ones.
+    for side in meshed.iter().filter(|_| arguments.same_node) {
+        for scenario in &scenarios {
+            scenario.measure(&side.client, &side.server, 1)?;
+        }
+    }
     let mut report = Report::default();
     for round in 1..=arguments.rounds {
         for scenario in &scenarios {
@@ -118,7 +128,7 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
 }
 
 impl Side {
-    fn build(topology: &Topology, namespace: &str) -> Result<Self> {
+    fn build(topology: &Topology, namespace: &str, far: &str) -> Result<Self> {
         let pod = |node: &str, name: &str| {
             let spec = PodSpec {
                 namespace,
@@ -127,7 +137,7 @@ impl Side {
             };
             topology.node(node).pod(spec)
         };
-        let (client, server) = (pod("a", "client")?, pod("b", "server")?);
+        let (client, server) = (pod("a", "client")?, pod(far, "server")?);
         let servers = measure::start_servers(&server)?;
         Ok(Self {
             client,

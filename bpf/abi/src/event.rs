@@ -2,6 +2,16 @@
 
 use crate::{Addr, verdict::Reason};
 
+/// States of a TCP connection, by their numbers in the kernel.
+pub mod tcp {
+    pub const ESTABLISHED: u32 = 1;
+    pub const SYN_SENT: u32 = 2;
+    pub const FIN_WAIT1: u32 = 4;
+    pub const FIN_WAIT2: u32 = 5;
+    pub const CLOSE_WAIT: u32 = 8;
+    pub const LAST_ACK: u32 = 9;
+}
+
 /// What happened.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +26,10 @@ pub enum Kind {
     Passive = 4,
     /// A connection ended; the counters are final.
     Close = 5,
+    /// A connection straight to another pod of the node was established by this side.
+    DirectOpen = 6,
+    /// Such a connection ended, or never came to be; the counters are final.
+    DirectClose = 7,
 }
 
 impl Kind {
@@ -27,6 +41,8 @@ impl Kind {
             3 => Self::Active,
             4 => Self::Passive,
             5 => Self::Close,
+            6 => Self::DirectOpen,
+            7 => Self::DirectClose,
             _ => return None,
         })
     }
@@ -46,6 +62,10 @@ pub struct Event {
     pub bytes_received: u64,
     pub local: Addr,
     pub remote: Addr,
+    /// What the application dialled, a service for instance; only where the kind is direct.
+    pub dialled: Addr,
+    /// The state that a connection ended in, as TCP numbers them; only in `DirectClose`.
+    pub state: u32,
     /// [`Kind`].
     pub kind: u32,
     /// [`Reason`] of a verdict, else 0.
@@ -55,7 +75,7 @@ pub struct Event {
     pub retransmits: u32,
 }
 
-const _: () = assert!(size_of::<Event>() == 96);
+const _: () = assert!(size_of::<Event>() == 120);
 
 impl Event {
     /// The reason of a verdict, if the event holds one.

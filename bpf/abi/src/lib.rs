@@ -14,7 +14,7 @@ pub use addr::{Addr, Ip};
 
 /// The version of the maps' layout. Maps are pinned below a directory of this name, so programs of
 /// another version never read them. Raise it whenever a key, value or event changes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Ports of the ztunnel inside every enrolled pod's network namespace, and those it looks out for.
 pub mod ports {
@@ -31,4 +31,11 @@ pub mod ports {
     pub const DNS_PORTS: u16 = 3;
     /// Where applications send DNS queries.
     pub const DOMAIN: u16 = 53;
+    /// SOCKS5, which other ztunnels serve (wire contract §1).
+    const SOCKS5: u16 = 15080;
+
+    /// Whether a port of a pod would lead back to a proxy (wire contract §1).
+    pub const fn is_own(port: u16) -> bool {
+        matches!(port, OUTBOUND | INBOUND_PLAINTEXT | HBONE | SOCKS5)
+    }
 }

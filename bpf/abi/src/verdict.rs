@@ -57,10 +57,16 @@ pub enum Reason {
     // recvmsg
     /// The application's socket behind a DNS query is gone, or it was not captured.
     OrphanQuery = 19,
+    // connect: ours, and let go
+    /// Straight to another pod of the node, as policy allows.
+    Direct = 20,
+    // sk_lookup: ours, and let in
+    /// Straight from another pod of the node.
+    FromNeighbour = 21,
 }
 
 /// How many counters there are; 0 is unused.
-pub const REASONS: u32 = 20;
+pub const REASONS: u32 = 22;
 
 impl Reason {
     /// Every reason, in order.
@@ -84,6 +90,8 @@ impl Reason {
         Self::NotInRegistry,
         Self::Query,
         Self::OrphanQuery,
+        Self::Direct,
+        Self::FromNeighbour,
     ];
 
     /// The reason with this number, if there is one.
@@ -116,6 +124,8 @@ impl Reason {
             Self::NotInRegistry => "not_in_registry",
             Self::Query => "query",
             Self::OrphanQuery => "orphan_query",
+            Self::Direct => "direct",
+            Self::FromNeighbour => "from_neighbour",
         }
     }
 }
@@ -138,6 +148,8 @@ pub struct Connect {
     pub known: bool,
     /// The pod's DNS queries are captured.
     pub dns: bool,
+    /// Policy allows the pod to go there without the ztunnel.
+    pub allowed: bool,
 }
 
 /// What to do with a `connect`.
@@ -146,6 +158,8 @@ pub enum ConnectVerdict {
     NotOurs(Reason),
     /// Rewrite the destination to this address; a query's, to the port for its server.
     Redirect(Addr),
+    /// Let it go straight to the pod of this node that it is for.
+    Direct,
     Refuse(Reason),
 }
 
@@ -177,6 +191,9 @@ pub fn connect(c: &Connect) -> ConnectVerdict {
     }
     if to.is_link_local6() {
         return not_ours(Reason::LinkLocal);
+    }
+    if c.allowed && c.protocol == TCP && !c.is_dns() {
+        return ConnectVerdict::Direct;
     }
     // An IPv6 socket with an IPv4-mapped destination speaks IPv4, so its loopback is IPv4's.
     let ip = if to.is_v4() {
@@ -244,6 +261,8 @@ pub struct Lookup {
     pub known: bool,
     /// And the remote one to the same pod.
     pub same_pod: bool,
+    /// Policy allows the pod at the other end to connect without the ztunnel, and it is that pod.
+    pub allowed: bool,
 }
 
 /// What to do with an incoming connection.
@@ -276,6 +295,9 @@ pub fn lookup(l: &Lookup) -> LookupVerdict {
     }
     if !l.known {
         return LookupVerdict::Refuse(Reason::UnknownAddress);
+    }
+    if l.allowed {
+        return LookupVerdict::NotOurs(Reason::FromNeighbour);
     }
     LookupVerdict::Steer
 }

@@ -26,6 +26,7 @@ fn dial(destination: &str) -> Connect {
         registry_only: false,
         known: false,
         dns: false,
+        allowed: false,
     }
 }
 
@@ -282,6 +283,44 @@ fn a_pod_that_may_go_only_to_what_the_mesh_knows_is_refused_the_rest() {
     }
 }
 
+#[test]
+fn what_policy_allows_goes_straight_to_a_pod_of_the_node() {
+    let allowed = |destination| Connect {
+        allowed: true,
+        ..dial(destination)
+    };
+    for to in ["10.1.2.3", "::ffff:10.1.2.3", "fd00::3"] {
+        assert_eq!(connect(&allowed(to)), ConnectVerdict::Direct, "{to}");
+    }
+    let never = [
+        allowed("127.0.0.1"),
+        Connect {
+            enrolled: false,
+            ..allowed("10.1.2.3")
+        },
+        Connect {
+            proxy: true,
+            ..allowed("10.1.2.3")
+        },
+        Connect {
+            registry_only: true,
+            ..allowed("10.1.2.3")
+        },
+        Connect {
+            allowed: true,
+            ..query("10.1.2.3")
+        },
+        Connect {
+            allowed: true,
+            protocol: TCP,
+            ..query("10.1.2.3")
+        },
+    ];
+    for input in never {
+        assert_ne!(connect(&input), ConnectVerdict::Direct, "{input:?}");
+    }
+}
+
 fn syn(local: &str, remote: &str) -> Lookup {
     Lookup {
         protocol: TCP,
@@ -290,6 +329,7 @@ fn syn(local: &str, remote: &str) -> Lookup {
         remote: ip(remote),
         known: true,
         same_pod: false,
+        allowed: false,
     }
 }
 
@@ -310,6 +350,21 @@ fn lookup() {
                 ..syn("10.0.0.6:80", "10.0.0.5")
             },
             not_ours(Reason::FromSelf),
+        ),
+        (
+            Lookup {
+                allowed: true,
+                ..syn("10.0.0.5:80", "10.0.0.9")
+            },
+            not_ours(Reason::FromNeighbour),
+        ),
+        (
+            Lookup {
+                allowed: true,
+                known: false,
+                ..syn("10.0.0.5:80", "10.0.0.9")
+            },
+            LookupVerdict::Refuse(Reason::UnknownAddress),
         ),
         (
             Lookup {

@@ -12,14 +12,15 @@ use aya_log_ebpf::debug;
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{CAPTURED, DNS, OrigDst, REGISTRY_ONLY},
+    maps::{CAPTURED, DIRECT, DNS, OrigDst, REGISTRY_ONLY},
     verdict::{self, Connect, ConnectVerdict, Reason, UDP},
 };
 
 use crate::{
     ctx::{self, read},
     events,
-    maps::{ORIG_DST, POD_IPS, PODS, PROXY, REGISTRY, SERVERS, count, storage_get, storage_set},
+    maps::{ORIG_DST, POD_IPS, PODS, PROXY, SERVERS, count, is_known, storage_get, storage_set},
+    neighbour,
 };
 
 /// Lets the system call go on.
@@ -82,22 +83,38 @@ fn capture(
     let registry_only = flags & REGISTRY_ONLY != 0;
     // SAFETY: `sk` is the context's own socket.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
+    let protocol = read!((*sa).protocol);
+    let straight = if protocol == verdict::TCP {
+        neighbour::route(netns, &dst)
+    } else {
+        None
+    };
     let input = Connect {
         netns,
-        protocol: read!((*sa).protocol),
+        protocol,
         enrolled: true,
         proxy: storage_get(&PROXY, sk).is_some(),
         destination: dst,
         // SAFETY: as for PODS.
         owner: unsafe { POD_IPS.get(&dst.ip) }.copied().unwrap_or_default(),
         registry_only,
-        // SAFETY: only whether there is an entry is asked.
-        known: registry_only && unsafe { REGISTRY.get(&dst.ip) }.is_some(),
+        known: registry_only && is_known(&dst.ip),
         dns: flags & DNS != 0,
+        allowed: straight.is_some(),
     };
     let (outcome, reason) = match verdict::connect(&input) {
         ConnectVerdict::NotOurs(reason) => (PROCEED, reason),
         ConnectVerdict::Refuse(reason) => (REFUSE, reason),
+        ConnectVerdict::Direct => {
+            let stored = storage_set(&ORIG_DST, sk, &OrigDst { dst, end: DIRECT });
+            match straight {
+                Some(to) if stored => {
+                    rewrite(sa, &to);
+                    (PROCEED, Reason::Direct)
+                }
+                _ => (REFUSE, Reason::NoStorage),
+            }
+        }
         ConnectVerdict::Redirect(to) => {
             let (stored, ours) = if input.is_query() {
                 (ask(sk, to, &dst), Reason::Query)

@@ -110,7 +110,7 @@ pub fn ends(ops: *mut bpf_sock_ops) -> (Addr, Addr) {
     (local, remote)
 }
 
-/// What a `sk_lookup` context says, but for `known` and `same_pod`; and the remote end's port.
+/// What a `sk_lookup` context says, but for whose addresses these are; and the remote end's port.
 #[inline(always)]
 pub fn lookup(l: *mut bpf_sk_lookup) -> (Lookup, u32) {
     let v4 = read!((*l).family) == INET;
@@ -138,6 +138,7 @@ pub fn lookup(l: *mut bpf_sk_lookup) -> (Lookup, u32) {
         remote: pick(v4, remote4, remote6),
         known: false,
         same_pod: false,
+        allowed: false,
     };
     (lookup, remote_port)
 }

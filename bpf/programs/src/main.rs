@@ -8,6 +8,7 @@ mod ctx;
 mod dns;
 mod events;
 mod maps;
+mod neighbour;
 mod peername;
 mod proxy;
 mod sk_lookup;

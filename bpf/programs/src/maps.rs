@@ -5,13 +5,14 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::bpf_sk_storage_get,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
 };
 use sluice_abi::{
     Addr, Ip,
     maps::{
-        CONFIG_LEN, EVENTS_BYTES, MAX_ASKING, MAX_PENDING, MAX_POD_ADDRESSES, MAX_PODS,
-        MAX_REGISTRY, OrigDst, Pod, PodIp, Query, Servers, Tuple,
+        Authorized, Block, CONFIG_LEN, Dial, EVENTS_BYTES, MAX_ASKING, MAX_DIALS, MAX_PENDING,
+        MAX_POD_ADDRESSES, MAX_PODS, MAX_RANGES, MAX_REGISTRY, OrigDst, Pair, Pod, PodIp, Query, Servers,
+        Tuple,
     },
     verdict::{REASONS, Reason},
 };
@@ -28,6 +29,21 @@ pub static POD_IPS: HashMap<Ip, PodIp> = HashMap::with_max_entries(MAX_POD_ADDRE
 /// node may go nowhere else, so entries take memory only when they are there.
 #[map]
 pub static REGISTRY: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_REGISTRY, BPF_F_NO_PREALLOC);
+
+/// The same for whole ranges of addresses.
+#[map]
+pub static RANGES: LpmTrie<Block, u32> = LpmTrie::with_max_entries(MAX_RANGES, BPF_F_NO_PREALLOC);
+
+/// Whether the mesh knows an address.
+#[inline(always)]
+pub fn is_known(ip: &Ip) -> bool {
+    // SAFETY: only whether there is an entry is asked.
+    if unsafe { REGISTRY.get(ip) }.is_some() {
+        return true;
+    }
+    let key = Key::new(Block::WHOLE, Block::new(*ip));
+    RANGES.get(&key).is_some()
+}
 
 /// Slot → the ztunnel's listener for inbound plaintext in that pod's namespace.
 #[map]
@@ -47,6 +63,20 @@ pub static CLIENT_PENDING: LruHashMap<Tuple, Addr> = LruHashMap::with_max_entrie
 /// is written again with every query.
 #[map]
 pub static ASKED: LruHashMap<Query, Addr> = LruHashMap::with_max_entries(MAX_ASKING, 0);
+
+/// What a pod may dial without the ztunnel → the cookie of the pod that must be there. Only the
+/// broker writes it.
+#[map]
+pub static ALLOW: HashMap<Dial, u64> = HashMap::with_max_entries(MAX_DIALS, BPF_F_NO_PREALLOC);
+
+/// A service that a pod dials → the one pod behind it.
+#[map]
+pub static ROUTES: HashMap<Dial, Addr> = HashMap::with_max_entries(MAX_DIALS, BPF_F_NO_PREALLOC);
+
+/// Both ends of a connection straight from pod to pod → who they are, from SYN to accept. Only
+/// programs write it. LRU, should an end never come.
+#[map]
+pub static AUTH: LruHashMap<Pair, Authorized> = LruHashMap::with_max_entries(MAX_PENDING, 0);
 
 /// Per socket: the original destination. Only programs write it.
 #[btf_map]

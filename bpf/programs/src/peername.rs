@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use sluice_abi::{
     Addr,
-    maps::{CAPTURED, Tuple},
+    maps::{ACCEPTED, Tuple},
 };
 
 use crate::{
@@ -42,7 +42,7 @@ fn real_peer(context: &SockAddrContext, shown: &Addr) -> Option<Addr> {
     // SAFETY: the context's own socket.
     let sk = unsafe { (*context.sock_addr).__bindgen_anon_1.sk };
     if let Some(orig) = storage_get(&ORIG_DST, sk)
-        && orig.end == CAPTURED
+        && orig.end != ACCEPTED
     {
         return Some(orig.dst);
     }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
+        BPF_TCP_CLOSE, BPF_TCP_SYN_SENT, bpf_sock, bpf_sock_ops,
     },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::sock_ops,
@@ -15,7 +15,7 @@ use aya_ebpf::{
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{ACCEPTED, CAPTURED, OrigDst, Tuple},
+    maps::{ACCEPTED, CAPTURED, DIRECT, OrigDst, Tuple},
     verdict::Reason,
 };
 
@@ -26,6 +26,7 @@ use crate::{
         CLIENT, CLIENT_PENDING, ORIG_DST, ORIG_PENDING, PODS, PROXY, count, storage_get,
         storage_set,
     },
+    neighbour,
 };
 
 #[sock_ops]
@@ -34,8 +35,8 @@ pub fn sluice_sockops(context: SockOpsContext) -> u32 {
     match read!((*ops).op) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&context),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&context),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => report_open(&context, Kind::Active),
-        BPF_SOCK_OPS_STATE_CB => report_close(&context),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&context),
+        BPF_SOCK_OPS_STATE_CB => changed(&context),
         _ => {}
     }
     1
@@ -68,8 +69,15 @@ fn tuple(context: &SockOpsContext, end: &Addr) -> Tuple {
 fn connecting(context: &SockOpsContext) {
     let ops = context.ops;
     let sk = socket(ops);
-    let (local, _) = ctx::ends(ops);
-    if let Some(orig) = storage_get(&ORIG_DST, sk)
+    let (local, remote) = ctx::ends(ops);
+    let orig = storage_get(&ORIG_DST, sk);
+    if let Some(orig) = orig
+        && orig.end == DIRECT
+    {
+        neighbour::announce(netns(context), &local, &remote);
+        // How it ends is told in any case.
+        let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    } else if let Some(orig) = orig
         && orig.end == CAPTURED
     {
         if ORIG_PENDING
@@ -92,7 +100,7 @@ fn connecting(context: &SockOpsContext) {
 fn accepted(context: &SockOpsContext) {
     let ops = context.ops;
     let sk = socket(ops);
-    let (_, remote) = ctx::ends(ops);
+    let (local, remote) = ctx::ends(ops);
     let key = tuple(context, &remote);
     // SAFETY, for both maps: values are only copied.
     if let Some(dst) = unsafe { ORIG_PENDING.get(&key) }.copied() {
@@ -101,12 +109,29 @@ fn accepted(context: &SockOpsContext) {
         } else {
             count(Reason::OrphanAccept);
         }
-    } else if let Some(client) = unsafe { CLIENT_PENDING.get(&key) }.copied()
-        && storage_set(&CLIENT, sk, &client)
-    {
-        let _ = CLIENT_PENDING.remove(&key);
+    } else if let Some(client) = unsafe { CLIENT_PENDING.get(&key) }.copied() {
+        if storage_set(&CLIENT, sk, &client) {
+            let _ = CLIENT_PENDING.remove(&key);
+        }
+    } else {
+        neighbour::forget(&remote, &local);
     }
     report_open(context, Kind::Passive);
+}
+
+/// What the application dialled, of a socket that goes straight to another pod.
+#[inline(always)]
+fn dialled(context: &SockOpsContext) -> Option<Addr> {
+    let orig = storage_get(&ORIG_DST, socket(context.ops))?;
+    (orig.end == DIRECT).then_some(orig.dst)
+}
+
+#[inline(always)]
+fn connected(context: &SockOpsContext) {
+    match dialled(context) {
+        Some(dialled) => report(context, Kind::DirectOpen, 0, dialled),
+        None => report_open(context, Kind::Active),
+    }
 }
 
 #[inline(always)]
@@ -114,36 +139,46 @@ fn report_open(context: &SockOpsContext, kind: Kind) {
     if !events::enabled() {
         return;
     }
-    let netns = netns(context);
     // SAFETY: values are only looked at.
-    if unsafe { PODS.get(&netns) }.is_none() {
+    if unsafe { PODS.get(&netns(context)) }.is_none() {
         return;
     }
     let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
-    report(context, netns, kind);
+    report(context, kind, 0, Addr::default());
 }
 
+/// The arguments of the callback are the state that the socket leaves, and the one that it enters.
 #[inline(always)]
-fn report_close(context: &SockOpsContext) {
-    // The second argument of the callback is the state that the socket enters.
-    if context.arg(1) == BPF_TCP_CLOSE {
-        report(context, netns(context), Kind::Close);
+fn changed(context: &SockOpsContext) {
+    let (before, now) = (context.arg(0), context.arg(1));
+    if now != BPF_TCP_CLOSE {
+        return;
     }
+    let Some(dialled) = dialled(context) else {
+        return report(context, Kind::Close, 0, Addr::default());
+    };
+    if before == BPF_TCP_SYN_SENT {
+        let (local, remote) = ctx::ends(context.ops);
+        neighbour::forget(&local, &remote);
+    }
+    report(context, Kind::DirectClose, before, dialled);
 }
 
 #[inline(always)]
-fn report(context: &SockOpsContext, netns: u64, kind: Kind) {
+fn report(context: &SockOpsContext, kind: Kind, state: u32, dialled: Addr) {
     let ops = context.ops;
     let (local, remote) = ctx::ends(ops);
     events::emit(&Event {
         time: 0,
-        netns,
+        netns: netns(context),
         // SAFETY: the helper takes the context itself.
         socket: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
         bytes_sent: read!((*ops).bytes_acked),
         bytes_received: read!((*ops).bytes_received),
         local,
         remote,
+        dialled,
+        state,
         kind: kind as u32,
         reason: 0,
         // The kernel keeps eighths of a microsecond.

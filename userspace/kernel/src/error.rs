@@ -1,5 +1,7 @@
 use std::{io, path::PathBuf};
 
+use aya::maps::MapError;
+
 /// What can go wrong between userspace and the kernel half.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -77,5 +79,14 @@ impl Error {
             what: what.into(),
             source,
         }
+    }
+}
+
+/// That there was nothing to remove is what was wanted.
+pub(crate) fn removed(name: &'static str, result: Result<(), MapError>) -> Result<(), Error> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(Error::map(name)),
     }
 }

@@ -4,9 +4,11 @@
 //! map descriptors that the broker handed over.
 
 mod counters;
+mod diag;
 mod error;
 mod events;
 mod load;
+mod neighbours;
 mod pins;
 mod pods;
 mod registry;
@@ -17,9 +19,14 @@ pub use counters::Counters;
 pub use error::Error;
 pub use events::{EventReader, Events};
 pub use load::{Config, Kernel};
+pub use neighbours::DirectConnections;
 pub use pins::cleanup;
 pub use pods::{Dns, EnrolledPod, PodSpec};
 pub use registry::Outbound;
-pub use sluice_abi::{maps::MAX_REGISTRY, ports, verdict::Reason};
+pub use sluice_abi::{
+    maps::{MAX_DIALS, MAX_RANGES, MAX_REGISTRY},
+    ports,
+    verdict::Reason,
+};
 pub use sockets::{SocketMapFds, SocketMaps};
 pub use sys::netns_cookie;

@@ -18,8 +18,9 @@ use crate::{
     Error, EventReader, SocketMapFds,
     counters::COUNTERS,
     events::{self, Events},
+    neighbours::{ALLOW, Neighbours, ROUTES},
     pins::Pins,
-    registry::{REGISTRY, Registry},
+    registry::{RANGES, REGISTRY, Registry},
 };
 
 /// Where the programs are attached and pinned.
@@ -51,7 +52,8 @@ pub struct Kernel {
     pub(crate) pod_ips: HashMap<MapData, Ip, maps::PodIp>,
     pub(crate) listeners: SockMap<MapData>,
     pub(crate) registry: Registry,
-    config: Array<MapData, u32>,
+    pub(crate) neighbours: Neighbours,
+    pub(crate) config: Array<MapData, u32>,
     pub(crate) slots: Vec<bool>,
     /// Slots of pods that an earlier broker enrolled; `None` once they have been let go.
     inherited: Option<HashSet<u32>>,
@@ -72,12 +74,14 @@ struct Aligned<T: ?Sized>(T);
 static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/sluice.bpf.o")));
 
-/// The maps that outlive a broker: the next one finds connections that were under way.
-const PINNED: [&str; 12] = [
+/// The maps that outlive a broker: the next one finds connections that were under way. Not among
+/// them is what a broker alone stands for, as what may go straight from pod to pod.
+const PINNED: [&str; 13] = [
     "PODS",
     "POD_IPS",
     "LISTENERS",
     REGISTRY,
+    RANGES,
     COUNTERS,
     "ORIG_PENDING",
     "CLIENT_PENDING",
@@ -126,7 +130,11 @@ impl Kernel {
             pods: take_map(&mut ebpf, "PODS")?,
             pod_ips: take_map(&mut ebpf, "POD_IPS")?,
             listeners: take_map(&mut ebpf, "LISTENERS")?,
-            registry: Registry::new(take_map(&mut ebpf, REGISTRY)?),
+            registry: Registry::new(take_map(&mut ebpf, REGISTRY)?, take_map(&mut ebpf, RANGES)?),
+            neighbours: Neighbours {
+                allow: take_map(&mut ebpf, ALLOW)?,
+                routes: take_map(&mut ebpf, ROUTES)?,
+            },
             config: take_map(&mut ebpf, "CONFIG")?,
             slots: vec![false; maps::MAX_PODS as usize],
             inherited: None,

@@ -66,6 +66,16 @@ impl EnrolledPod {
     pub fn outbound(&self) -> Outbound {
         self.outbound
     }
+
+    /// Its addresses, in the order in which they were told.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.ips.iter().map(|ip| IpAddr::from(*ip))
+    }
+
+    /// Whether an address is one of its own.
+    pub fn has(&self, ip: IpAddr) -> bool {
+        self.ips.contains(&ip.into())
+    }
 }
 
 impl Kernel {

@@ -1,13 +1,16 @@
 //! The addresses that the mesh knows, for pods that may go nowhere else.
 
-use std::{io::ErrorKind, net::IpAddr};
+use aya::maps::{HashMap, LpmTrie, MapData, lpm_trie::Key};
+use ipnet::IpNet;
+use sluice_abi::{
+    Ip,
+    maps::{self, Block},
+};
 
-use aya::maps::{HashMap, MapData, MapError};
-use sluice_abi::{Ip, maps};
-
-use crate::{EnrolledPod, Error, Kernel};
+use crate::{EnrolledPod, Error, Kernel, error::removed};
 
 pub(crate) const REGISTRY: &str = "REGISTRY";
+pub(crate) const RANGES: &str = "RANGES";
 
 /// Where a pod may connect to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,26 +38,78 @@ impl Outbound {
     }
 }
 
-/// Each address carries the number of the list that it was last in, so that what an earlier list
-/// left can be told apart, also by the next broker.
+/// Each address and range carries the number of the list that it was last in, so that what an
+/// earlier list left can be told apart, also by the next broker.
 pub(crate) struct Registry {
-    map: HashMap<MapData, Ip, u32>,
+    single: HashMap<MapData, Ip, u32>,
+    ranges: LpmTrie<MapData, Block, u32>,
     list: u32,
 }
 
 impl Registry {
-    pub(crate) fn new(map: HashMap<MapData, Ip, u32>) -> Self {
-        let entries = map.iter().filter_map(Result::ok);
-        let list = entries.map(|(_, list)| list).max().unwrap_or(0);
-        Self { map, list }
-    }
-
-    fn remove(&mut self, ip: &Ip) -> Result<(), Error> {
-        match self.map.remove(ip) {
-            Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.map_err(Error::map(REGISTRY)),
+    pub(crate) fn new(
+        single: HashMap<MapData, Ip, u32>,
+        ranges: LpmTrie<MapData, Block, u32>,
+    ) -> Self {
+        let of_single = single.iter().filter_map(Result::ok).map(|(_, list)| list);
+        let of_ranges = ranges.iter().filter_map(Result::ok).map(|(_, list)| list);
+        let list = of_single.chain(of_ranges).max().unwrap_or(0);
+        Self {
+            single,
+            ranges,
+            list,
         }
     }
+
+    fn insert(&mut self, net: &IpNet) -> Result<(), Error> {
+        match single(net) {
+            Some(ip) => self
+                .single
+                .insert(ip, self.list, 0)
+                .map_err(Error::map(REGISTRY)),
+            None => self
+                .ranges
+                .insert(&block(net), self.list, 0)
+                .map_err(Error::map(RANGES)),
+        }
+    }
+
+    fn remove(&mut self, net: &IpNet) -> Result<(), Error> {
+        match single(net) {
+            Some(ip) => removed(REGISTRY, self.single.remove(&ip)),
+            None => removed(RANGES, self.ranges.remove(&block(net))),
+        }
+    }
+
+    fn remove_stale(&mut self) -> Result<(), Error> {
+        let entries = self.single.iter().filter_map(Result::ok);
+        let stale: Vec<Ip> = entries
+            .filter(|(_, list)| *list != self.list)
+            .map(|(ip, _)| ip)
+            .collect();
+        let entries = self.ranges.iter().filter_map(Result::ok);
+        let stale_ranges: Vec<Key<Block>> = entries
+            .filter(|(_, list)| *list != self.list)
+            .map(|(block, _)| block)
+            .collect();
+        for ip in &stale {
+            removed(REGISTRY, self.single.remove(ip))?;
+        }
+        for block in &stale_ranges {
+            removed(RANGES, self.ranges.remove(block))?;
+        }
+        Ok(())
+    }
+}
+
+/// The address that a range of one holds.
+fn single(net: &IpNet) -> Option<Ip> {
+    (net.prefix_len() == net.max_prefix_len()).then(|| net.addr().into())
+}
+
+fn block(net: &IpNet) -> Key<Block> {
+    let block = Block::new(net.network().into());
+    Key::new(block.bits(u32::from(net.prefix_len())), block)
 }
 
 impl Kernel {
@@ -63,24 +118,20 @@ impl Kernel {
         self.registry.list = self.registry.list.wrapping_add(1);
     }
 
-    /// Adds addresses that the mesh knows to the list.
+    /// Adds addresses, single ones and ranges, that the mesh knows to the list.
     ///
     /// # Errors
     /// The kernel's, as when there are too many; those before are known then.
-    pub fn know(&mut self, ips: &[IpAddr]) -> Result<(), Error> {
-        let list = self.registry.list;
-        ips.iter()
-            .try_for_each(|ip| self.registry.map.insert(Ip::from(*ip), list, 0))
-            .map_err(Error::map(REGISTRY))
+    pub fn know(&mut self, nets: &[IpNet]) -> Result<(), Error> {
+        nets.iter().try_for_each(|net| self.registry.insert(net))
     }
 
     /// Takes addresses that the mesh knows no more from the list.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn forget(&mut self, ips: &[IpAddr]) -> Result<(), Error> {
-        ips.iter()
-            .try_for_each(|ip| self.registry.remove(&Ip::from(*ip)))
+    pub fn forget(&mut self, nets: &[IpNet]) -> Result<(), Error> {
+        nets.iter().try_for_each(|net| self.registry.remove(net))
     }
 
     /// Forgets what is not in the newest list.
@@ -88,13 +139,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's.
     pub fn end_list(&mut self) -> Result<(), Error> {
-        let registry = &mut self.registry;
-        let entries = registry.map.iter().filter_map(Result::ok);
-        let stale: Vec<Ip> = entries
-            .filter(|(_, list)| *list != registry.list)
-            .map(|(ip, _)| ip)
-            .collect();
-        stale.iter().try_for_each(|ip| registry.remove(ip))
+        self.registry.remove_stale()
     }
 
     /// Says where a pod may connect to, from now on.

@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
+
 use crate::{
     Name, NetworkAddress, Service, ServiceKey, Uid, Workload,
     authz::{Applicable, Policy, PolicyKey},
@@ -132,9 +134,12 @@ impl Mesh {
             .chain(self.workloads.addresses(network))
     }
 
-    /// Whether whole ranges of a network stand for something, beside [`Mesh::addresses`].
-    pub fn has_ranges(&self, network: &Name) -> bool {
-        self.vips.has_ranges(network)
+    /// The ranges of a network that stand for something, beside [`Mesh::addresses`].
+    pub fn ranges<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpNet> + 'a {
+        let ranges = self.vips.ranges();
+        ranges
+            .filter(move |range| range.network == *network)
+            .map(|range| range.range)
     }
 
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{Name, NetworkAddress, NetworkRange, Service};
+use crate::{NetworkAddress, NetworkRange, Service};
 
 /// The virtual addresses of all services, single ones and ranges.
 #[derive(Clone, Debug, Default)]
@@ -57,8 +57,9 @@ impl Vips {
         self.by_address.keys()
     }
 
-    pub(crate) fn has_ranges(&self, network: &Name) -> bool {
-        self.by_range.keys().any(|range| range.network == *network)
+    /// Every range.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = &NetworkRange> {
+        self.by_range.keys()
     }
 
     /// The service of just this address.

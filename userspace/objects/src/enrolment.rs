@@ -19,6 +19,9 @@ pub struct Enrolment {
     pub netns: PathBuf,
     /// Whether its DNS queries are captured, if the pod says so.
     pub dns_capture: Option<bool>,
+    /// Whether it takes part in connections that go straight from pod to pod, if it, or else its
+    /// namespace, says so.
+    pub same_node: Option<bool>,
 }
 
 /// Whether a pod is part of the mesh: its own label `istio.io/dataplane-mode` counts, or else its
@@ -39,7 +42,8 @@ pub fn pods_to_enrol(objects: &Objects, node: &str) -> (Vec<Enrolment>, Vec<Diag
     let mut enrolments = Vec::new();
     let mut diagnostics = Vec::new();
     for pod in objects.pods.values().filter(|pod| *pod.node == *node) {
-        if !wants_enrolment(pod, objects.namespace(&pod.namespace)) {
+        let namespace = objects.namespace(&pod.namespace);
+        if !wants_enrolment(pod, namespace) {
             continue;
         }
         let refusal = match &pod.netns {
@@ -65,6 +69,9 @@ pub fn pods_to_enrol(objects: &Objects, node: &str) -> (Vec<Enrolment>, Vec<Diag
                     service_account: pod.service_account.clone(),
                     netns: netns.clone(),
                     dns_capture: pod.dns_capture,
+                    same_node: pod
+                        .same_node
+                        .or_else(|| namespace.and_then(|namespace| namespace.same_node)),
                 });
                 continue;
             }

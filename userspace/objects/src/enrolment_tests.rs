@@ -67,6 +67,7 @@ fn an_enrolment_says_what_the_node_needs() {
         service_account: "sa".into(),
         netns: "/run/netns/web".into(),
         dns_capture: None,
+        same_node: None,
     };
     assert_eq!(pods_to_enrol(&snapshot.objects, "n1").0, [expected]);
     assert_eq!(
@@ -140,4 +141,33 @@ fn a_pod_says_whether_its_dns_queries_are_captured() {
     let field = "metadata.annotations[\"ambient.istio.io/dns-capture\"]";
     assert_eq!(finding.field, field);
     assert_eq!(finding.message, "\"no\" is neither \"true\" nor \"false\"");
+}
+
+#[test]
+fn a_pod_or_else_its_namespace_says_whether_connections_go_straight() {
+    let text = |namespace: &str, pod: &str| {
+        let annotation = |value: &str| match value {
+            "" => String::new(),
+            value => format!("sluice.io/same-node: '{value}'"),
+        };
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  \
+             annotations: {{{}}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n  \
+             labels: {{{AMBIENT}}}\n  annotations:\n    sluice.io/netns: /run/netns/web\n    \
+             {}\n{RUNNING}",
+            annotation(namespace),
+            annotation(pod)
+        )
+    };
+    for (namespace, pod, expected) in [
+        ("", "", None),
+        ("false", "", Some(false)),
+        ("false", "true", Some(true)),
+        ("", "false", Some(false)),
+    ] {
+        let snapshot = read(text(namespace, pod));
+        let (enrolments, _) = pods_to_enrol(&snapshot.objects, "n1");
+        assert_eq!(enrolments[0].same_node, expected, "{namespace} {pod}");
+    }
 }

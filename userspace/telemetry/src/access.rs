@@ -30,7 +30,7 @@ pub struct Peer<'a> {
     pub workload: Option<&'a str>,
     pub namespace: Option<&'a str>,
     pub cluster: Option<&'a str>,
-    /// Only one that mutual TLS has proven.
+    /// Only one that is proven: by mutual TLS, or, on the path `kernel`, by the network namespace.
     pub identity: Option<&'a SpiffeId>,
 }
 
@@ -57,6 +57,8 @@ pub struct AccessLog<'a> {
     pub hbone_addr: Option<&'a dyn fmt::Display>,
     /// The host name of the service that was addressed.
     pub service: Option<&'a str>,
+    /// How it went, when no ztunnel carried it.
+    pub path: Option<&'a str>,
     /// From the client to the server, in bytes.
     pub bytes_sent: u64,
     /// From the server to the client, in bytes.
@@ -102,6 +104,7 @@ macro_rules! event {
                 dst.identity = dst_identity.as_deref(),
                 dst.cluster = known(log.dst.cluster),
                 direction = log.direction.as_str(),
+                path = log.path,
                 bytes_sent = log.bytes_sent,
                 bytes_recv = log.bytes_received,
                 duration = format!("{}ms", log.duration.as_millis()),

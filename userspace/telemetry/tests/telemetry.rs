@@ -64,6 +64,7 @@ fn access_log(error: Option<&'static str>) {
         dst: Peer::unknown("10.0.0.2:15008".parse().unwrap()),
         hbone_addr: Some(&"10.0.0.2:8080"),
         service: None,
+        path: None,
         bytes_sent: 12,
         bytes_received: 3456,
         duration: Duration::from_micros(5_900),

@@ -89,6 +89,11 @@ struct BrokerArgs {
     /// opts out by the annotation ambient.istio.io/dns-capture: "false".
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     dns_capture: bool,
+    /// Let connections between two pods of this node go straight from one to the other, in the
+    /// kernel, where policy allows them; pods opt out by the annotation sluice.io/same-node: "false",
+    /// of their own or of their namespace.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    same_node: bool,
     /// The name of this cluster.
     #[arg(long, default_value = "Kubernetes")]
     cluster_id: String,
@@ -180,6 +185,7 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         crl: args.crl,
         threads,
         dns_capture: args.dns_capture,
+        same_node: args.same_node,
         events: if args.flow_events {
             Events::On
         } else {

@@ -53,8 +53,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "wrk, 16 connections",
-        command: wrk,
-        read: requests_per_second,
+        command: |server, seconds| wrk(server, seconds, &[]),
+        read: |output| requests_per_second(output, "HTTP, 16 connections kept"),
+    },
+    Scenario {
+        name: "wrk, new connections",
+        command: |server, seconds| wrk(server, seconds, &["--header", "Connection: close"]),
+        read: |output| requests_per_second(output, "new connections, 16 at a time"),
     },
 ];
 
@@ -177,7 +182,7 @@ fn round_trips(output: &str) -> Result<Vec<Figure>> {
     ])
 }
 
-fn wrk(server: &str, seconds: &str) -> Vec<String> {
+fn wrk(server: &str, seconds: &str, options: &[&str]) -> Vec<String> {
     let url = format!("http://{server}:{HTTP_PORT}/");
     words([
         "wrk",
@@ -187,11 +192,14 @@ fn wrk(server: &str, seconds: &str) -> Vec<String> {
         "16",
         "--duration",
         seconds,
-        &url,
     ])
+    .into_iter()
+    .chain(options.iter().map(|word| (*word).to_owned()))
+    .chain([url])
+    .collect()
 }
 
-fn requests_per_second(output: &str) -> Result<Vec<Figure>> {
+fn requests_per_second(output: &str, what: &'static str) -> Result<Vec<Figure>> {
     let failed = output
         .lines()
         .find(|line| line.contains("Socket errors") || line.contains("Non-2xx or 3xx responses"));
@@ -206,8 +214,8 @@ fn requests_per_second(output: &str) -> Result<Vec<Figure>> {
         .and_then(|value| value.trim().parse().ok())
         .context("no Requests/sec")?;
     Ok(vec![Figure {
-        what: "HTTP, 16 connections kept",
-        unit: "req/s",
+        what,
+        unit: "1/s",
         value,
     }])
 }
@@ -225,8 +233,8 @@ mod tests {
         let figures = round_trips(sockperf)?;
         assert_eq!((figures[0].value, figures[1].value), (54.321, 76.5));
         let wrk = "  1000 requests in 3.00s\nRequests/sec: 133000.50\nTransfer/sec: 1MB\n";
-        assert_eq!(requests_per_second(wrk)?[0].value, 133_000.5);
-        assert!(requests_per_second(&format!("Socket errors: connect 0\n{wrk}")).is_err());
+        assert_eq!(requests_per_second(wrk, "x")?[0].value, 133_000.5);
+        assert!(requests_per_second(&format!("Socket errors: connect 0\n{wrk}"), "x").is_err());
         assert!(round_trips("").is_err());
         Ok(())
     }

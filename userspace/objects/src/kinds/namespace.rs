@@ -5,7 +5,8 @@ use sluice_model::Name;
 
 use super::{
     DataplaneMode, Labels, OutboundPolicy, TrafficDistribution, labels, outbound,
-    pod::dataplane_mode, service::annotated_distribution,
+    pod::{SAME_NODE, annotated_bool, dataplane_mode},
+    service::annotated_distribution,
 };
 use crate::report::Report;
 
@@ -18,6 +19,8 @@ pub struct Namespace {
     pub dataplane_mode: Option<DataplaneMode>,
     /// From the annotation `sluice.io/outbound-traffic-policy`.
     pub outbound: Option<OutboundPolicy>,
+    /// From the annotation `sluice.io/same-node`.
+    pub same_node: Option<bool>,
     /// For services that say nothing of it themselves.
     pub traffic_distribution: Option<TrafficDistribution>,
 }
@@ -26,11 +29,13 @@ pub(super) fn namespace(raw: raw::Namespace, report: &mut Report<'_>) -> Namespa
     let annotations = raw.metadata.annotations.as_ref();
     let outbound = outbound::annotated(annotations, report);
     let traffic_distribution = annotated_distribution(annotations, report);
+    let same_node = annotated_bool(annotations, SAME_NODE, report);
     let labels = labels(raw.metadata.labels);
     Namespace {
         name: report.name(),
         dataplane_mode: dataplane_mode(&labels, report),
         traffic_distribution,
+        same_node,
         outbound,
         labels,
     }

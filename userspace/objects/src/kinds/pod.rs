@@ -1,6 +1,6 @@
 //! Pods.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use k8s_openapi::api::core::v1 as raw;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -15,6 +15,9 @@ pub(crate) const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 pub(crate) const NETNS: &str = "sluice.io/netns";
 /// The annotation by which a pod keeps its DNS queries to itself, or has them captured.
 const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// The annotation of a namespace or pod that says whether its connections may go straight to other
+/// pods of the node, and theirs to it.
+pub(super) const SAME_NODE: &str = "sluice.io/same-node";
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub struct Pod {
     pub outbound: Option<OutboundPolicy>,
     /// From its own annotation `ambient.istio.io/dns-capture`.
     pub dns_capture: Option<bool>,
+    /// From its own annotation `sluice.io/same-node`.
+    pub same_node: Option<bool>,
 }
 
 /// Where a pod is in its life.
@@ -116,7 +121,8 @@ pub(super) fn pod(raw: raw::Pod, report: &mut Report<'_>) -> Pod {
         ports: ports(&spec, report),
         owner: owner(&metadata),
         netns: netns(&metadata, report),
-        dns_capture: dns_capture(&metadata, report),
+        dns_capture: annotated_bool(metadata.annotations.as_ref(), DNS_CAPTURE, report),
+        same_node: annotated_bool(metadata.annotations.as_ref(), SAME_NODE, report),
         outbound: outbound::annotated(metadata.annotations.as_ref(), report),
     }
 }
@@ -234,14 +240,19 @@ fn netns(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<PathBuf> {
     Some(path)
 }
 
-fn dns_capture(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<bool> {
-    match metadata.annotations.as_ref()?.get(DNS_CAPTURE)?.as_str() {
+/// What an annotation says that is either true or false, if the object has it.
+pub(super) fn annotated_bool(
+    annotations: Option<&BTreeMap<String, String>>,
+    name: &str,
+    report: &mut Report<'_>,
+) -> Option<bool> {
+    match annotations?.get(name)?.as_str() {
         "true" => Some(true),
         "false" => Some(false),
         other => {
             report.error(
                 Code::InvalidValue,
-                format!("metadata.annotations[\"{DNS_CAPTURE}\"]"),
+                format!("metadata.annotations[\"{name}\"]"),
                 format!("{other:?} is neither \"true\" nor \"false\""),
             );
             None

@@ -6,7 +6,9 @@
 
 mod crl;
 mod egress;
+mod flows;
 mod memory;
+mod neighbours;
 mod netns;
 mod pods;
 mod signals;
@@ -26,7 +28,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::resource::{Resource, getrlimit, setrlimit},
 };
-use sluice_kernel::{EventReader, Events, Kernel};
+use sluice_kernel::{Events, Kernel};
 use sluice_objects::{Directory, directory};
 
 use crate::link::{self, Settings};
@@ -54,6 +56,9 @@ pub struct Config {
     pub threads: usize,
     /// Whether DNS queries are captured, of pods that do not opt out.
     pub dns_capture: bool,
+    /// Whether connections go straight from pod to pod of the node where policy allows it, of pods
+    /// that do not opt out.
+    pub same_node: bool,
     pub kernel: sluice_kernel::Config,
     /// Whether flow events are read and logged.
     pub events: Events,
@@ -77,6 +82,12 @@ enum Event {
         pid: u32,
         news: link::Egress,
         /// Dropped when it has been dealt with; the worker's next message is not read before.
+        _pending: mpsc::Sender<()>,
+    },
+    Neighbours {
+        pid: u32,
+        news: link::Neighbours,
+        /// As above.
         _pending: mpsc::Sender<()>,
     },
     /// A worker leaves something to the next one.
@@ -105,16 +116,12 @@ pub fn run(config: Config) -> Result<()> {
     let _running = claim(&config.run_dir)?;
     let (mut kernel, reader) = Kernel::load(&config.kernel).context("load the eBPF programs")?;
     kernel.set_events(config.events)?;
-    let _logs = read_events(reader)?;
+    let flows = flows::Flows::default();
+    let _events = flows::read(reader, flows.clone())?;
     let _directory = watch_pods(&config, events.clone())?;
     let mut broker = Broker {
-        pods: Pods::new(
-            kernel,
-            config.threads,
-            config.dns_capture,
-            config.run_dir.join("pods"),
-        ),
-        worker: Worker::new(&config, events)?,
+        pods: Pods::new(kernel, &config)?,
+        worker: Worker::new(&config, events, flows)?,
     };
     tracing::info!(node = config.node, "broker started");
     broker.worker.start(&broker.pods)?;
@@ -149,11 +156,19 @@ impl Broker {
         match event {
             Event::Pods(wanted) => self.pods.reconcile(wanted, &self.worker),
             Event::WorkerReady { pid } => tracing::info!(pid, "worker serves"),
-            Event::WorkerExited { pid, status } => self.worker.exited(pid, &status),
+            Event::WorkerExited { pid, status } => {
+                self.worker.exited(pid, &status);
+                self.pods.neighbours().orphan();
+            }
             // A worker that is gone may have left something to say.
             Event::Egress { pid, news, .. } => {
                 if self.worker.is_running(pid) {
                     self.pods.hear_of_egress(news);
+                }
+            }
+            Event::Neighbours { pid, news, .. } => {
+                if self.worker.is_running(pid) {
+                    self.pods.hear_of_neighbours(news);
                 }
             }
             Event::Keep {
@@ -196,31 +211,6 @@ fn claim(run_dir: &Path) -> Result<Flock<fs::File>> {
         format!("{}\n", std::process::id()),
     )?;
     Ok(lock)
-}
-
-/// Logs what the programs report. The thread ends when the returned end is dropped.
-fn read_events(mut reader: EventReader) -> Result<std::io::PipeWriter> {
-    let (stop, keep) = std::io::pipe()?;
-    let log = |event: &sluice_abi::event::Event| {
-        let local = std::net::SocketAddr::from(event.local);
-        let remote = std::net::SocketAddr::from(event.remote);
-        let verdict = event.verdict().map(sluice_kernel::Reason::name);
-        let kind = sluice_abi::event::Kind::from_u32(event.kind);
-        tracing::debug!(
-            target: "flow",
-            ?kind, %local, %remote, verdict,
-            netns = event.netns, socket = event.socket,
-            sent = event.bytes_sent, received = event.bytes_received,
-            srtt_us = event.srtt, retransmits = event.retransmits,
-        );
-    };
-    std::thread::Builder::new()
-        .name("events".into())
-        .spawn(move || {
-            use std::os::fd::AsFd as _;
-            while reader.wait(stop.as_fd(), log).unwrap_or(false) {}
-        })?;
-    Ok(keep)
 }
 
 /// Follows the pods of this node.

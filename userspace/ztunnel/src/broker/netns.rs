@@ -75,6 +75,11 @@ impl Netns {
         })
     }
 
+    /// Runs something inside the namespace, on a thread of its own.
+    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        within(&self.file, work)
+    }
+
     /// Moves the calling thread into the namespace, for good.
     pub(super) fn enter(&self) -> io::Result<()> {
         enter(&self.file)

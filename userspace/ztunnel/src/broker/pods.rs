@@ -15,7 +15,9 @@ use sluice_kernel::{Dns, EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds};
 use sluice_model::Name;
 use sluice_objects::enrolment::Enrolment;
 
-use super::{egress::Egress, netns::Netns, supply::Namespaces, worker::Worker};
+use super::{
+    egress::Egress, neighbours::Neighbours, netns::Netns, supply::Namespaces, worker::Worker,
+};
 use crate::{
     link::{self, PodId, PodInfo, message::Listener},
     one_line,
@@ -39,6 +41,9 @@ pub(super) struct Pods {
     /// What keeps which pod out; said once, and tried again with every tick.
     failures: BTreeMap<Key, String>,
     egress: Egress,
+    /// Whether connections go straight from pod to pod where they may, of pods that do not opt out.
+    same_node: bool,
+    neighbours: Neighbours,
     /// Says to operators what is enrolled: a line for each pod.
     report: PathBuf,
     next_id: u32,
@@ -51,7 +56,9 @@ pub(super) struct PodRecord {
     pub(super) listeners: Vec<Vec<(Listener, OwnedFd)>>,
     /// Where it may go, as the worker last said.
     pub(super) outbound: Outbound,
-    netns: Arc<Netns>,
+    pub(super) netns: Arc<Netns>,
+    /// Whether it takes part in connections that go straight from pod to pod.
+    same_node: bool,
     membership: Membership,
 }
 
@@ -62,19 +69,21 @@ enum Membership {
 }
 
 impl Pods {
-    pub(super) fn new(kernel: Kernel, threads: usize, dns_capture: bool, report: PathBuf) -> Self {
-        Self {
+    pub(super) fn new(kernel: Kernel, config: &super::Config) -> Result<Self> {
+        Ok(Self {
+            neighbours: Neighbours::new(&kernel)?,
             kernel,
-            threads,
-            dns_capture,
+            threads: config.threads,
+            dns_capture: config.dns_capture,
+            same_node: config.same_node,
             namespaces: Namespaces::default(),
             pods: BTreeMap::new(),
             wanted: Vec::new(),
             failures: BTreeMap::new(),
             egress: Egress::default(),
-            report,
+            report: config.run_dir.join("pods"),
             next_id: 1,
-        }
+        })
     }
 
     pub(super) fn socket_maps(&self) -> Result<SocketMapFds> {
@@ -90,6 +99,26 @@ impl Pods {
     pub(super) fn hear_of_egress(&mut self, news: link::Egress) {
         self.egress
             .hear(news, &mut self.kernel, self.pods.values_mut());
+    }
+
+    /// Carries out what the worker says of what may go straight from pod to pod.
+    pub(super) fn hear_of_neighbours(&mut self, news: link::Neighbours) {
+        self.neighbours
+            .hear(news, &mut self.kernel, self.pods.values());
+    }
+
+    /// For a worker that starts: what may go straight from pod to pod.
+    pub(super) fn inheritance(&self) -> Vec<link::ToWorker> {
+        self.neighbours.inheritance()
+    }
+
+    pub(super) fn neighbours(&mut self) -> &mut Neighbours {
+        &mut self.neighbours
+    }
+
+    /// Brings what goes straight from pod to pod in step with the pods.
+    fn settle_neighbours(&mut self) {
+        self.neighbours.settle(&mut self.kernel, self.pods.values());
     }
 
     pub(super) fn namespaces(&self) -> &Namespaces {
@@ -114,6 +143,7 @@ impl Pods {
             self.note(&pod, failure);
         }
         self.failures.retain(|name, _| keys.contains(name));
+        self.settle_neighbours();
         self.release_inherited();
         self.write_report();
     }
@@ -136,6 +166,7 @@ impl Pods {
         for key in gone {
             self.forget(&key, worker);
         }
+        self.neighbours.tick(&mut self.kernel);
         let wanted = std::mem::take(&mut self.wanted);
         self.reconcile(wanted, worker);
     }
@@ -144,6 +175,7 @@ impl Pods {
         for record in self.pods.values_mut() {
             record.leave(&mut self.kernel);
         }
+        self.settle_neighbours();
         self.release_inherited();
     }
 
@@ -190,11 +222,12 @@ impl Pods {
     fn want(&mut self, pod: &Enrolment, worker: &Worker) -> Result<()> {
         let key = key(pod);
         let netns = Netns::open(&pod.netns)?;
-        let dns = self.dns(pod);
+        let (dns, same_node) = (self.dns(pod), self.same_node(pod));
         if let Some(record) = self.pods.get_mut(&key) {
             if record.netns.cookie == netns.cookie
                 && record.info.service_account == pod.service_account
             {
+                record.same_node = same_node;
                 let outbound = self.egress.enforceable(record.outbound);
                 return record.refresh(&mut self.kernel, outbound, dns);
             }
@@ -213,6 +246,10 @@ impl Pods {
         } else {
             Dns::Direct
         }
+    }
+
+    fn same_node(&self, pod: &Enrolment) -> bool {
+        self.same_node && pod.same_node != Some(false)
     }
 
     fn admit(&mut self, pod: &Enrolment, netns: Netns, worker: &Worker) -> Result<PodRecord> {
@@ -245,6 +282,7 @@ impl Pods {
             listeners,
             outbound: enrolled.outbound(),
             netns,
+            same_node: self.same_node(pod),
             membership: Membership::Enrolled(enrolled),
         };
         // Connections captured before the worker hears of the pod wait in the listeners.
@@ -301,6 +339,16 @@ impl PodRecord {
             Membership::Enrolled(enrolled) => kernel.set_outbound(enrolled, outbound),
             Membership::Leaving(_) => Ok(()),
         }
+    }
+
+    /// The pod, if connections may go straight to it and from it.
+    pub(super) fn neighbour(&self) -> Option<&EnrolledPod> {
+        let Membership::Enrolled(enrolled) = &self.membership else {
+            return None;
+        };
+        // The worker judges by the addresses that it was told of.
+        let ips: Vec<IpAddr> = enrolled.ips().collect();
+        (self.same_node && routable(&ips) == self.info.ips).then_some(enrolled)
     }
 
     fn has_left(&self) -> bool {

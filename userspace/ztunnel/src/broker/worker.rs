@@ -21,6 +21,7 @@ use nix::{
 use super::{
     Config, Event,
     crl::RevocationFile,
+    flows::Flows,
     memory::Memories,
     pods::{PodRecord, Pods},
     supply,
@@ -44,6 +45,7 @@ pub(super) struct Worker {
     credentials: Credentials,
     crl: Option<RevocationFile>,
     memories: Memories,
+    flows: Flows,
     running: Option<Running>,
     pause: Duration,
     restart_at: Option<Instant>,
@@ -59,7 +61,7 @@ struct Running {
 }
 
 impl Worker {
-    pub(super) fn new(config: &Config, events: Sender<Event>) -> Result<Self> {
+    pub(super) fn new(config: &Config, events: Sender<Event>, flows: Flows) -> Result<Self> {
         let credentials =
             Credentials::read(config.token_file.clone(), config.control_root.clone())?;
         Ok(Self {
@@ -68,6 +70,7 @@ impl Worker {
             credentials,
             crl: config.crl.clone().map(RevocationFile::open).transpose()?,
             memories: Memories::open(&config.state_dir)?,
+            flows,
             running: None,
             pause: FIRST_PAUSE,
             restart_at: None,
@@ -99,6 +102,10 @@ impl Worker {
         for pod in pods.records() {
             running.add_pod(pod);
         }
+        for message in pods.inheritance() {
+            running.tell(&running.link, &message, &[]);
+        }
+        self.flows.tell_to(Some(running.link.clone()));
         fs::write(self.config.run_dir.join("worker.pid"), format!("{pid}\n"))?;
         self.running = Some(running);
         Ok(())
@@ -169,6 +176,7 @@ impl Worker {
         let Some(running) = self.running.take_if(|running| running.pid == pid) else {
             return;
         };
+        self.flows.tell_to(None);
         let healthy = running.since.elapsed() >= HEALTHY;
         self.memories.worker_died(!healthy);
         if healthy {
@@ -251,6 +259,17 @@ fn hear(pid: u32, received: Received<ToBroker>, events: &Sender<Event>) {
             };
             if events.send(event).is_ok() {
                 // Nothing is ever sent: the other end is dropped.
+                let _ = done.recv();
+            }
+        }
+        ToBroker::Neighbours(news) => {
+            let (_pending, done) = mpsc::channel();
+            let event = Event::Neighbours {
+                pid,
+                news,
+                _pending,
+            };
+            if events.send(event).is_ok() {
                 let _ = done.recv();
             }
         }

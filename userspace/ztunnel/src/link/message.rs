@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sluice_model::Name;
 
@@ -103,6 +104,11 @@ pub enum ToWorker {
         listeners: Vec<Listener>,
     },
     RemovePod(PodId),
+    /// What the worker before allowed, after all pods: it stays in force, and the worker judges it
+    /// as soon as it can. The last is `Complete`.
+    Neighbours(Neighbours),
+    /// What became of connections that went straight from pod to pod, in order.
+    Flows(Vec<Flow>),
     /// With unconnected sockets in the pod's network namespace.
     Sockets {
         pod: PodId,
@@ -124,6 +130,7 @@ pub enum ToBroker {
         count: u8,
     },
     Egress(Egress),
+    Neighbours(Neighbours),
     /// With the descriptor of what is kept for the next worker, as [`super::memory`] makes it.
     Keep(Memory),
 }
@@ -137,8 +144,75 @@ pub enum Memory {
     Certificates,
 }
 
-/// The most addresses in one message.
+/// The most addresses, or ranges of them, in one message.
 pub const MAX_ADDRESSES: usize = 1024;
+
+/// A pod may dial an address of another one of the node without the ztunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permission {
+    pub client: PodId,
+    pub to: SocketAddr,
+    pub server: PodId,
+}
+
+/// A pod that dials an address of a service is led to the one pod behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub client: PodId,
+    pub dialled: SocketAddr,
+    pub to: SocketAddr,
+}
+
+/// What may go straight from pod to pod, told as differences.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Neighbours {
+    Allow(Vec<Permission>),
+    /// Connections that stand are cut.
+    Disallow(Vec<(PodId, SocketAddr)>),
+    Route(Vec<Route>),
+    /// Connections that stand go on.
+    Unroute(Vec<(PodId, SocketAddr)>),
+    /// From the broker: this is all that the worker before allowed. From the worker: it has been
+    /// judged.
+    Complete,
+}
+
+/// A connection that goes straight from pod to pod was established, or has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The cookie of the client's socket.
+    pub socket: u64,
+    /// The cookie of the client's network namespace.
+    pub netns: u64,
+    pub client: SocketAddr,
+    pub server: SocketAddr,
+    /// What the application dialled: the server, or a service.
+    pub dialled: SocketAddr,
+    /// Nanoseconds since boot.
+    pub time: u64,
+    pub end: Option<FlowEnd>,
+}
+
+/// How such a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowEnd {
+    /// From the client to the server, in bytes.
+    pub sent: u64,
+    /// From the server to the client, in bytes.
+    pub received: u64,
+    pub how: Ending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    Orderly,
+    Reset,
+    /// It never came to be.
+    NotConnected,
+}
+
+/// The most flows in one message.
+pub const MAX_FLOWS: usize = 256;
 
 /// Which pods may go only to what the mesh knows, and what that is.
 ///
@@ -149,8 +223,8 @@ pub const MAX_ADDRESSES: usize = 1024;
 pub enum Egress {
     /// A new list begins; what the one before said stays in force until it is complete.
     Begin,
-    /// These addresses are known too.
-    Known(Vec<IpAddr>),
+    /// These addresses, single ones and ranges, are known too.
+    Known(Vec<IpNet>),
     /// All addresses have been told, unless no pod is restricted: from now on these are, and those
     /// are not. A pod of which the worker knows nothing yet, it does not name: it stays as it is.
     Outbound {
@@ -158,5 +232,5 @@ pub enum Egress {
         free: Vec<PodId>,
     },
     /// These addresses are known no more.
-    Forgotten(Vec<IpAddr>),
+    Forgotten(Vec<IpNet>),
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use message::{
-    Egress, Family, Memory, PodId, PodInfo, Settings, ToBroker, ToWorker, Transport,
+    Egress, Family, Memory, Neighbours, PodId, PodInfo, Settings, ToBroker, ToWorker, Transport,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -232,7 +232,9 @@ mod tests {
     #[test]
     fn the_largest_list_of_addresses_fits_into_a_message() {
         let (a, b) = Link::pair().unwrap();
-        let ip = "fd00:1111:2222:3333:4444:5555:6666:7777".parse().unwrap();
+        let ip = "fd00:1111:2222:3333:4444:5555:6666:7777/128"
+            .parse()
+            .unwrap();
         let known = Egress::Known(vec![ip; message::MAX_ADDRESSES]);
         a.send(&ToBroker::Egress(known.clone()), &[]).unwrap();
         let received = b.recv::<ToBroker>().unwrap().unwrap().message;
@@ -243,7 +245,7 @@ mod tests {
     async fn a_message_waits_for_room() {
         let (a, b) = Link::pair().unwrap();
         let a = AsyncLink::new(a).unwrap();
-        let ip = IpAddr::from([192, 0, 2, 1]);
+        let ip = IpAddr::from([192, 0, 2, 1]).into();
         let message = ToBroker::Egress(Egress::Known(vec![ip; message::MAX_ADDRESSES]));
         let mut sent = 0;
         while a.send(&message, &[]).is_ok() {

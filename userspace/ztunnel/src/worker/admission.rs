@@ -20,9 +20,6 @@ use super::{
     words,
 };
 
-/// SOCKS5, which other ztunnels serve (wire contract §1).
-const SOCKS5: u16 = 15080;
-
 /// Why a connection does not reach the application.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
@@ -94,7 +91,7 @@ impl Known {
             policies,
         } = self;
         report.destination(destination, workload);
-        if is_own(destination.port()) {
+        if ports::is_own(destination.port()) {
             return Err(Refusal::IllegalPort(destination.port()));
         }
         let network = &shard.shared.network;
@@ -131,15 +128,4 @@ impl Known {
             .map_err(|error| Refusal::Connect(destination, error))?;
         Ok((tcp, flow))
     }
-}
-
-/// Ports that would lead back to a proxy (wire contract §1).
-fn is_own(port: u16) -> bool {
-    [
-        ports::OUTBOUND,
-        ports::INBOUND_PLAINTEXT,
-        ports::HBONE,
-        SOCKS5,
-    ]
-    .contains(&port)
 }

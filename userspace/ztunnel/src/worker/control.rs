@@ -13,7 +13,13 @@ use sluice_telemetry::{metrics::Metrics, serve::Readiness};
 use sluice_xds::{Client, Snapshot};
 use tokio::sync::{mpsc, watch};
 
-use super::{Shared, admin, egress, memory, memory::Memories, shard};
+use super::{
+    Shared, admin, egress, memory,
+    memory::Memories,
+    neighbours::{self, Member, Neighbourhood, Wishes},
+    shard,
+    straight::Straight,
+};
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
 
 /// How this node and the control plane prove themselves to each other.
@@ -55,7 +61,8 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         token: token.clone(),
         cluster: settings.cluster.clone(),
     };
-    let (client, shared) = share(settings, control_plane, memories.mesh.take())?;
+    let (wishes, wished) = neighbours::wishes();
+    let (client, shared) = share(settings, control_plane, memories.mesh.take(), wishes)?;
     show_verdicts(&shared.metrics, counters);
     let readiness = Readiness::default();
     let mesh = readiness.pending("the control plane's first answer (there is no snapshot)");
@@ -71,6 +78,7 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
     let broker = Broker {
         link: AsyncLink::new(link)?,
         pods: watch::Sender::default(),
+        neighbourhood: Neighbourhood::default(),
     };
     let follow = broker.follow(&shared, &token, &roots);
     let keep = memory::keep(&shared, &broker.link);
@@ -90,6 +98,9 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         result = egress::tell(&shared, &broker.link, broker.pods.subscribe()) => {
             result.context("write to the broker")
         }
+        result = broker.neighbourhood.tell(&shared, &broker.link, wished) => {
+            result.context("write to the broker")
+        }
         Some(result) = failures.recv() => result.context("a thread of traffic ended"),
     }
 }
@@ -99,6 +110,7 @@ fn share(
     settings: Settings,
     control_plane: ControlPlane,
     snapshot: Option<Snapshot>,
+    wishes: Wishes,
 ) -> Result<(Client, Arc<Shared>)> {
     let validity = Duration::from_secs(settings.certificate_ttl);
     let ca = CaClient::new(control_plane.clone(), validity);
@@ -120,6 +132,7 @@ fn share(
         ),
         metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
         settings,
+        wishes,
     };
     Ok((client, Arc::new(shared)))
 }
@@ -196,12 +209,14 @@ struct Broker {
     link: AsyncLink,
     /// The pods of this node that are in the mesh.
     pods: watch::Sender<BTreeMap<PodId, Uid>>,
+    neighbourhood: Neighbourhood,
 }
 
 impl Broker {
     /// Takes the broker's news until it is gone.
-    async fn follow(&self, shared: &Shared, token: &Live, roots: &Live) -> Result<()> {
+    async fn follow(&self, shared: &Arc<Shared>, token: &Live, roots: &Live) -> Result<()> {
         let mut identities = Identities::default();
+        let mut straight = Straight::default();
         loop {
             let received = self
                 .link
@@ -213,17 +228,28 @@ impl Broker {
             };
             match received.message {
                 ToWorker::AddPod { pod, .. } => {
-                    identities.add(shared, &pod);
+                    let identity = identities.add(shared, &pod);
                     let uid = Uid::pod(&shared.settings.cluster, &pod.namespace, &pod.name);
                     self.pods.send_modify(|pods| {
-                        pods.insert(pod.id, uid);
+                        pods.insert(pod.id, uid.clone());
                     });
+                    if let Some(identity) = identity {
+                        let member = Member {
+                            info: pod,
+                            uid,
+                            identity,
+                        };
+                        let members = &self.neighbourhood.members;
+                        members.send_modify(|members| members.add(member));
+                    }
                 }
                 ToWorker::RemovePod(id) => {
                     identities.remove(shared, id);
                     self.pods.send_modify(|pods| {
                         pods.remove(&id);
                     });
+                    let members = &self.neighbourhood.members;
+                    members.send_modify(|members| members.remove(id));
                 }
                 ToWorker::Credentials {
                     token: text,
@@ -232,6 +258,8 @@ impl Broker {
                     token.set(text);
                     roots.set(control_root);
                 }
+                ToWorker::Neighbours(news) => self.neighbourhood.inherit(news),
+                ToWorker::Flows(flows) => straight.hear(flows, shared, &self.neighbourhood),
                 ToWorker::Revocations => revoke(shared, received.fds),
                 ToWorker::Start(_)
                 | ToWorker::Maps
@@ -267,12 +295,12 @@ fn revoke(shared: &Shared, fds: Vec<OwnedFd>) {
 struct Identities(std::collections::HashMap<PodId, SpiffeId>);
 
 impl Identities {
-    fn add(&mut self, shared: &Shared, pod: &PodInfo) {
+    fn add(&mut self, shared: &Shared, pod: &PodInfo) -> Option<SpiffeId> {
         let domain = shared.trust_domain.clone();
-        if let Ok(identity) = SpiffeId::new(domain, &pod.namespace, &pod.service_account) {
-            shared.identities.prefetch(&identity);
-            self.0.insert(pod.id, identity);
-        }
+        let identity = SpiffeId::new(domain, &pod.namespace, &pod.service_account).ok()?;
+        shared.identities.prefetch(&identity);
+        self.0.insert(pod.id, identity.clone());
+        Some(identity)
     }
 
     fn remove(&mut self, shared: &Shared, id: PodId) {

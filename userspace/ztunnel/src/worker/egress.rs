@@ -4,11 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    net::IpAddr,
     time::Duration,
 };
 
-use sluice_kernel::MAX_REGISTRY;
+use ipnet::IpNet;
+use sluice_kernel::{MAX_RANGES, MAX_REGISTRY};
 use sluice_model::{Mesh, Name, Uid, workload::Egress as Policy};
 use tokio::sync::watch;
 
@@ -38,8 +38,7 @@ pub(super) async fn tell(
         if fitted && !wanted.fits() {
             tracing::warn!(
                 addresses = wanted.known.len(),
-                ranges = wanted.ranges,
-                "the mesh has ranges of addresses, or more than the kernel's {MAX_REGISTRY}: \
+                "the mesh has more than {MAX_REGISTRY} addresses, or {MAX_RANGES} ranges of them: \
                  outbound traffic policy is enforced by the worker alone, by a reset after connect"
             );
         }
@@ -64,9 +63,7 @@ struct Wanted {
     /// A pod that the control plane has not described yet is in neither set.
     free: BTreeSet<PodId>,
     /// Empty when no pod is restricted.
-    known: HashSet<IpAddr>,
-    /// Whole ranges are known too, which the kernel's list cannot hold.
-    ranges: bool,
+    known: HashSet<IpNet>,
 }
 
 impl Wanted {
@@ -80,8 +77,8 @@ impl Wanted {
             };
         }
         if !wanted.restricted.is_empty() {
-            wanted.known = mesh.addresses(network).collect();
-            wanted.ranges = mesh.has_ranges(network);
+            let single = mesh.addresses(network).map(IpNet::from);
+            wanted.known = single.chain(mesh.ranges(network)).collect();
         }
         wanted
     }
@@ -90,13 +87,14 @@ impl Wanted {
     fn lifted(mut self) -> Self {
         self.free.append(&mut self.restricted);
         self.known.clear();
-        self.ranges = false;
         self
     }
 
     /// Whether the kernel can hold it.
     fn fits(&self) -> bool {
-        !self.ranges && self.known.len() <= MAX_REGISTRY as usize
+        let is_range = |net: &&IpNet| net.prefix_len() < net.max_prefix_len();
+        let ranges = self.known.iter().filter(is_range).count();
+        ranges <= MAX_RANGES as usize && self.known.len() - ranges <= MAX_REGISTRY as usize
     }
 }
 
@@ -130,9 +128,9 @@ impl Told {
 }
 
 /// What is in one set and not in another.
-fn batches(of: &HashSet<IpAddr>, without: &HashSet<IpAddr>) -> impl Iterator<Item = Vec<IpAddr>> {
-    let all: Vec<IpAddr> = of.difference(without).copied().collect();
-    let batches = all.chunks(MAX_ADDRESSES).map(<[IpAddr]>::to_vec);
+fn batches(of: &HashSet<IpNet>, without: &HashSet<IpNet>) -> impl Iterator<Item = Vec<IpNet>> {
+    let all: Vec<IpNet> = of.difference(without).copied().collect();
+    let batches = all.chunks(MAX_ADDRESSES).map(<[IpNet]>::to_vec);
     batches.collect::<Vec<_>>().into_iter()
 }
 

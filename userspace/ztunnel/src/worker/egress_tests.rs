@@ -1,7 +1,13 @@
 use super::*;
 
-fn ip(number: u32) -> IpAddr {
-    std::net::Ipv4Addr::from(0x0a00_0000 + number).into()
+fn ip(number: u32) -> IpNet {
+    let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+    std::net::IpAddr::from(ip).into()
+}
+
+/// Ranges of two addresses.
+fn range(number: u32) -> IpNet {
+    IpNet::new(ip(2 * number).addr(), 31).unwrap()
 }
 
 fn wanted(pods: &[u32], known: impl IntoIterator<Item = u32>) -> Wanted {
@@ -9,7 +15,6 @@ fn wanted(pods: &[u32], known: impl IntoIterator<Item = u32>) -> Wanted {
         restricted: pods.iter().copied().map(PodId).collect(),
         free: [PodId(1)].into(),
         known: known.into_iter().map(ip).collect(),
-        ranges: false,
     }
 }
 
@@ -83,11 +88,12 @@ fn what_does_not_fit_into_the_kernel_is_lifted_and_not_left_in_part() {
     let fits = wanted(&[7], 0..MAX_REGISTRY);
     assert!(fits.fits());
     let too_many = wanted(&[7], 0..=MAX_REGISTRY);
-    let ranges = Wanted {
-        ranges: true,
-        ..wanted(&[7], [1])
+    let ranges = |count| Wanted {
+        known: (0..count).map(range).collect(),
+        ..wanted(&[7], [])
     };
-    for unfit in [too_many, ranges] {
+    assert!(ranges(MAX_RANGES).fits());
+    for unfit in [too_many, ranges(MAX_RANGES + 1)] {
         assert!(!unfit.fits());
         let lifted = unfit.lifted();
         assert!(lifted.fits());

@@ -1,10 +1,12 @@
 //! Why a connection failed, as it is told and counted.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use sluice_hbone::OpenError;
 use sluice_identity::Distrust;
 use sluice_telemetry::metrics::{Denial, Phase, ResponseFlags};
+
+use crate::link::message::Ending;
 
 use super::{admission::Refusal, flows::Cut, inbound, outbound, plaintext, route};
 
@@ -45,6 +47,7 @@ impl Failure {
             }
             Cut::Distrusted(Distrust::Unvouched(_)) => Denial::TrustAnchors,
             Cut::NotInRegistry(_) => Denial::NotInRegistry,
+            Cut::NotStraight(_) => return Self::new(cut, ResponseFlags::Connect),
         };
         Self::denied(cut, denial, Phase::Established)
     }
@@ -53,6 +56,18 @@ impl Failure {
         Self {
             flags: ResponseFlags::CertificateRevoked,
             ..Self::denied(error, Denial::Revoked, phase)
+        }
+    }
+
+    /// A connection that went straight from pod to pod was not orderly.
+    pub(super) fn straight(server: SocketAddr, how: Ending, cut: Option<&Cut>) -> Self {
+        match (how, cut) {
+            (Ending::NotConnected, _) => Self::new(
+                &format_args!("connect to {server}: refused, or no answer"),
+                ResponseFlags::Connect,
+            ),
+            (_, Some(cut)) => Self::cut(cut),
+            (_, None) => Self::new(&"the connection was reset", ResponseFlags::Connect),
         }
     }
 

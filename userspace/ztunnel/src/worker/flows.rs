@@ -69,6 +69,8 @@ pub(super) enum Cut {
          (REGISTRY_ONLY)"
     )]
     NotInRegistry(SocketAddr),
+    #[error("cut: what goes to {0} may not go straight from pod to pod any more")]
+    NotStraight(SocketAddr),
 }
 
 /// The connections of one pod on one thread.

@@ -13,6 +13,7 @@ mod failure;
 mod flows;
 mod inbound;
 mod memory;
+mod neighbours;
 mod outbound;
 mod plaintext;
 mod pods;
@@ -22,6 +23,7 @@ mod resolver;
 mod review;
 mod route;
 mod shard;
+mod straight;
 mod words;
 
 use std::{io, sync::Arc, time::Duration};
@@ -34,6 +36,7 @@ use sluice_telemetry::metrics::Metrics;
 use sluice_xds::View;
 
 use memory::Memories;
+use neighbours::Wishes;
 use pods::Pod;
 
 use crate::link::{Link, Received, Settings, ToWorker};
@@ -51,6 +54,7 @@ struct Shared {
     mesh: View,
     identities: Manager,
     metrics: Arc<Metrics>,
+    wishes: Wishes,
 }
 
 impl Shared {

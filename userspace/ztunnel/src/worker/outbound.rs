@@ -179,6 +179,9 @@ async fn reach(
                 match open(shard, pod, address, &source, &hop).await {
                     Ok(opened) => {
                         let flow = note(shard, pod, &hop, &opened);
+                        if *hop.workload.node == *shared.settings.node {
+                            shared.wishes.wish(pod, orig.0);
+                        }
                         return Ok(Reached::Tunnel(opened, flow));
                     }
                     Err(error) => (

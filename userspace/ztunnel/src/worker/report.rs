@@ -1,6 +1,11 @@
 //! What is told about a connection when it ends: one line in the access log, and metrics.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
@@ -15,10 +20,12 @@ use sluice_telemetry::{
     },
 };
 
-use super::{Shared, failure::Failure, pods::Pod, route::Hop};
+use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, route::Hop};
 
 /// The target of what policies have to say besides their decision, for log filters.
 const POLICY: &str = "policy";
+/// The path of connections that go straight from pod to pod.
+const KERNEL: &str = "kernel";
 
 /// A connection from its accept to its end.
 #[derive(Debug)]
@@ -31,6 +38,8 @@ pub(super) struct Report {
     hbone: Option<String>,
     service: ServiceLabels,
     security: Security,
+    /// How it went, when not through the ztunnel.
+    path: Option<&'static str>,
     /// The rule that decided.
     rule: Option<RuleId>,
     open: Option<ConnectionMetrics>,
@@ -86,6 +95,7 @@ impl Report {
             hbone: None,
             service: ServiceLabels::default(),
             security: Security::Unknown,
+            path: None,
             rule: None,
             open: None,
             meter: Meter::default(),
@@ -136,6 +146,44 @@ impl Report {
         let mut report = Self::new(shared, Direction::Inbound, peer, destination);
         report.destination.pod = pod.info.name.clone();
         report
+    }
+
+    /// A connection straight from pod to pod, of which the kernel tells.
+    pub(super) fn straight(
+        shared: &Arc<Shared>,
+        direction: Direction,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Self {
+        let mut report = Self::new(shared, direction, client, server);
+        report.path = Some(KERNEL);
+        report
+    }
+
+    /// Who is at its ends, as the kernel knows by their network namespaces, and the service that
+    /// was dialled.
+    pub(super) fn proven(&mut self, client: &Member, server: &Member, service: Option<&Service>) {
+        for (end, member) in [(&mut self.source, client), (&mut self.destination, server)] {
+            end.pod = member.info.name.clone();
+            end.labels.namespace = member.info.namespace.clone();
+            end.labels.principal = Some(member.identity.clone());
+        }
+        self.service = service.map(ServiceLabels::from).unwrap_or_default();
+    }
+
+    /// It took so long until now.
+    pub(super) fn lasted(&mut self, duration: Duration) {
+        self.since = Instant::now().checked_sub(duration).unwrap_or(self.since);
+    }
+
+    /// So many bytes went to the server, and from it.
+    pub(super) fn carried(&self, to_server: u64, from_server: u64) {
+        let (received, sent) = match self.direction {
+            Direction::Outbound => (to_server, from_server),
+            Direction::Inbound => (from_server, to_server),
+        };
+        self.meter.received.set(received);
+        self.meter.sent.set(sent);
     }
 
     /// What a peer says of itself, until we know better.
@@ -293,6 +341,7 @@ impl Report {
             dst: self.destination.access(),
             hbone_addr: self.hbone.as_ref().map(|addr| addr as &dyn fmt::Display),
             service: Some(hostname),
+            path: self.path,
             bytes_sent: from_client,
             bytes_received: to_client,
             duration: self.since.elapsed(),

@@ -111,7 +111,12 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
     });
 }
 
-fn visitor(workload: &Workload, policies: &Applicable, connection: &Connection<'_>) -> Option<Cut> {
+/// Why a visitor is not let through, if that is so.
+pub(super) fn visitor(
+    workload: &Workload,
+    policies: &Applicable,
+    connection: &Connection<'_>,
+) -> Option<Cut> {
     let domain = connection.source_identity.map(SpiffeId::trust_domain);
     if let Some(foreign) = domain.filter(|domain| !workload.trusts(domain)) {
         return Some(Cut::Untrusted(foreign.clone()));

@@ -318,4 +318,4 @@ fn is_waypoint(mesh: &Mesh, client: Client<'_>, waypoint: &GatewayAddress) -> bo
 
 #[cfg(test)]
 #[path = "route_tests.rs"]
-mod tests;
+pub(super) mod tests;

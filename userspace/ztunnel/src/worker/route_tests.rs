@@ -8,7 +8,7 @@ use sluice_model::{
 
 use super::*;
 
-fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
+pub(in crate::worker) fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
     let identity = format!("spiffe://cluster.local/ns/shop/sa/{name}");
     Workload {
         uid: Uid::pod("Kubernetes", "shop", name),
@@ -23,7 +23,7 @@ fn workload(name: &str, ip: &str, protocol: TunnelProtocol) -> Workload {
     }
 }
 
-fn service(vip: &str) -> Service {
+pub(in crate::worker) fn service(vip: &str) -> Service {
     Service {
         name: "catalog".into(),
         namespace: "shop".into(),
@@ -46,11 +46,11 @@ fn address(ip: &str) -> NetworkAddress {
     NetworkAddress::new("".into(), ip.parse::<IpAddr>().unwrap())
 }
 
-fn key() -> ServiceKey {
+pub(in crate::worker) fn key() -> ServiceKey {
     service("10.96.0.1").key()
 }
 
-fn endpoint_of(mut workload: Workload) -> Workload {
+pub(in crate::worker) fn endpoint_of(mut workload: Workload) -> Workload {
     workload.profile_mut().services.insert(
         key(),
         vec![Port {
@@ -61,7 +61,7 @@ fn endpoint_of(mut workload: Workload) -> Workload {
     workload
 }
 
-fn mesh(updates: Vec<Update>) -> Mesh {
+pub(in crate::worker) fn mesh(updates: Vec<Update>) -> Mesh {
     updates.into_iter().collect()
 }
 

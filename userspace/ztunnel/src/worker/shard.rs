@@ -109,6 +109,8 @@ impl Shard {
             ToWorker::Start(_)
             | ToWorker::Maps
             | ToWorker::Memories(_)
+            | ToWorker::Neighbours(_)
+            | ToWorker::Flows(_)
             | ToWorker::Credentials { .. }
             | ToWorker::Revocations => {}
         }

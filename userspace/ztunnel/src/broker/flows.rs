@@ -1,0 +1,125 @@
+//! What the programs report: logged, and, of connections that go straight from pod to pod, passed on
+//! to the worker, which accounts for them.
+
+use std::{
+    net::SocketAddr,
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Result;
+use sluice_abi::event::{Event, Kind, tcp};
+use sluice_kernel::EventReader;
+
+use crate::link::{
+    Link, ToWorker,
+    message::{Ending, Flow, FlowEnd, MAX_FLOWS},
+};
+
+/// Whom flows are told to: the worker that runs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Flows(Arc<Mutex<Option<Arc<Link>>>>);
+
+impl Flows {
+    pub(super) fn tell_to(&self, worker: Option<Arc<Link>>) {
+        *self.worker() = worker;
+    }
+
+    fn worker(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, flows: &[Flow]) {
+        let worker = self.worker().clone();
+        for some in flows.chunks(MAX_FLOWS) {
+            let sent = match &worker {
+                Some(link) => link.send(&ToWorker::Flows(some.to_vec()), &[]),
+                None => return,
+            };
+            if let Err(error) = sent {
+                tracing::warn!(%error, flows = some.len(), "connections are not accounted for");
+            }
+        }
+    }
+}
+
+/// Reads what the programs report. The thread ends when the returned end is dropped.
+pub(super) fn read(mut reader: EventReader, flows: Flows) -> Result<std::io::PipeWriter> {
+    let (stop, keep) = std::io::pipe()?;
+    std::thread::Builder::new()
+        .name("events".into())
+        .spawn(move || {
+            let mut news = Vec::new();
+            let mut hear = || {
+                let on_event = |event: &Event| {
+                    log(event);
+                    news.extend(flow(event));
+                };
+                let goes_on = reader.wait(stop.as_fd(), on_event).unwrap_or(false);
+                flows.tell(&news);
+                news.clear();
+                goes_on
+            };
+            while hear() {}
+        })?;
+    Ok(keep)
+}
+
+fn log(event: &Event) {
+    if !tracing::enabled!(target: "flow", tracing::Level::DEBUG) {
+        return;
+    }
+    let local = SocketAddr::from(event.local);
+    let remote = SocketAddr::from(event.remote);
+    let verdict = event.verdict().map(sluice_kernel::Reason::name);
+    let kind = Kind::from_u32(event.kind);
+    tracing::debug!(
+        target: "flow",
+        ?kind, %local, %remote, verdict,
+        netns = event.netns, socket = event.socket,
+        sent = event.bytes_sent, received = event.bytes_received,
+        srtt_us = event.srtt, retransmits = event.retransmits,
+    );
+}
+
+/// What an event says of a connection that goes straight from pod to pod.
+fn flow(event: &Event) -> Option<Flow> {
+    let end = match Kind::from_u32(event.kind)? {
+        Kind::DirectOpen => None,
+        Kind::DirectClose => Some(FlowEnd {
+            sent: sent(event),
+            received: received(event),
+            how: ending(event.state),
+        }),
+        _ => return None,
+    };
+    Some(Flow {
+        socket: event.socket,
+        netns: event.netns,
+        client: event.local.into(),
+        server: event.remote.into(),
+        dialled: event.dialled.into(),
+        time: event.time,
+        end,
+    })
+}
+
+/// What the peer acknowledged of the application's bytes: SYN and FIN take a number each.
+fn sent(event: &Event) -> u64 {
+    let fin = matches!(event.state, tcp::FIN_WAIT2 | tcp::LAST_ACK);
+    event.bytes_sent.saturating_sub(1 + u64::from(fin))
+}
+
+/// What came for the application. In `FIN_WAIT2` nothing tells whether the peer's FIN is counted.
+fn received(event: &Event) -> u64 {
+    let fin = matches!(event.state, tcp::CLOSE_WAIT | tcp::LAST_ACK);
+    event.bytes_received.saturating_sub(u64::from(fin))
+}
+
+fn ending(state: u32) -> Ending {
+    match state {
+        tcp::SYN_SENT => Ending::NotConnected,
+        tcp::ESTABLISHED | tcp::CLOSE_WAIT => Ending::Reset,
+        _ => Ending::Orderly,
+    }
+}
