@@ -5,16 +5,17 @@ use std::{convert::Infallible, time::Duration};
 use sluice_identity::ControlPlane;
 use sluice_proto::discovery::{DeltaDiscoveryRequest, Status as RpcStatus};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Instant, sleep},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::metadata::MetadataMap;
 
 use crate::{
     Error, Node, Snapshot, Status, View,
-    store::{Kind, Store},
-    wire::{self, Response},
+    decode::Part,
+    resource::Resource,
+    store::{Kind, Response, Store},
+    wire::{self, Outgoing, Requests, Responses},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
@@ -23,8 +24,9 @@ const LAST_BACKOFF: Duration = Duration::from_secs(15);
 const STABLE: Duration = Duration::from_secs(15);
 /// How often a control plane that has not said everything yet is complained about.
 const COMPLAINT: Duration = Duration::from_secs(30);
-/// Requests that wait to be sent. There is one for each response, so few ever wait.
-const PENDING_REQUESTS: usize = 16;
+/// What the control plane may send before it has been read, in bytes. Enough for a good line, and
+/// little enough to be no burden.
+const WINDOW: u32 = 1 << 20;
 /// How many refused resources a refusal names.
 const REJECTIONS_NAMED: usize = 100;
 
@@ -115,12 +117,29 @@ impl Client {
     async fn session(&mut self, session: &mut Session) -> Result<(), Error> {
         let (requests, mut responses) = self.open().await?;
         self.status.send_modify(|status| status.connected = true);
-        while let Some(response) = responses.message().await? {
+        let mut arrived = Vec::new();
+        while let Some(part) = responses.next().await? {
+            let place = arrived.len();
+            let envelope = match part {
+                Part::Resource(bytes) => {
+                    arrived.push(Resource::parse(place, bytes, self.store.interner()));
+                    continue;
+                }
+                Part::TooLarge(length) => {
+                    arrived.push(Resource::too_large(place, length));
+                    continue;
+                }
+                Part::End(envelope) => envelope,
+            };
             session.answered = true;
+            let response = Response {
+                envelope,
+                resources: std::mem::take(&mut arrived),
+            };
             for verdict in self.handle(response, &mut session.held) {
-                if requests.send(verdict).await.is_err() {
+                if requests.send(verdict.into()).await.is_err() {
                     // The sending half has gone; the receiving half tells why.
-                    responses.message().await?;
+                    responses.next().await?;
                     return Ok(());
                 }
             }
@@ -128,34 +147,32 @@ impl Client {
         Ok(())
     }
 
-    async fn open(
-        &self,
-    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<Response>), Error> {
+    async fn open(&self) -> Result<(Requests, Responses), Error> {
         let control_plane = &self.config.control_plane;
-        let endpoint = control_plane.endpoint()?.http2_adaptive_window(true);
+        let endpoint = control_plane
+            .endpoint()?
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
         let channel = endpoint.connect().await.map_err(Error::Connect)?;
-        let (sender, receiver) = mpsc::channel(PENDING_REQUESTS);
-        for request in self.subscriptions() {
-            // There is room: the channel is new and larger than the number of types.
-            let _ = sender.try_send(request);
-        }
-        let mut request = tonic::Request::new(ReceiverStream::new(receiver));
-        control_plane.authorize(request.metadata_mut())?;
-        let responses = wire::open(channel, request).await?;
+        let mut metadata = MetadataMap::new();
+        control_plane.authorize(&mut metadata)?;
+        let opened = wire::open(channel, metadata, self.subscriptions()).await?;
         tracing::info!(
             address = control_plane.address,
             "connected to the control plane"
         );
-        Ok((sender, responses))
+        Ok(opened)
     }
 
     /// The first request for each type: everything, except for what we have.
-    fn subscriptions(&self) -> impl Iterator<Item = DeltaDiscoveryRequest> {
-        Kind::ALL.into_iter().map(|kind| DeltaDiscoveryRequest {
-            node: Some((&self.config.node).into()),
-            type_url: kind.type_url().to_owned(),
-            initial_resource_versions: self.store.versions(kind),
-            ..Default::default()
+    fn subscriptions(&self) -> impl Iterator<Item = Outgoing> {
+        Kind::ALL.into_iter().map(|kind| {
+            let request = DeltaDiscoveryRequest {
+                node: Some((&self.config.node).into()),
+                type_url: kind.type_url().to_owned(),
+                ..Default::default()
+            };
+            Outgoing::with_versions(&request, self.store.versions(kind))
         })
     }
 
@@ -168,7 +185,7 @@ impl Client {
         response: Response,
         held: &mut Vec<(Kind, Response)>,
     ) -> Vec<DeltaDiscoveryRequest> {
-        let Some(kind) = Kind::of(&response.type_url) else {
+        let Some(kind) = Kind::of(&response.envelope.type_url) else {
             // Nothing that we asked for, and nothing that harms.
             return vec![verdict(Received::of(&response), &[])];
         };
@@ -216,10 +233,10 @@ struct Received {
 impl Received {
     fn of(response: &Response) -> Self {
         Self {
-            type_url: response.type_url.clone(),
-            nonce: response.nonce.clone(),
+            type_url: response.envelope.type_url.clone(),
+            nonce: response.envelope.nonce.clone(),
             resources: response.resources.len(),
-            removed: response.removed_resources.len(),
+            removed: response.envelope.removed.len(),
         }
     }
 }
