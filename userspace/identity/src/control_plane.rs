@@ -8,7 +8,7 @@ use tonic::{
     transport::{Certificate, ClientTlsConfig, Endpoint},
 };
 
-use crate::Error;
+use crate::{Addresses, Error};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -43,9 +43,9 @@ impl fmt::Debug for Live {
 /// A control plane, and what it takes to talk to it.
 #[derive(Clone, Debug)]
 pub struct ControlPlane {
-    /// `https://HOST:PORT`. With `http://` nothing is encrypted and the token is kept back; that is
-    /// for tests and loopback.
-    pub address: String,
+    /// Each `https://HOST:PORT`. With `http://` nothing is encrypted and the token is kept back; that
+    /// is for tests and loopback.
+    pub addresses: Addresses,
     /// The host name to expect in the certificate, when it is not the address's own.
     pub server_name: Option<String>,
     /// Trust anchors in PEM, looked up at each connect.
@@ -57,21 +57,21 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// A client's side of the connection, to be opened.
+    /// A client's side of the connection to one of the addresses, to be opened.
     ///
     /// # Errors
     /// When the address cannot be used, or its trust anchors are missing or bad.
-    pub fn endpoint(&self) -> Result<Endpoint, Error> {
-        let endpoint = Endpoint::from_shared(self.address.clone())
+    pub fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {
+        let endpoint = Endpoint::from_shared(address.to_owned())
             .ok()
             .filter(|e| matches!(e.uri().scheme_str(), Some("https" | "http")))
-            .ok_or_else(|| Error::ControlPlaneAddress(self.address.clone()))?
+            .ok_or_else(|| Error::ControlPlaneAddress(address.to_owned()))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        if !self.is_encrypted() {
+        if !is_encrypted(address) {
             return Ok(endpoint);
         }
         let roots = self.roots.get();
@@ -85,14 +85,14 @@ impl ControlPlane {
         endpoint.tls_config(tls).map_err(Error::ControlPlaneTls)
     }
 
-    /// Adds what the control plane wants to see to a request's metadata.
+    /// Adds what the control plane wants to see to the metadata of a request to one of the addresses.
     ///
     /// # Errors
     /// When the token cannot be sent.
-    pub fn authorize(&self, metadata: &mut MetadataMap) -> Result<(), Error> {
+    pub fn authorize(&self, address: &str, metadata: &mut MetadataMap) -> Result<(), Error> {
         let token = self.token.get();
         let token = token.trim();
-        if !token.is_empty() && self.is_encrypted() {
+        if !token.is_empty() && is_encrypted(address) {
             let mut value =
                 MetadataValue::try_from(format!("Bearer {token}")).map_err(|_| Error::Token)?;
             value.set_sensitive(true);
@@ -105,11 +105,10 @@ impl ControlPlane {
         }
         Ok(())
     }
+}
 
-    fn is_encrypted(&self) -> bool {
-        !self
-            .address
-            .get(..7)
-            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
-    }
+fn is_encrypted(address: &str) -> bool {
+    !address
+        .get(..7)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
 }

@@ -4,6 +4,7 @@
 //! [`Manager`] keeps an [`Svid`] for each identity that is in use, signed by a
 //! [`CertificateAuthority`]. An [`Svid`] gives the TLS configurations of both directions.
 
+mod addresses;
 mod authority;
 mod ca_client;
 mod certificate;
@@ -16,6 +17,7 @@ mod svid;
 mod trust;
 mod verify;
 
+pub use addresses::Addresses;
 pub use authority::{CertificateAuthority, Signing};
 pub use ca_client::CaClient;
 pub use certificate::{peer_identity, uri_sans};

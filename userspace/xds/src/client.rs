@@ -35,6 +35,14 @@ const REJECTIONS_NAMED: usize = 100;
 pub struct Config {
     pub control_plane: ControlPlane,
     pub node: Node,
+    /// How long an address may keep silent, as long as it has not said everything and there is
+    /// another one to try.
+    pub patience: Duration,
+}
+
+impl Config {
+    /// For [`Config::patience`]: a control plane that is well answers much sooner.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
 }
 
 /// Keeps a mesh in step with a control plane, for as long as it runs.
@@ -88,8 +96,10 @@ impl Client {
             let start = Instant::now();
             let mut session = Session::default();
             let view = self.view();
+            let addresses = self.config.control_plane.addresses.clone();
+            let address = addresses.current().to_owned();
             let ended = tokio::select! {
-                ended = self.session(&mut session) => ended,
+                ended = self.session(&address, &mut session) => ended,
                 never = complain(&view) => match never {},
             };
             self.status
@@ -102,11 +112,14 @@ impl Client {
             // next one.
             let wait = backoff.mul_f64(1.0 + 0.5 * rand::random::<f64>());
             match ended {
-                Ok(()) => tracing::info!(?wait, "the control plane closed the stream"),
+                Ok(()) => tracing::info!(address, ?wait, "the control plane closed the stream"),
                 Err(error) => {
                     let cause = cause(&error);
-                    tracing::warn!(%error, cause, ?wait, "no stream from the control plane");
+                    tracing::warn!(address, %error, cause, ?wait, "no stream from the control plane");
                 }
+            }
+            if !graceful {
+                addresses.give_up(&address);
             }
             sleep(wait).await;
             backoff = (backoff * 2).min(LAST_BACKOFF);
@@ -114,11 +127,11 @@ impl Client {
     }
 
     /// Runs one stream to its end, which is `Ok` when the control plane closed it in order.
-    async fn session(&mut self, session: &mut Session) -> Result<(), Error> {
-        let (requests, mut responses) = self.open().await?;
+    async fn session(&mut self, address: &str, session: &mut Session) -> Result<(), Error> {
+        let (requests, mut responses) = self.unless_silent(self.open(address)).await?;
         self.status.send_modify(|status| status.connected = true);
         let mut arrived = Vec::new();
-        while let Some(part) = responses.next().await? {
+        while let Some(part) = self.unless_silent(responses.next()).await? {
             let place = arrived.len();
             let envelope = match part {
                 Part::Resource(bytes) => {
@@ -147,20 +160,31 @@ impl Client {
         Ok(())
     }
 
-    async fn open(&self) -> Result<(Requests, Responses), Error> {
+    /// Waits for what the control plane does next, but not forever while another may do more.
+    async fn unless_silent<T>(
+        &self,
+        next: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let others = self.config.control_plane.addresses.has_others();
+        if !others || self.status.borrow().is_live() {
+            return next.await;
+        }
+        let patience = self.config.patience;
+        let next = tokio::time::timeout(patience, next).await;
+        next.unwrap_or(Err(Error::Silent(patience)))
+    }
+
+    async fn open(&self, address: &str) -> Result<(Requests, Responses), Error> {
         let control_plane = &self.config.control_plane;
         let endpoint = control_plane
-            .endpoint()?
+            .endpoint(address)?
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);
         let channel = endpoint.connect().await.map_err(Error::Connect)?;
         let mut metadata = MetadataMap::new();
-        control_plane.authorize(&mut metadata)?;
+        control_plane.authorize(address, &mut metadata)?;
         let opened = wire::open(channel, metadata, self.subscriptions()).await?;
-        tracing::info!(
-            address = control_plane.address,
-            "connected to the control plane"
-        );
+        tracing::info!(address, "connected to the control plane");
         Ok(opened)
     }
 

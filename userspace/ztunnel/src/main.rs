@@ -52,9 +52,10 @@ struct BrokerArgs {
     /// Directory of Kubernetes objects in YAML, watched; says which pods to enrol.
     #[arg(long, value_name = "DIR")]
     config_dir: PathBuf,
-    /// The control plane, for example https://10.0.0.1:15012.
-    #[arg(long, value_name = "URL", value_parser = control_url)]
-    control: String,
+    /// The control plane, for example https://10.0.0.1:15012; may be repeated, or several separated
+    /// by commas: one that fails makes way for the next.
+    #[arg(long, value_name = "URL", value_parser = control_url, value_delimiter = ',', required = true)]
+    control: Vec<String>,
     /// Certificate (PEM) that the control plane must be signed by.
     #[arg(long, value_name = "FILE")]
     control_root: PathBuf,

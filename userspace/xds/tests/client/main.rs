@@ -1,5 +1,6 @@
 //! The client against a control plane that behaves, and one that does not.
 
+mod addresses;
 mod misbehaving;
 mod server;
 mod snapshot;
@@ -7,7 +8,7 @@ mod snapshot;
 use std::{collections::BTreeMap, time::Duration};
 
 use server::{ControlPlane, Session, deny_all, pod, service};
-use sluice_identity::{ControlPlane as Reach, Live};
+use sluice_identity::{Addresses, ControlPlane as Reach, Live};
 use sluice_model::{
     Mesh, ServiceKey, Uid,
     authz::{Action, PolicyKey, Scope},
@@ -31,10 +32,10 @@ fn run(client: Client) -> View {
     view
 }
 
-fn client(address: String) -> Client {
+fn client(addresses: impl Into<Addresses>) -> Client {
     Client::new(Config {
         control_plane: Reach {
-            address,
+            addresses: addresses.into(),
             server_name: None,
             roots: Live::default(),
             token: Live::default(),
@@ -48,6 +49,7 @@ fn client(address: String) -> Client {
             cluster: "east".to_owned(),
             metadata: BTreeMap::new(),
         },
+        patience: Duration::from_millis(200),
     })
 }
 

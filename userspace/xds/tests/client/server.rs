@@ -49,8 +49,13 @@ impl ControlPlane {
 
     /// The next stream that a client opens.
     pub(crate) async fn session(&mut self) -> Session {
-        let next = timeout(PATIENCE, self.sessions.recv()).await;
-        next.expect("no client connects").unwrap()
+        let next = timeout(PATIENCE, self.next_session()).await;
+        next.expect("no client connects")
+    }
+
+    /// The next stream, however long it takes.
+    pub(crate) async fn next_session(&mut self) -> Session {
+        self.sessions.recv().await.unwrap()
     }
 
     /// Accepts no connection any more.

@@ -63,8 +63,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// The DNS domain of the cluster's services.
     pub cluster_domain: Name,
-    /// The control plane's URL.
-    pub control: String,
+    /// The control plane's URLs, the preferred one first; at least one.
+    pub control: Vec<String>,
     pub log: String,
     pub log_json: bool,
     /// The user that the worker becomes.

@@ -134,6 +134,7 @@ fn policy(policy: &Policy) -> Value {
 fn control_plane(shared: &Shared) -> Value {
     let status = shared.mesh.status();
     json!({
+        "address": shared.control_plane.current(),
         "connected": status.connected,
         // Of what is in force in its place.
         "snapshotTaken": status.snapshot.map(unix_seconds),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use sluice_identity::{CaClient, ControlPlane, Live, Manager, RevocationLists};
+use sluice_identity::{Addresses, CaClient, ControlPlane, Live, Manager, RevocationLists};
 use sluice_kernel::Counters;
 use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
@@ -49,7 +49,7 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         Live::new(credentials.control_root),
     );
     let control_plane = ControlPlane {
-        address: settings.control.clone(),
+        addresses: Addresses::new(settings.control.clone()).context("--control")?,
         server_name: None,
         roots: roots.clone(),
         token: token.clone(),
@@ -101,10 +101,17 @@ fn share(
     snapshot: Option<Snapshot>,
 ) -> Result<(Client, Arc<Shared>)> {
     let validity = Duration::from_secs(settings.certificate_ttl);
-    let ca = CaClient::new(control_plane.clone(), validity);
+    let addresses = control_plane.addresses.clone();
+    // Either half of a control plane may be out of reach alone.
+    let authority = ControlPlane {
+        addresses: addresses.apart(),
+        ..control_plane.clone()
+    };
+    let ca = CaClient::new(authority, validity);
     let mut client = Client::new(sluice_xds::Config {
         control_plane,
         node: node(&settings),
+        patience: sluice_xds::Config::PATIENCE,
     });
     if let Some(snapshot) = snapshot {
         client.restore(snapshot);
@@ -113,6 +120,7 @@ fn share(
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
         mesh: client.view(),
+        control_plane: addresses,
         identities: Manager::new(
             ca,
             sluice_identity::Config::default(),
