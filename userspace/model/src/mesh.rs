@@ -187,6 +187,12 @@ impl Mesh {
         self.policies.get(key)
     }
 
+    /// A number that a workload alone has for as long as it is in the mesh, whatever it changes to;
+    /// numbers are less than a small multiple of the most workloads that there ever were.
+    pub fn place(&self, uid: &Uid) -> Option<usize> {
+        self.workloads.slot(uid).map(Slot::index)
+    }
+
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.iter()
     }

@@ -4,13 +4,12 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt,
     hash::Hash,
-    net::IpAddr,
     ops::{Deref, Index},
     sync::Arc,
 };
 
 use crate::{
-    Name, SpiffeId, TrustDomain,
+    Ips, Name, SpiffeId, TrustDomain,
     authz::PolicyKey,
     identity::ParseSpiffeIdError,
     service::{GatewayAddress, Port, Service, ServiceKey},
@@ -34,8 +33,8 @@ impl Uid {
     }
 
     /// For [`Workload::own_name`]: the name, unless the uid ends in it.
-    pub fn unless_last_part(&self, name: &str) -> Option<Name> {
-        (self.last_part() != name).then(|| name.into())
+    pub fn unless_last_part(&self, name: &str) -> Option<Box<Name>> {
+        (self.last_part() != name).then(|| Box::new(name.into()))
     }
 }
 
@@ -53,9 +52,9 @@ impl fmt::Display for Uid {
 pub struct Workload {
     pub uid: Uid,
     /// Absent when it is the last part of the uid, as for pods; ask [`Workload::name`].
-    pub own_name: Option<Name>,
+    pub own_name: Option<Box<Name>>,
     /// Canonical addresses: no IPv4-mapped IPv6.
-    pub ips: Box<[IpAddr]>,
+    pub ips: Ips,
     /// The node it runs on.
     pub node: Name,
     pub health: Health,
@@ -135,7 +134,10 @@ impl Deref for Workload {
 impl Workload {
     /// Its name, for people; [`Uid`] names it without doubt.
     pub fn name(&self) -> &str {
-        self.own_name.as_deref().unwrap_or(self.uid.last_part())
+        match &self.own_name {
+            Some(name) => name,
+            None => self.uid.last_part(),
+        }
     }
 
     /// What it has in common with others, to be changed for this one alone.

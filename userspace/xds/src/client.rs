@@ -190,13 +190,14 @@ impl Client {
 
     /// The first request for each type: everything, except for what we have.
     fn subscriptions(&self) -> impl Iterator<Item = Outgoing> {
-        Kind::ALL.into_iter().map(|kind| {
+        let mesh = self.store.mesh().load_full();
+        Kind::ALL.into_iter().map(move |kind| {
             let request = DeltaDiscoveryRequest {
                 node: Some((&self.config.node).into()),
                 type_url: kind.type_url().to_owned(),
                 ..Default::default()
             };
-            Outgoing::with_versions(&request, self.store.versions(kind))
+            Outgoing::with_versions(&request, self.store.versions(kind, &mesh))
         })
     }
 

@@ -125,8 +125,9 @@ fn what_is_written_is_read_back_as_the_same_mesh() {
 fn everything_is_asked_for_again_by_name() {
     let mut restored = Store::default();
     restored.restore(Snapshot::parse(written(), ORIGIN).unwrap());
+    let mesh = restored.mesh().load();
     let versions = |kind| {
-        let versions = restored.versions(kind);
+        let versions = restored.versions(kind, &mesh);
         let versions = versions.map(|(name, version)| (name.to_owned(), version.to_string()));
         versions.collect::<BTreeMap<_, _>>()
     };

@@ -58,8 +58,20 @@ pub(crate) struct Store {
 struct Received {
     /// The control plane has answered for this type.
     answered: bool,
-    /// The version of each resource in force.
-    versions: HashMap<Name, Version>,
+    /// The version of each workload in force, by its place in the mesh.
+    workloads: Vec<Version>,
+    /// The version of each other resource in force.
+    others: HashMap<Name, Version>,
+}
+
+impl Received {
+    /// Notes the version of a workload.
+    fn note(&mut self, place: usize, version: Version) {
+        if self.workloads.len() <= place {
+            self.workloads.resize(place + 1, Version::none());
+        }
+        self.workloads[place] = version;
+    }
 }
 
 /// What came of a response.
@@ -83,13 +95,21 @@ impl Store {
     }
 
     /// What a new stream need not send again.
-    pub(crate) fn versions(&self, kind: Kind) -> impl Iterator<Item = (&str, &Version)> {
+    pub(crate) fn versions<'a>(
+        &'a self,
+        kind: Kind,
+        mesh: &'a Mesh,
+    ) -> impl Iterator<Item = (&'a str, &'a Version)> {
         let received = match kind {
             Kind::Address => &self.addresses,
             Kind::Authorization => &self.policies,
         };
-        let versions = received.versions.iter();
-        versions.map(|(name, version)| (&**name, version))
+        let workloads = mesh.workloads().filter_map(|workload| {
+            let place = mesh.place(&workload.uid)?;
+            Some((&*workload.uid.0, received.workloads.get(place)?))
+        });
+        let others = received.others.iter();
+        workloads.chain(others.map(|(name, version)| (&**name, version)))
     }
 
     /// Keeps what resources have in common once.
@@ -176,7 +196,7 @@ impl Store {
             if present.contains(&**name) {
                 continue;
             }
-            received.versions.remove(&**name);
+            received.others.remove(&**name);
             if let Some(update) = removal(kind, name, edit.mesh()) {
                 edit.apply(update);
                 applied.changed = true;
@@ -185,10 +205,17 @@ impl Store {
         for resource in resources {
             match resource.into_update(kind) {
                 Ok((update, name, version)) => {
-                    received.versions.insert(name, version);
+                    let workload = match &update {
+                        Update::Workload(workload) => Some(workload.uid.clone()),
+                        _ => None,
+                    };
                     if !is_known(edit.mesh(), &update) {
                         edit.apply(update);
                         applied.changed = true;
+                    }
+                    match workload.and_then(|uid| edit.mesh().place(&uid)) {
+                        Some(place) => received.note(place, version),
+                        None => drop(received.others.insert(name, version)),
                     }
                 }
                 Err(mut refused) => {
@@ -201,7 +228,7 @@ impl Store {
                         reason.push_str(", and until it is mended nothing is allowed");
                         // It is no version, but a name of which the removal must be told.
                         let name = refused.name.as_str().into();
-                        received.versions.insert(name, Version::none());
+                        received.others.insert(name, Version::none());
                         edit.apply(Update::Policy(policy));
                         applied.changed = true;
                     }

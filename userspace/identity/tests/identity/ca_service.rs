@@ -135,8 +135,9 @@ async fn an_address_that_fails_makes_way_for_the_next() {
     let root = Arc::new(Root::new());
     let (service, mut control_plane) = start(&root).await;
     let working = control_plane.addresses.current().to_owned();
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone = format!("https://{}", gone.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = format!("https://{}", listener.local_addr().unwrap());
+    drop(listener);
     control_plane.addresses = Addresses::new([gone, working.clone()]).unwrap();
     let addresses = control_plane.addresses.clone();
     let client = CaClient::new(control_plane, Duration::from_secs(3600));

@@ -32,9 +32,9 @@ async fn learns(view: &View, name: &str) {
 
 #[tokio::test]
 async fn one_that_refuses_is_passed_over() {
-    // Of a listener that is gone.
-    let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let refusing = format!("http://{}", refusing.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refusing = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
     let mut server = ControlPlane::start().await;
     let all = addresses([refusing, server.address()]);
     let view = run(client(all.clone()));

@@ -64,7 +64,7 @@ fn workload(workload: &Workload) -> Value {
         "namespace": &*workload.namespace,
         "serviceAccount": &*workload.service_account,
         "trustDomain": workload.trust_domain.as_str(),
-        "workloadIps": workload.ips,
+        "workloadIps": &*workload.ips,
         "protocol": match workload.protocol {
             TunnelProtocol::None => "TCP",
             TunnelProtocol::Hbone => "HBONE",

@@ -301,7 +301,7 @@ fn an_address_of_a_range_leads_to_the_service_and_passthrough_to_itself() {
 #[test]
 fn a_host_without_address_is_resolved_and_dialled_in_the_family_that_was_asked_for() {
     let mut host = endpoint_of(workload("db", "10.0.0.3", TunnelProtocol::None));
-    host.ips = Box::default();
+    host.ips = sluice_model::Ips::default();
     host.profile_mut().hostname = Some("db.example.com".into());
     let updates = vec![
         Update::Service(service("10.96.0.1")),
