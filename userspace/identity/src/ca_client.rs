@@ -59,7 +59,10 @@ impl CaClient {
         let connection = Connection {
             address: address.to_owned(),
             roots,
-            channel: self.control_plane.endpoint(address)?.connect_lazy(),
+            channel: {
+                let endpoint = self.control_plane.endpoint(address)?;
+                self.control_plane.connect_lazy(address, endpoint)
+            },
         };
         *kept = Some(connection.clone());
         Ok(connection)

@@ -14,12 +14,13 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use prost::Message as _;
 use server::{ControlPlane, Session};
-use sluice_identity::{ControlPlane as Reach, Live};
+use sluice_identity::{ControlPlane as Reach, Direct, Live};
 use sluice_proto::{discovery::Resource, security, workload};
 use sluice_xds::{Client, Config, Node};
 
@@ -227,6 +228,7 @@ fn client(address: String) {
     let client = Client::new(Config {
         control_plane: Reach {
             addresses: address.into(),
+            dial: Arc::new(Direct),
             server_name: None,
             roots: Live::default(),
             token: Live::default(),

@@ -180,7 +180,8 @@ impl Client {
             .endpoint(address)?
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);
-        let channel = endpoint.connect().await.map_err(Error::Connect)?;
+        let channel = control_plane.connect(address, endpoint).await;
+        let channel = channel.map_err(Error::Connect)?;
         let mut metadata = MetadataMap::new();
         control_plane.authorize(address, &mut metadata)?;
         let opened = wire::open(channel, metadata, self.subscriptions()).await?;

@@ -7,7 +7,8 @@ use std::{
 
 use prost_types::value::Kind;
 use sluice_identity::{
-    Addresses, CaClient, CertificateAuthority as _, Config, ControlPlane, Error, Live, Manager,
+    Addresses, CaClient, CertificateAuthority as _, Config, ControlPlane, Direct, Error, Live,
+    Manager,
 };
 use sluice_proto::ca::{
     IstioCertificateRequest, IstioCertificateResponse,
@@ -69,6 +70,7 @@ async fn start(root: &Arc<Root>) -> (Service, ControlPlane) {
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let control_plane = ControlPlane {
         addresses: address.into(),
+        dial: Arc::new(Direct),
         server_name: Some("control.example".to_owned()),
         roots: Live::new(root.pem()),
         token: Live::new("good\n"),
@@ -153,6 +155,7 @@ async fn an_unusable_configuration_is_said_to_be_one() {
     let sign = async |address: &str, roots: &str| {
         let control_plane = ControlPlane {
             addresses: address.to_owned().into(),
+            dial: Arc::new(Direct),
             server_name: None,
             roots: Live::new(roots),
             token: Live::default(),

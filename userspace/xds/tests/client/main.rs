@@ -4,11 +4,12 @@ mod addresses;
 mod misbehaving;
 mod server;
 mod snapshot;
+mod socket;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use server::{ControlPlane, Session, deny_all, pod, service};
-use sluice_identity::{Addresses, ControlPlane as Reach, Live};
+use sluice_identity::{Addresses, ControlPlane as Reach, Direct, Live};
 use sluice_model::{
     Mesh, ServiceKey, Uid,
     authz::{Action, PolicyKey, Scope},
@@ -33,9 +34,14 @@ fn run(client: Client) -> View {
 }
 
 fn client(addresses: impl Into<Addresses>) -> Client {
-    Client::new(Config {
+    Client::new(config(addresses))
+}
+
+fn config(addresses: impl Into<Addresses>) -> Config {
+    Config {
         control_plane: Reach {
             addresses: addresses.into(),
+            dial: Arc::new(Direct),
             server_name: None,
             roots: Live::default(),
             token: Live::default(),
@@ -50,7 +56,7 @@ fn client(addresses: impl Into<Addresses>) -> Client {
             metadata: BTreeMap::new(),
         },
         patience: Duration::from_millis(200),
-    })
+    }
 }
 
 /// Fails a test in place of letting it hang.

@@ -103,6 +103,9 @@ pub enum ToWorker {
         listeners: Vec<Listener>,
     },
     RemovePod(PodId),
+    /// Answers [`ToBroker::NeedControl`], in the order of the questions: with a connected socket, or
+    /// with the reason why there is none.
+    Control(Result<(), String>),
     /// With unconnected sockets in the pod's network namespace.
     Sockets {
         pod: PodId,
@@ -123,6 +126,9 @@ pub enum ToBroker {
         family: Family,
         count: u8,
     },
+    /// Wants a connection to the socket of the control plane at this place of
+    /// [`Settings::control`], which is on this machine.
+    NeedControl(usize),
     Egress(Egress),
     /// With the descriptor of what is kept for the next worker, as [`super::memory`] makes it.
     Keep(Memory),

@@ -13,7 +13,7 @@ use sluice_telemetry::{metrics::Metrics, serve::Readiness};
 use sluice_xds::{Client, Snapshot};
 use tokio::sync::{mpsc, watch};
 
-use super::{Shared, admin, egress, memory, memory::Memories, shard};
+use super::{Shared, admin, dial::ByBroker, egress, memory, memory::Memories, shard};
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
 
 /// How this node and the control plane prove themselves to each other.
@@ -48,8 +48,11 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         Live::new(credentials.token),
         Live::new(credentials.control_root),
     );
+    let link = Arc::new(AsyncLink::new(link)?);
+    let dial = Arc::new(ByBroker::new(link.clone(), settings.control.clone()));
     let control_plane = ControlPlane {
         addresses: Addresses::new(settings.control.clone()).context("--control")?,
+        dial: dial.clone(),
         server_name: None,
         roots: roots.clone(),
         token: token.clone(),
@@ -69,7 +72,8 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
     tokio::spawn(client.run());
     let mut failures = start_shards(threads, &shared)?;
     let broker = Broker {
-        link: AsyncLink::new(link)?,
+        link,
+        dial,
         pods: watch::Sender::default(),
     };
     let follow = broker.follow(&shared, &token, &roots);
@@ -201,7 +205,8 @@ fn start_shards(
 }
 
 struct Broker {
-    link: AsyncLink,
+    link: Arc<AsyncLink>,
+    dial: Arc<ByBroker>,
     /// The pods of this node that are in the mesh.
     pods: watch::Sender<BTreeMap<PodId, Uid>>,
 }
@@ -241,6 +246,7 @@ impl Broker {
                     roots.set(control_root);
                 }
                 ToWorker::Revocations => revoke(shared, received.fds),
+                ToWorker::Control(result) => self.dial.answer(result, received.fds),
                 ToWorker::Start(_)
                 | ToWorker::Maps
                 | ToWorker::Memories(_)

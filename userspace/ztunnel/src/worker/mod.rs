@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod control;
+mod dial;
 mod dns;
 mod egress;
 mod failure;

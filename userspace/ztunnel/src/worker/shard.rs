@@ -109,6 +109,7 @@ impl Shard {
             ToWorker::Start(_)
             | ToWorker::Maps
             | ToWorker::Memories(_)
+            | ToWorker::Control(_)
             | ToWorker::Credentials { .. }
             | ToWorker::Revocations => {}
         }
