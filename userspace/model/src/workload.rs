@@ -239,6 +239,10 @@ impl Memberships {
         self.0.is_empty()
     }
 
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn contains_key(&self, key: &ServiceKey) -> bool {
         self.get(key).is_some()
     }

@@ -14,10 +14,6 @@ use sluice_kernel::Events;
 use sluice_model::TrustDomain;
 use sluice_ztunnel::{broker, link::Settings, nameservers, one_line, worker};
 
-/// Packs the many small values of a mesh closely, and returns what is no longer used.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The node proxy of the Sluice mesh.
 ///
 /// Captures the traffic of this node's pods with eBPF, carries it over mutual TLS (HBONE), and
