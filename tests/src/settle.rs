@@ -60,5 +60,5 @@ fn is_acknowledged(clients: &Value) -> bool {
         .flatten()
         .filter_map(|client| client["types"].as_object())
         .flat_map(|types| types.values());
-    types.all(|progress| progress["sent"] == progress["acknowledged"])
+    types.all(|progress| progress["sent"]["nonce"] == progress["acknowledged"]["nonce"])
 }

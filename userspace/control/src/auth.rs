@@ -1,108 +1,194 @@
-//! Who calls: each node proves itself by its join token.
+//! Who calls, and from which node: by a token, or by what the kernel says of a local process.
 
-use std::{
-    fmt, fs,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
+mod join_tokens;
+mod peer_credentials;
+pub mod service_accounts;
+
+use std::{fmt, net::SocketAddr};
+
+use serde::{Serialize, Serializer};
+use sluice_model::Name;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::server::UdsConnectInfo,
 };
 
-use sluice_model::Name;
-use subtle::ConstantTimeEq;
-use tonic::{Request, Status};
-
-use crate::Error;
+pub use join_tokens::JoinTokens;
+pub use peer_credentials::PeerCredentials;
+pub use service_accounts::ServiceAccounts;
 
 /// A caller that has proven itself.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The node on which it runs.
     pub node: Name,
-    pub address: Option<SocketAddr>,
+    pub peer: Peer,
+    pub credential: Credential,
 }
 
-/// The join tokens of all nodes, from a file of lines `NODE TOKEN`.
-///
-/// The file is read for every call, so that a token can be added or withdrawn at any time. Calls
-/// are rare: one per connection of a ztunnel, and one per certificate.
-pub struct JoinTokens {
-    path: PathBuf,
-    /// What the file said when it could be read last.
-    last_good: Mutex<Vec<Entry>>,
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    /// A process of this host, as the kernel knows it from the moment when it connected.
+    Unix {
+        uid: u32,
+        pid: Option<i32>,
+    },
+    /// The transport does not say.
+    Unknown,
 }
 
+/// By what a caller has proven itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Credential {
+    JoinToken,
+    PeerCredentials,
+    ServiceAccount,
+}
+
+/// What a request says of its caller, to be proven.
 #[derive(Clone)]
-struct Entry {
-    node: Name,
-    token: String,
+pub struct Claim {
+    peer: Peer,
+    authorization: Option<MetadataValue<Ascii>>,
 }
 
-impl JoinTokens {
-    /// Reads the file for the first time.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
-        let path = path.into();
-        let text = fs::read_to_string(&path)
-            .map_err(Error::file("read the join tokens in", path.clone()))?;
-        let last_good = Mutex::new(parse(&text, &path));
-        Ok(Self { path, last_good })
-    }
+/// Everything by which callers may prove themselves.
+#[derive(Debug, Default)]
+pub struct Authenticator {
+    pub join_tokens: Option<JoinTokens>,
+    pub service_accounts: Option<ServiceAccounts>,
+    /// For the callers of a Unix socket, and only for them.
+    pub peer_credentials: Option<PeerCredentials>,
+}
 
-    /// The caller of a request.
-    ///
-    /// # Errors
-    /// `Unauthenticated`, which tells the caller nothing; the log says who it was and why.
-    pub fn authenticate<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let address = request.remote_addr();
-        let header = request.metadata().get("authorization");
-        let token = match header.map(|header| header.to_str()) {
-            None => return Err(refuse(address, "it sent no authorization header")),
-            Some(Err(_)) => return Err(refuse(address, "its authorization header is not ASCII")),
-            Some(Ok(header)) => bearer(header),
-        };
-        let Some(token) = token else {
-            return Err(refuse(
-                address,
-                "its authorization header holds no bearer token",
-            ));
-        };
-        match self.node_of(token) {
-            Some(node) => Ok(Caller { node, address }),
-            None => Err(refuse(address, "its token is not a join token")),
-        }
-    }
+/// Why a claim does not hold, for the log only. It never holds a token.
+struct Refusal(String);
 
-    fn node_of(&self, token: &str) -> Option<Name> {
-        let mut entries = self
-            .last_good
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match fs::read_to_string(&self.path) {
-            Ok(text) => *entries = parse(&text, &self.path),
-            Err(error) => {
-                let path = self.path.display();
-                tracing::warn!(%error, "cannot read the join tokens in {path}; the last ones count");
-            }
-        }
-        let mut found = None;
-        for entry in entries.iter() {
-            // Every entry is compared, and in constant time, so that time tells nothing.
-            if bool::from(entry.token.as_bytes().ct_eq(token.as_bytes())) {
-                found = Some(entry.node.clone());
-            }
-        }
-        found
+/// Why nobody knows who calls.
+enum Failure {
+    /// The caller has not proven itself.
+    Refused(Refusal),
+    /// Whoever could tell cannot be asked now.
+    Unavailable(String),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
-impl fmt::Debug for JoinTokens {
+impl Authenticator {
+    /// Who has sent a request.
+    ///
+    /// # Errors
+    /// `Unauthenticated`, which tells the caller nothing, or `Unavailable` when it should try again;
+    /// the log says who it was and why.
+    pub async fn authenticate(&self, claim: &Claim) -> Result<Caller, Status> {
+        let peer = claim.peer;
+        let proven = match peer {
+            Peer::Unix { uid, .. } => match &self.peer_credentials {
+                Some(allowed) => allowed
+                    .node_of(uid)
+                    .map(|node| (node, Credential::PeerCredentials))
+                    .map_err(Failure::from),
+                None => Err(Refusal("no local process is admitted".to_owned()).into()),
+            },
+            Peer::Tcp(_) | Peer::Unknown => self.by_token(claim).await,
+        };
+        match proven {
+            Ok((node, credential)) => Ok(Caller {
+                node,
+                peer,
+                credential,
+            }),
+            Err(Failure::Refused(Refusal(why))) => Err(refuse(peer, &why)),
+            Err(Failure::Unavailable(why)) => {
+                tracing::warn!(
+                    peer = peer.to_string(),
+                    "caller cannot be authenticated: {why}"
+                );
+                Err(Status::unavailable("authentication is not available"))
+            }
+        }
+    }
+
+    async fn by_token(&self, claim: &Claim) -> Result<(Name, Credential), Failure> {
+        let token = claim.token()?;
+        if let Some(tokens) = &self.join_tokens
+            && let Some(node) = tokens.node_of(token)?
+        {
+            return Ok((node, Credential::JoinToken));
+        }
+        let Some(accounts) = &self.service_accounts else {
+            return Err(Refusal("its token is not a join token".to_owned()).into());
+        };
+        let node = accounts.node_of(token).await?;
+        Ok((node, Credential::ServiceAccount))
+    }
+}
+
+impl Claim {
+    pub fn of<T>(request: &Request<T>) -> Self {
+        let local = request.extensions().get::<UdsConnectInfo>();
+        let peer = match (local, request.remote_addr()) {
+            (Some(local), _) => match local.peer_cred {
+                Some(process) => Peer::Unix {
+                    uid: process.uid(),
+                    pid: process.pid(),
+                },
+                None => Peer::Unknown,
+            },
+            (None, Some(address)) => Peer::Tcp(address),
+            (None, None) => Peer::Unknown,
+        };
+        Self {
+            peer,
+            authorization: request.metadata().get("authorization").cloned(),
+        }
+    }
+
+    fn token(&self) -> Result<&str, Refusal> {
+        let refusal = |why: &str| Refusal(why.to_owned());
+        let header = self.authorization.as_ref();
+        let header = header.ok_or_else(|| refusal("it sent no authorization header"))?;
+        let header = header
+            .to_str()
+            .map_err(|_| refusal("its authorization header is not ASCII"))?;
+        bearer(header).ok_or_else(|| refusal("its authorization header holds no bearer token"))
+    }
+}
+
+impl fmt::Debug for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never the tokens.
-        f.debug_struct("JoinTokens")
-            .field("path", &self.path)
+        // Never the token.
+        f.debug_struct("Claim")
+            .field("peer", &self.peer)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix {
+                uid,
+                pid: Some(pid),
+            } => write!(f, "process {pid} of uid {uid}"),
+            Self::Unix { uid, pid: None } => write!(f, "a process of uid {uid}"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+impl Serialize for Peer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -114,31 +200,21 @@ fn bearer(header: &str) -> Option<&str> {
 }
 
 /// Refuses a call: the caller learns nothing, the log everything.
-pub(crate) fn refuse(address: Option<SocketAddr>, why: &str) -> Status {
-    let peer = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-    tracing::warn!(peer, "call refused: {why}");
+pub(crate) fn refuse(peer: Peer, why: &str) -> Status {
+    tracing::warn!(peer = peer.to_string(), "call refused: {why}");
     Status::unauthenticated("authentication failure")
 }
 
-fn parse(text: &str, path: &std::path::Path) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next(), words.next()) {
-            (Some(node), Some(token), None) => entries.push(Entry {
-                node: node.into(),
-                token: token.to_owned(),
-            }),
-            _ => tracing::warn!("{}:{}: not `NODE TOKEN`", path.display(), number + 1),
+#[cfg(test)]
+mod tests {
+    use super::bearer;
+
+    #[test]
+    fn only_bearer_tokens_count() {
+        assert_eq!(bearer("Bearer x"), Some("x"));
+        assert_eq!(bearer("bearer  x "), Some("x"));
+        for header in ["", "Bearer", "Bearer ", "Basic x", "x"] {
+            assert_eq!(bearer(header), None, "{header:?}");
         }
     }
-    entries
 }
-
-#[cfg(test)]
-#[path = "auth_tests.rs"]
-mod tests;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
+    time::Instant,
 };
 
 use sluice_model::{SpiffeId, TrustDomain};
@@ -10,7 +11,9 @@ use sluice_objects::{Diagnostic, Directory, Severity, Snapshot, directory, kinds
 use tokio::sync::watch;
 
 use crate::{
-    Error, analysis,
+    Error,
+    addresses::{Addresses, Given},
+    analysis,
     conditions::{self, PolicyStatus},
     memory::Keeper,
     translate::{self, translate},
@@ -18,19 +21,35 @@ use crate::{
 };
 
 /// What is served at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Published {
-    pub resources: Arc<Resources>,
+    /// When what it tells of was noticed.
+    pub changed: Instant,
+    pub resources: Resources,
     /// Everything that is wrong, ordered by file and line.
     pub diagnostics: Arc<[Diagnostic]>,
     /// What became of each policy.
     pub statuses: Arc<[PolicyStatus]>,
+    /// The addresses of hosts that had none.
+    pub addresses: Arc<[Given]>,
     trust_domain_aliases: Vec<TrustDomain>,
     /// Which identities run where, as `(node, namespace, service account)`.
     placements: HashSet<(String, String, String)>,
 }
 
 impl Published {
+    fn nothing() -> Self {
+        Self {
+            changed: Instant::now(),
+            resources: Resources::default(),
+            diagnostics: Arc::default(),
+            statuses: Arc::default(),
+            addresses: Arc::default(),
+            trust_domain_aliases: Vec::new(),
+            placements: HashSet::new(),
+        }
+    }
+
     /// Whether identities of this trust domain are those of the mesh: it is on its way from one
     /// domain to another, and some nodes still have the other.
     pub fn is_alias(&self, domain: &TrustDomain) -> bool {
@@ -49,7 +68,7 @@ impl Published {
 }
 
 /// Publishes what a directory describes, now and from now on. The keeper remembers the policies
-/// among it.
+/// among it, and `addresses` what hosts without one are given.
 ///
 /// The first snapshot is published before this returns.
 ///
@@ -59,16 +78,19 @@ pub fn directory(
     mut source: directory::Config,
     config: translate::Config,
     mut keeper: Keeper,
+    mut addresses: Addresses,
 ) -> Result<(Directory, watch::Receiver<Arc<Published>>), Error> {
-    let (sender, receiver) = watch::channel(Arc::default());
+    let (sender, receiver) = watch::channel(Arc::new(Published::nothing()));
     let mut log = Log::default();
     source.memory = keeper.memory();
     let directory = Directory::watch(source, move |mut snapshot| {
+        let changed = Instant::now();
         // Before it is served, so that nothing is in force that would not be remembered.
         let mut diagnostics = keeper.keep(&snapshot.last_good);
         diagnostics.extend(snapshot.diagnostics.iter().cloned());
         snapshot.diagnostics = diagnostics.into();
-        let published = publish(&snapshot, &config);
+        let before = sender.borrow().resources.clone();
+        let published = publish(&snapshot, &config, &mut addresses, &before, changed);
         log.update(&published.diagnostics);
         let resources = &published.resources;
         tracing::info!(
@@ -83,9 +105,17 @@ pub fn directory(
     Ok((directory, receiver))
 }
 
-/// Translates one snapshot.
-pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
-    let translation = translate(&snapshot.objects, config);
+/// Translates one snapshot, which was there at `changed`.
+fn publish(
+    snapshot: &Snapshot,
+    config: &translate::Config,
+    addresses: &mut Addresses,
+    before: &Resources,
+    changed: Instant,
+) -> Published {
+    let mut translation = translate(&snapshot.objects, config);
+    let problems = addresses.give(&mut translation, &config.network);
+    translation.diagnostics.extend(problems);
     let diagnostics = analysis::findings(snapshot, &translation, config);
     let pods = snapshot.objects.pods.values();
     let running = pods.filter(|pod| pod.phase != Phase::Terminated && !pod.node.is_empty());
@@ -98,8 +128,10 @@ pub fn publish(snapshot: &Snapshot, config: &translate::Config) -> Published {
     });
     Published {
         placements: placements.collect(),
+        addresses: addresses.given().into(),
         trust_domain_aliases: translation.trust_domain_aliases.clone(),
-        resources: Arc::new(Resources::of(&translation)),
+        changed,
+        resources: before.next(&translation),
         statuses: conditions::of(&snapshot.objects, &diagnostics).into(),
         diagnostics: diagnostics.into(),
     }

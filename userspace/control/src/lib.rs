@@ -1,5 +1,6 @@
 //! The control plane: reads configuration, serves xDS and the certificate authority.
 
+pub mod addresses;
 pub mod analysis;
 pub mod auth;
 pub mod ca;

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use sluice_objects::{Code, Diagnostic, LastGood, Memory, Severity};
+use sluice_objects::{Diagnostic, LastGood, Memory};
 
 use crate::{Error, state};
 
@@ -84,15 +84,7 @@ impl Keeper {
     }
 
     fn diagnostic(&self, message: String) -> Diagnostic {
-        Diagnostic {
-            severity: Severity::Warning,
-            code: Code::LostMemory,
-            file: self.directory.join(FILE).into(),
-            line: 0,
-            object: None,
-            field: String::new(),
-            message,
-        }
+        state::problem(&self.directory.join(FILE), message)
     }
 }
 

@@ -1,4 +1,6 @@
-//! The listener for ztunnels: TLS, then discovery and certificates.
+//! The listeners for ztunnels: discovery and certificates, over TLS or on a Unix socket.
+
+pub mod unix;
 
 use std::{
     fmt,
@@ -14,10 +16,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use sluice_proto::{
-    ca::istio_certificate_service_server::IstioCertificateServiceServer,
-    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
-};
+use sluice_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -25,6 +24,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Router;
 
 use crate::{
     Error,
@@ -40,8 +40,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 /// Connections that may wait for the server to take them.
 const ACCEPTED: usize = 16;
-/// A reconnecting client lists everything that it has.
-const MAX_REQUEST: usize = 64 << 20;
 /// Clients that are gone without a word are noticed after this and the timeout.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -113,14 +111,7 @@ impl Server {
     ) -> Result<(), Error> {
         let acceptor = acceptor(self.certificate.clone())?;
         let (accepted, incoming) = mpsc::channel(ACCEPTED);
-        let discovery =
-            AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
-        let grpc = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(discovery)
-            .add_service(IstioCertificateServiceServer::new(certificates))
-            .serve_with_incoming(ReceiverStream::new(incoming));
+        let grpc = grpc(discovery, certificates).serve_with_incoming(ReceiverStream::new(incoming));
         tokio::select! {
             served = grpc => {
                 served.map_err(|error| Error::crypto("serve")(error.into()))
@@ -129,6 +120,15 @@ impl Server {
             () = self.certificate.keep_fresh() => Ok(()),
         }
     }
+}
+
+/// What every listener serves.
+fn grpc(discovery: Discovery, certificates: Certificates) -> Router {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(discovery)
+        .add_service(IstioCertificateServiceServer::new(certificates))
 }
 
 type Accepted = Result<TlsStream<TcpStream>, std::io::Error>;

@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use sluice_objects::{Code, Diagnostic, Severity};
+
 /// Reads a file; `None` when it is not there.
 pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
     match fs::read_to_string(path) {
@@ -34,4 +36,17 @@ pub(crate) fn write(directory: &Path, name: &str, mode: u32, text: &str) -> io::
     file.sync_all()?;
     fs::rename(&temporary, directory.join(name))?;
     File::open(directory)?.sync_all()
+}
+
+/// What is wrong with a file of the state directory.
+pub(crate) fn problem(path: &Path, message: String) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Warning,
+        code: Code::LostMemory,
+        file: path.into(),
+        line: 0,
+        object: None,
+        field: String::new(),
+        message,
+    }
 }

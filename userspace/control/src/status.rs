@@ -11,19 +11,23 @@ use tokio::sync::watch;
 
 use crate::{feed::Published, xds::Clients};
 
-/// The pages: `/healthz/ready`, `/config/errors`, `/config/status`, `/clients`, `/metrics`.
+/// The pages: `/healthz/ready`, `/config/errors`, `/config/status`, `/config/addresses`,
+/// `/clients`, `/metrics`.
 pub fn router(
     published: watch::Receiver<Arc<Published>>,
     clients: Clients,
     readiness: Readiness,
     metrics: Arc<Metrics>,
 ) -> Router {
-    let policies = published.clone();
+    let (policies, given) = (published.clone(), published.clone());
     Router::new()
         .readiness(readiness)
         .metrics(metrics)
         .get("/config/errors", move |_| {
             json(&published.borrow().diagnostics)
+        })
+        .get("/config/addresses", move |_| {
+            json(&given.borrow().addresses)
         })
         .get("/config/status", move |_| json(&policies.borrow().statuses))
         .get("/clients", move |_| json(&clients.statuses()))

@@ -11,10 +11,13 @@ mod service_entries;
 mod services;
 mod workloads;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use clap::Args;
-use sluice_model::{Name, Service, TrustDomain, Workload, authz::Policy};
+use sluice_model::{Name, Service, ServiceKey, TrustDomain, Workload, authz::Policy};
 use sluice_objects::{Diagnostic, Key, Located, Objects, Pod};
 
 /// What the objects themselves do not say.
@@ -52,6 +55,8 @@ pub struct Config {
 pub struct Translation {
     pub workloads: Vec<Workload>,
     pub services: Vec<Service>,
+    /// Those without an address that shall be given one.
+    pub unaddressed: BTreeSet<ServiceKey>,
     pub policies: Vec<Policy>,
     /// Trust domains that are one with the mesh's own.
     pub trust_domain_aliases: Vec<TrustDomain>,
@@ -71,6 +76,7 @@ pub fn translate(objects: &Objects, config: &Config) -> Translation {
     for entry in entries.iter() {
         let services = entry.services(objects, config);
         translation.services.extend(services);
+        translation.unaddressed.extend(entry.unaddressed());
     }
     let diagnostics = &mut translation.diagnostics;
     let mut membership = endpoints::Membership::of(objects, config, &entries, diagnostics);

@@ -4,6 +4,7 @@ pub mod clients;
 mod resources;
 mod server;
 mod subscription;
+mod transport;
 
 pub use clients::{Client, Clients};
 pub use resources::{Resources, Type};

@@ -89,10 +89,10 @@ codes! {
     /// Two objects have the same address, so that a connection to it can mean either. Both are
     /// applied. Give each its own.
     SharedAddress,
-    /// A Service or a ServiceEntry has no address, and nothing in a directory assigns one. A Service
-    /// is taken as headless: give `spec.clusterIP` an address, or None. Connections to the hosts of a
-    /// ServiceEntry are taken for connections to whatever their names resolve to: give
-    /// `spec.addresses` those addresses, or the ranges that they are from.
+    /// A Service or a ServiceEntry has no address, and none is given to it. A Service is taken as
+    /// headless: give `spec.clusterIP` an address, or None. Connections to the hosts of a ServiceEntry
+    /// are taken for connections to whatever their names resolve to: give `spec.addresses` those
+    /// addresses, or the ranges that they are from.
     NoAddress,
     /// Nothing can answer for a service: its selector matches no pod and no WorkloadEntry, nothing
     /// lists its endpoints, a slice belongs to no service, or has only host names, or an endpoint has

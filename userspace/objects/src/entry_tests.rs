@@ -211,13 +211,6 @@ fn what_a_ztunnel_cannot_do_with_a_service_entry_is_reported() {
     let listed = "  endpoints:\n  - address: 203.0.113.1\n";
     for (from, to, line, field, code) in [
         (
-            "  addresses:\n  - 192.0.2.1\n",
-            "",
-            6,
-            "spec.addresses",
-            Code::NoAddress,
-        ),
-        (
             "protocol: TCP",
             "protocol: UDP",
             14,
@@ -363,4 +356,31 @@ fn another_name_for_a_host_and_unknown_preferences_are_reported() {
     let field = "metadata.annotations[\"networking.istio.io/traffic-distribution\"]";
     let expected = [(Warning, 1, "Namespace shop", field, "PreferSameZone")];
     assert_findings(namespace.trim_end_matches("---\n"), &expected);
+}
+
+#[test]
+fn hosts_are_given_addresses_unless_that_is_refused_or_of_no_use() {
+    let without = ENTRY.replace("  addresses:\n  - 192.0.2.1\n", "");
+    let label = |value: &str| {
+        let label = format!("  labels: {{networking.istio.io/enable-autoallocate-ip: {value}}}\n");
+        without.replace("spec:\n", &format!("{label}spec:\n"))
+    };
+    let unresolved = without.replace("STATIC", "NONE");
+    let (unresolved, _) = unresolved.split_once("  endpoints:").unwrap();
+    let wildcard = without.replace("db.example.com", "'*.example.com'");
+    for (text, given, expected) in [
+        (without.clone(), true, None),
+        (ENTRY.to_owned(), false, None),
+        (label("'true'"), true, None),
+        (label("'false'"), false, Some(Code::NoAddress)),
+        (label("'no'"), true, Some(Code::IgnoredLabel)),
+        (unresolved.to_owned(), false, Some(Code::NoAddress)),
+        (wildcard, false, Some(Code::NoAddress)),
+    ] {
+        let snapshot = read(&text);
+        let codes: Vec<_> = snapshot.diagnostics.iter().map(|d| d.code).collect();
+        assert_eq!(codes, Vec::from_iter(expected), "{text}");
+        let entry = snapshot.objects.service_entries.values().next().unwrap();
+        assert_eq!(entry.may_be_given(&entry.hosts[0]), given, "{text}");
+    }
 }

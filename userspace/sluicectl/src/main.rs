@@ -1,6 +1,7 @@
 //! `sluicectl`: what an operator asks Sluice from a shell. A file per verb.
 
 mod analyze;
+mod clients;
 mod rotate_root;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Analyze(Box<analyze::Arguments>),
+    Clients(clients::Arguments),
     RotateRoot(rotate_root::Arguments),
 }
 
@@ -27,6 +29,7 @@ const COULD_NOT_RUN: u8 = 2;
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Analyze(arguments) => analyze::run(&arguments),
+        Verb::Clients(arguments) => clients::run(&arguments),
         Verb::RotateRoot(arguments) => rotate_root::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -6,7 +6,11 @@ mod labels;
 mod policy;
 mod tcp;
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    sync::{Mutex, PoisonError},
+};
 
 pub use dns::{DnsLabels, DnsMetrics};
 use foreign::{ForeignCounter, ForeignGauge};
@@ -104,7 +108,7 @@ impl Metrics {
         self.with(|registry| registry.register_collector(Box::new(gauge)));
     }
 
-    /// All metrics in the OpenMetrics text format.
+    /// All metrics in the text format of Prometheus, which every scraper and `promtool` reads.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         self.with(|registry| {
@@ -113,10 +117,57 @@ impl Metrics {
                 tracing::warn!("a metric cannot be encoded");
             }
         });
-        text
+        plain(&text)
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut prometheus_client::registry::Registry) -> T) -> T {
         f(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// OpenMetrics as the plain text format. There, a counter is described under the name of its samples,
+/// with `_total`, and there is neither an end nor a unit.
+fn plain(openmetrics: &str) -> String {
+    let counters: HashSet<&str> = openmetrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        if line == "# EOF" || line.starts_with("# UNIT ") {
+            continue;
+        }
+        let described = ["# HELP ", "# TYPE "].into_iter().find_map(|about| {
+            let (name, rest) = line.strip_prefix(about)?.split_once(' ')?;
+            counters.contains(name).then_some((about, name, rest))
+        });
+        let _ = match described {
+            Some((about, name, rest)) => writeln!(text, "{about}{name}_total {rest}"),
+            None => writeln!(text, "{line}"),
+        };
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_described_under_the_name_of_their_samples() {
+        let metrics = Metrics::new("test", "0");
+        let counter: Counter = Counter::default();
+        counter.inc();
+        metrics.register("things", "Things counted", counter);
+        let text = metrics.encode();
+        let about: Vec<&str> = text.lines().filter(|l| l.contains("things")).collect();
+        let expected = [
+            "# HELP things_total Things counted.",
+            "# TYPE things_total counter",
+            "things_total 1",
+        ];
+        assert_eq!(about, expected);
+        assert!(text.lines().any(|l| l == "# TYPE istio_build gauge"));
+        assert!(!text.contains("# EOF"));
     }
 }

@@ -29,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const TEXT: &str = "text/plain; charset=utf-8";
 pub const JSON: &str = "application/json";
 /// The content type of [`crate::metrics::Metrics::encode`].
-pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// An answer.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ impl Router {
 
     /// Serves metrics at the paths where scrapers look for them.
     pub fn metrics(self, metrics: Arc<crate::metrics::Metrics>) -> Self {
-        let reply = move |_: &str| Reply::ok(OPENMETRICS, metrics.encode());
+        let reply = move |_: &str| Reply::ok(PROMETHEUS, metrics.encode());
         self.get("/stats/prometheus", reply.clone())
             .get("/metrics", reply)
     }

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Authority, SignError};
 use crate::{
-    auth::{Caller, JoinTokens, refuse},
+    auth::{Authenticator, Caller, Claim, refuse},
     feed::Published,
     metrics::{ControlMetrics, Outcome, OutcomeLabels},
 };
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Certificates {
     authority: Arc<Authority>,
-    tokens: Arc<JoinTokens>,
+    callers: Arc<Authenticator>,
     published: watch::Receiver<Arc<Published>>,
     metrics: ControlMetrics,
 }
@@ -31,23 +31,23 @@ pub struct Certificates {
 impl Certificates {
     pub fn new(
         authority: Arc<Authority>,
-        tokens: Arc<JoinTokens>,
+        callers: Arc<Authenticator>,
         published: watch::Receiver<Arc<Published>>,
         metrics: ControlMetrics,
     ) -> Self {
         Self {
             authority,
-            tokens,
+            callers,
             published,
             metrics,
         }
     }
 
-    fn create(
+    async fn create(
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<IstioCertificateResponse, Status> {
-        let caller = self.tokens.authenticate(&request)?;
+        let caller = self.callers.authenticate(&Claim::of(&request)).await?;
         let request = request.into_inner();
         let identity = self.authorize(&caller, &request)?;
         let seconds = u64::try_from(request.validity_duration).unwrap_or(0);
@@ -78,10 +78,7 @@ impl Certificates {
     ) -> Result<SpiffeId, Status> {
         let refuse = |why: String| {
             let node = &caller.node;
-            refuse(
-                caller.address,
-                &format!("certificate for node {node}: {why}"),
-            )
+            refuse(caller.peer, &format!("certificate for node {node}: {why}"))
         };
         // A node's proxy says for whom it asks; the proxy of a single workload only names itself in
         // its CSR. Either is a wish, and judged alike.
@@ -131,7 +128,7 @@ impl IstioCertificateService for Certificates {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let result = self.create(request);
+        let result = self.create(request).await;
         let outcome = match &result {
             Ok(_) => Outcome::Issued,
             Err(status) if status.code() == tonic::Code::Unauthenticated => Outcome::Refused,

@@ -80,6 +80,14 @@ impl Entry<'_> {
         self.hosts.iter().map(|host| service_key(self.entry, host))
     }
 
+    /// The hosts that shall be given an address.
+    pub(super) fn unaddressed(&self) -> impl Iterator<Item = ServiceKey> {
+        let hosts = self.hosts.iter();
+        hosts
+            .filter(|host| self.entry.may_be_given(host))
+            .map(|host| service_key(self.entry, host))
+    }
+
     /// The ports that the mesh carries. An endpoint may have its own number for one.
     pub(super) fn ports(&self, endpoint: Option<&External>) -> Vec<Port> {
         let all = self.entry.ports.iter();

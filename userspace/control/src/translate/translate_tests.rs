@@ -22,7 +22,7 @@ pub(crate) fn config() -> Config {
 }
 
 /// Translates YAML in which nothing is wrong.
-fn of(documents: &[&str]) -> Translation {
+pub(crate) fn of(documents: &[&str]) -> Translation {
     let mut store = Store::default();
     let text = FileText::Text(documents.join("\n---\n"));
     store.reload([(Path::new("f.yaml").into(), text)].into());

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -11,7 +10,7 @@ use serde::Serialize;
 use sluice_telemetry::metrics::Gauge;
 
 use super::Type;
-use crate::auth::Caller;
+use crate::auth::{Caller, Credential, Peer};
 
 /// All connected clients.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +29,10 @@ struct Table {
 /// A connected client, as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// The node that its token is for.
+    /// The node that it has proven to run on.
     pub node: String,
-    pub address: Option<SocketAddr>,
+    pub address: Peer,
+    pub credential: Credential,
     /// What it calls itself; empty until its first request.
     pub id: String,
     pub connected: Timestamp,
@@ -42,20 +42,29 @@ pub struct Status {
 
 /// How far a client is with one type.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Progress {
-    /// The version of the set that was sent last.
-    pub sent: Option<String>,
-    /// The version of the set that was accepted last.
-    pub acknowledged: Option<String>,
+    /// The last response.
+    pub sent: Option<Mark>,
+    /// The last one that was accepted as a whole, and when that was heard of.
+    pub acknowledged: Option<Mark>,
     pub last_rejection: Option<Rejection>,
+}
+
+/// A response, and when something happened to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    /// The version of the set that it was part of.
+    pub version: String,
+    pub nonce: String,
+    pub at: Timestamp,
 }
 
 /// A response that a client rejected, in whole or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejection {
-    pub at: Timestamp,
-    /// The version of the set that it was part of.
-    pub version: Option<String>,
+    #[serde(flatten)]
+    pub response: Mark,
     pub message: String,
 }
 
@@ -76,7 +85,8 @@ impl Clients {
     pub(super) fn connect(&self, caller: &Caller) -> Client {
         let status = Status {
             node: caller.node.to_string(),
-            address: caller.address,
+            address: caller.peer,
+            credential: caller.credential,
             id: String::new(),
             connected: Timestamp::now(),
             types: BTreeMap::new(),

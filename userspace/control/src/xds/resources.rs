@@ -2,10 +2,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, OnceLock},
 };
 
-use prost::Message;
+use bytes::{Bytes, BytesMut};
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint, string},
+};
 use sluice_model::{Name, NetworkAddress};
 use sluice_proto::{convert::names, discovery, security, workload};
 
@@ -37,64 +43,88 @@ impl Type {
 }
 
 /// Every resource at one moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Resources {
-    addresses: Set,
-    authorizations: Set,
+    addresses: Arc<Set>,
+    authorizations: Arc<Set>,
 }
 
-/// The resources of one type.
+/// The resources of one type, and how they differ from those before.
 #[derive(Debug, Default)]
 pub(crate) struct Set {
-    pub(crate) by_name: BTreeMap<Name, Entry>,
+    pub(crate) by_name: BTreeMap<Name, Arc<Entry>>,
     /// Other names for a resource.
     aliases: HashMap<Name, Name>,
+    /// The workloads of each service.
+    members: HashMap<Name, Vec<Name>>,
     /// Changes when anything in the set does.
     pub(crate) version: String,
+    generation: u64,
+    /// What is new since the generation before.
+    pub(super) changes: Changes,
+    /// All of them, encoded when somebody first wants that.
+    all: OnceLock<Bytes>,
+}
+
+/// What has changed from one generation to the next, made once and sent to everybody.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) resources: Bytes,
+    pub(super) removed: Vec<Name>,
 }
 
 /// A resource as it is sent.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// A hash of the content: the same after a restart, so that nothing is sent twice.
-    pub(crate) version: Name,
-    pub(crate) wire: discovery::Resource,
+    pub(crate) version: Version,
+    /// The encoded `Resource`, without its aliases.
+    wire: Bytes,
+    aliases: Box<[Name]>,
 }
+
+/// A hash of a resource's content: the same after a restart, so that nothing is sent twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Version(u128);
+
+/// Fields of the contract's `DeltaDiscoveryResponse` and `Resource`.
+const RESOURCES: u32 = 2;
+const ALIASES: u32 = 4;
 
 impl Resources {
     /// Encodes what the objects describe.
     pub fn of(translation: &Translation) -> Self {
-        let mut addresses = Set::default();
+        Self::default().next(translation)
+    }
+
+    /// Encodes what the objects describe now; what has not changed is shared with what was.
+    #[must_use]
+    pub fn next(&self, translation: &Translation) -> Self {
+        let mut addresses = Builder::after(&self.addresses, Type::Address);
         for workload in &translation.workloads {
             let name = &workload.uid.0;
             let address: workload::Address = workload::Workload::from(workload).into();
-            addresses.insert(Type::Address, name, &address);
             // The address of a node does not name a pod.
-            if !workload.host_network {
-                for ip in &workload.ips {
-                    addresses.alias(&NetworkAddress::new(workload.network.clone(), *ip), name);
-                }
+            let own = workload.ips.iter().filter(|_| !workload.host_network);
+            let aliases = own.map(|ip| NetworkAddress::new(workload.network.clone(), *ip));
+            addresses.insert(name, &address, aliases);
+            for service in workload.services.keys() {
+                addresses.member(&service.to_string(), name);
             }
         }
         for service in &translation.services {
             let name: Name = service.key().to_string().into();
             let address: workload::Address = workload::Service::from(service).into();
-            addresses.insert(Type::Address, &name, &address);
-            for vip in &service.vips {
-                addresses.alias(vip, &name);
-            }
+            addresses.insert(&name, &address, service.vips.iter().cloned());
         }
-        let mut authorizations = Set::default();
+        let mut authorizations = Builder::after(&self.authorizations, Type::Authorization);
         for policy in &translation.policies {
             let name: Name = policy.key.to_string().into();
             let message = security::Authorization::from(policy);
-            authorizations.insert(Type::Authorization, &name, &message);
+            authorizations.insert(&name, &message, []);
         }
-        addresses.seal();
-        authorizations.seal();
         Self {
-            addresses,
-            authorizations,
+            addresses: addresses.finish(),
+            authorizations: authorizations.finish(),
         }
     }
 
@@ -107,7 +137,7 @@ impl Resources {
         self.len() == 0
     }
 
-    pub(crate) fn set(&self, kind: Type) -> &Set {
+    pub(crate) fn set(&self, kind: Type) -> &Arc<Set> {
         match kind {
             Type::Address => &self.addresses,
             Type::Authorization => &self.authorizations,
@@ -119,46 +149,169 @@ impl Set {
     /// The resource of that name or alias, with its own name.
     pub(crate) fn find(&self, name: &Name) -> Option<(&Name, &Entry)> {
         let own = self.aliases.get(name).unwrap_or(name);
-        self.by_name.get_key_value(own)
+        let (name, entry) = self.by_name.get_key_value(own)?;
+        Some((name, entry))
     }
 
-    fn insert(&mut self, kind: Type, name: &Name, message: &impl Message) {
+    /// Whoever asks for a service needs to know its workloads.
+    pub(super) fn members(&self, service: &Name) -> impl Iterator<Item = (&Name, &Entry)> {
+        let all = self.members.get(service).into_iter().flatten();
+        all.filter_map(|name| self.find(name))
+    }
+
+    pub(super) fn is_alias(&self, name: &Name) -> bool {
+        self.aliases.contains_key(name)
+    }
+
+    /// Whether [`Set::changes`] leads from `other` to this.
+    pub(super) fn follows(&self, other: &Self) -> bool {
+        self.generation == other.generation + 1
+    }
+
+    /// Every resource, encoded for a response.
+    pub(super) fn all(&self) -> Bytes {
+        let all = self.all.get_or_init(|| {
+            let mut batch = BytesMut::new();
+            for entry in self.by_name.values() {
+                entry.encode(false, &mut batch);
+            }
+            batch.freeze()
+        });
+        all.clone()
+    }
+}
+
+/// The next generation of a set, while it is put together.
+struct Builder<'a> {
+    kind: Type,
+    before: &'a Arc<Set>,
+    set: Set,
+    changed: BytesMut,
+}
+
+impl<'a> Builder<'a> {
+    fn after(before: &'a Arc<Set>, kind: Type) -> Self {
+        Self {
+            kind,
+            before,
+            set: Set {
+                generation: before.generation + 1,
+                ..Set::default()
+            },
+            changed: BytesMut::new(),
+        }
+    }
+
+    fn insert(
+        &mut self,
+        name: &Name,
+        message: &impl Message,
+        aliases: impl IntoIterator<Item = NetworkAddress>,
+    ) {
         let value = message.encode_to_vec();
-        let version: Name = hash(&value).into();
-        let wire = discovery::Resource {
-            name: name.to_string(),
-            version: version.to_string(),
-            resource: Some(prost_types::Any {
-                type_url: kind.url().to_owned(),
-                value,
-            }),
-            ..discovery::Resource::default()
+        let version = Version(hash(&value));
+        let aliases = aliases.into_iter();
+        let aliases: Box<[Name]> = aliases.map(|a| names::alias(&a).into()).collect();
+        for alias in &aliases {
+            self.set.aliases.insert(alias.clone(), name.clone());
+        }
+        let before = self.before.by_name.get_key_value(name);
+        let same = before.filter(|(_, entry)| entry.version == version && entry.aliases == aliases);
+        let (name, entry) = match same {
+            Some((name, entry)) => (name.clone(), entry.clone()),
+            None => {
+                let wire = discovery::Resource {
+                    name: name.to_string(),
+                    version: version.to_string(),
+                    resource: Some(prost_types::Any {
+                        type_url: self.kind.url().to_owned(),
+                        value,
+                    }),
+                    ..discovery::Resource::default()
+                };
+                let entry = Entry {
+                    version,
+                    wire: wire.encode_to_vec().into(),
+                    aliases,
+                };
+                entry.encode(false, &mut self.changed);
+                (name.clone(), Arc::new(entry))
+            }
         };
-        self.by_name.insert(name.clone(), Entry { version, wire });
+        self.set.by_name.insert(name, entry);
     }
 
-    fn alias(&mut self, address: &NetworkAddress, name: &Name) {
-        self.aliases
-            .insert(names::alias(address).into(), name.clone());
+    fn member(&mut self, service: &str, workload: &Name) {
+        match self.set.members.get_mut(service) {
+            Some(members) => members.push(workload.clone()),
+            None => {
+                let members = vec![workload.clone()];
+                self.set.members.insert(service.into(), members);
+            }
+        }
     }
 
-    fn seal(&mut self) {
-        let entries = self
-            .by_name
-            .iter()
-            .map(|(name, entry)| (name, &entry.version));
-        self.version = hash(&entries.collect::<Vec<_>>());
+    /// The set, or the one before when there is no difference.
+    fn finish(self) -> Arc<Set> {
+        let mut set = self.set;
+        let gone = self.before.by_name.keys();
+        let gone = gone.filter(|name| !set.by_name.contains_key(*name));
+        set.changes = Changes {
+            removed: gone.cloned().collect(),
+            resources: self.changed.freeze(),
+        };
+        if self.before.by_name.is_empty() {
+            // Everything is new, and encoded already.
+            set.all = OnceLock::from(set.changes.resources.clone());
+        }
+        let begins = self.before.version.is_empty();
+        if !begins && set.changes.resources.is_empty() && set.changes.removed.is_empty() {
+            return self.before.clone();
+        }
+        let entries = set.by_name.iter();
+        let entries = entries.map(|(name, entry)| (name, entry.version));
+        set.version = Version(hash(&entries.collect::<Vec<_>>())).to_string();
+        Arc::new(set)
+    }
+}
+
+impl Entry {
+    /// Appends this to a response, with all its other names or without.
+    pub(super) fn encode(&self, with_aliases: bool, response: &mut BytesMut) {
+        let aliases: Vec<String> = match with_aliases {
+            true => self.aliases.iter().map(ToString::to_string).collect(),
+            false => Vec::new(),
+        };
+        let length = self.wire.len() + string::encoded_len_repeated(ALIASES, &aliases);
+        encode_key(RESOURCES, WireType::LengthDelimited, response);
+        encode_varint(length as u64, response);
+        response.extend_from_slice(&self.wire);
+        string::encode_repeated(ALIASES, &aliases, response);
+    }
+}
+
+impl Version {
+    /// A version that a client says to have; `None` when it is not one of ours.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let version = Self(u128::from_str_radix(text, 16).ok()?);
+        (version.to_string() == text).then_some(version)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
     }
 }
 
 /// 128 bits from two differently seeded hashes: nobody attacks it, and by accident it never
 /// collides. Another build may hash differently, which costs one full push.
-fn hash(content: &(impl Hash + ?Sized)) -> String {
+fn hash(content: &(impl Hash + ?Sized)) -> u128 {
     let half = |seed: u8| {
         let mut hasher = DefaultHasher::new();
         seed.hash(&mut hasher);
         content.hash(&mut hasher);
-        hasher.finish()
+        u128::from(hasher.finish())
     };
-    format!("{:016x}{:016x}", half(0), half(1))
+    half(0) << 64 | half(1)
 }

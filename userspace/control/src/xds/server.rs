@@ -1,35 +1,39 @@
 //! The discovery service: one session per connected client.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use jiff::Timestamp;
-use sluice_proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    aggregated_discovery_service_server::AggregatedDiscoveryService,
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Instant,
 };
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use sluice_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use super::{
     Client, Clients, Resources, Type,
-    clients::Rejection,
+    clients::{Mark, Rejection},
     subscription::{Delta, Subscription},
+    transport::Answer,
 };
 use crate::{
-    auth::{Caller, JoinTokens},
+    auth::{Authenticator, Caller, Claim},
     feed::Published,
     metrics::ControlMetrics,
 };
 
 /// Responses that may wait for a slow client; further changes are merged until it reads on.
 const BACKLOG: usize = 2;
+/// Responses whose answer is still recognised, of a client that answers late.
+const REMEMBERED: usize = 32;
 
 /// Serves what is published.
 #[derive(Clone, Debug)]
 pub struct Discovery {
     published: watch::Receiver<Arc<Published>>,
-    tokens: Arc<JoinTokens>,
+    callers: Arc<Authenticator>,
     clients: Clients,
     metrics: ControlMetrics,
 }
@@ -37,35 +41,32 @@ pub struct Discovery {
 impl Discovery {
     pub fn new(
         published: watch::Receiver<Arc<Published>>,
-        tokens: Arc<JoinTokens>,
+        callers: Arc<Authenticator>,
         clients: Clients,
         metrics: ControlMetrics,
     ) -> Self {
         Self {
             published,
-            tokens,
+            callers,
             clients,
             metrics,
         }
     }
 }
 
-type Answer = Result<DeltaDiscoveryResponse, Status>;
+type Answers = mpsc::Sender<Result<Answer, Status>>;
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Discovery {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Answer>;
-
-    async fn delta_aggregated_resources(
-        &self,
+impl Discovery {
+    /// Begins a client's session, if it is a client.
+    pub(super) async fn connect(
+        self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.tokens.authenticate(&request)?;
-        let (answers, stream) = mpsc::channel(BACKLOG);
-        let session = Session::new(&self.clients, caller, self.metrics.clone());
-        let published = self.published.clone();
-        tokio::spawn(session.run(request.into_inner(), published, answers));
-        Ok(Response::new(ReceiverStream::new(stream)))
+    ) -> Result<mpsc::Receiver<Result<Answer, Status>>, Status> {
+        let caller = self.callers.authenticate(&Claim::of(&request)).await?;
+        let (answers, received) = mpsc::channel(BACKLOG);
+        let session = Session::new(&self.clients, caller, self.metrics);
+        tokio::spawn(session.run(request.into_inner(), self.published, answers));
+        Ok(received)
     }
 }
 
@@ -74,10 +75,19 @@ struct Session {
     caller: Caller,
     client: Client,
     subscriptions: BTreeMap<Type, Subscription>,
-    /// The nonce of the last response of each type, and the version of the set that it was about.
-    last: BTreeMap<Type, (String, String)>,
+    /// Responses of each type that are not answered yet, the oldest first.
+    outstanding: BTreeMap<Type, VecDeque<Sent>>,
     nonces: u64,
     metrics: ControlMetrics,
+}
+
+/// A response under way.
+struct Sent {
+    nonce: String,
+    /// The version of the set that it was about.
+    version: String,
+    /// When what it tells was published; absent when it answers a request.
+    changed: Option<Instant>,
 }
 
 impl Session {
@@ -86,7 +96,7 @@ impl Session {
             client: clients.connect(&caller),
             caller,
             subscriptions: BTreeMap::new(),
-            last: BTreeMap::new(),
+            outstanding: BTreeMap::new(),
             nonces: 0,
             metrics,
         }
@@ -96,12 +106,13 @@ impl Session {
         mut self,
         mut requests: Streaming<DeltaDiscoveryRequest>,
         mut published: watch::Receiver<Arc<Published>>,
-        answers: mpsc::Sender<Answer>,
+        answers: Answers,
     ) {
         let node = self.caller.node.clone();
-        tracing::info!(%node, address = ?self.caller.address, "client connected");
+        tracing::info!(%node, peer = %self.caller.peer, "client connected");
         loop {
             let mut answer = None;
+            let mut change = false;
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => answer = self.request(request),
@@ -111,12 +122,17 @@ impl Session {
                         break;
                     }
                 },
-                changed = published.changed() => if changed.is_err() { break },
+                changed = published.changed() => match changed {
+                    Ok(()) => change = true,
+                    Err(_) => break,
+                },
                 () = answers.closed() => break,
             }
-            let resources = published.borrow_and_update().resources.clone();
-            for answer in answer.into_iter().chain(self.due(&resources)) {
-                if answers.send(Ok(answer)).await.is_err() {
+            let current = published.borrow_and_update().clone();
+            let changed = change.then_some(current.changed);
+            let due = self.due(&current.resources, changed);
+            for answer in answer.into_iter().chain(due) {
+                if answers.send(answer).await.is_err() {
                     break;
                 }
             }
@@ -125,7 +141,7 @@ impl Session {
     }
 
     /// Takes note of a request. The answer is only for a type that is not served.
-    fn request(&mut self, mut request: DeltaDiscoveryRequest) -> Option<DeltaDiscoveryResponse> {
+    fn request(&mut self, mut request: DeltaDiscoveryRequest) -> Option<Result<Answer, Status>> {
         if let Some(node) = request.node.take() {
             self.client.named(&node.id);
         }
@@ -133,10 +149,13 @@ impl Session {
             // An empty answer, once: the client shall not wait for what never comes.
             let first = request.response_nonce.is_empty();
             tracing::debug!(node = %self.caller.node, type_url = request.type_url, "unknown type");
-            return first.then(|| DeltaDiscoveryResponse {
-                type_url: request.type_url,
-                nonce: self.nonce(),
-                ..DeltaDiscoveryResponse::default()
+            return first.then(|| {
+                let empty = DeltaDiscoveryResponse {
+                    type_url: request.type_url,
+                    nonce: self.nonce(),
+                    ..DeltaDiscoveryResponse::default()
+                };
+                Answer::new(&empty, Bytes::new())
             });
         };
         self.acknowledged(kind, &request);
@@ -145,32 +164,41 @@ impl Session {
     }
 
     fn acknowledged(&mut self, kind: Type, request: &DeltaDiscoveryRequest) {
-        if request.response_nonce.is_empty() {
+        let nonce = &request.response_nonce;
+        if nonce.is_empty() {
             return;
         }
-        let last = self.last.get(&kind);
-        // What answers an older response says nothing about the last.
-        let version = last
-            .filter(|(nonce, _)| *nonce == request.response_nonce)
-            .map(|(_, version)| version.clone());
+        let outstanding = self.outstanding.entry(kind).or_default();
+        let Some(place) = outstanding.iter().position(|sent| sent.nonce == *nonce) else {
+            self.metrics
+                .expired_nonces
+                .get_or_create(&kind.into())
+                .inc();
+            return;
+        };
+        let Some(sent) = outstanding.drain(..=place).next_back() else {
+            return;
+        };
+        let mark = sent.mark();
         let Some(error) = &request.error_detail else {
-            if let Some(version) = version {
-                self.client
-                    .progress(kind, |progress| progress.acknowledged = Some(version));
+            if let Some(changed) = sent.changed {
+                let seconds = changed.elapsed().as_secs_f64();
+                self.metrics.convergence.observe(seconds);
             }
+            self.client
+                .progress(kind, |progress| progress.acknowledged = Some(mark));
             return;
         };
         tracing::warn!(
             node = %self.caller.node,
             type_url = kind.url(),
-            nonce = request.response_nonce,
+            nonce,
             "client rejected: {}",
             error.message
         );
         self.metrics.rejects.get_or_create(&kind.into()).inc();
         let rejection = Rejection {
-            at: Timestamp::now(),
-            version,
+            response: mark,
             message: error.message.clone(),
         };
         self.client
@@ -179,7 +207,11 @@ impl Session {
 
     /// What the client lacks, in an order in which no workload is ever without its policies:
     /// new policies come before the workloads that refer to them, and old ones go after.
-    fn due(&mut self, resources: &Resources) -> Vec<DeltaDiscoveryResponse> {
+    fn due(
+        &mut self,
+        resources: &Resources,
+        changed: Option<Instant>,
+    ) -> Vec<Result<Answer, Status>> {
         let mut delta = |kind: Type| {
             let subscription = self.subscriptions.get_mut(&kind)?;
             subscription.delta(resources.set(kind))
@@ -202,7 +234,7 @@ impl Session {
             (Type::Authorization, goes),
         ]
         .into_iter()
-        .filter_map(|(kind, delta)| Some(self.response(kind, delta?, resources)))
+        .filter_map(|(kind, delta)| Some(self.response(kind, delta?, resources, changed)))
         .collect()
     }
 
@@ -211,24 +243,44 @@ impl Session {
         kind: Type,
         delta: Delta,
         resources: &Resources,
-    ) -> DeltaDiscoveryResponse {
-        let version = resources.set(kind).version.clone();
-        let nonce = self.nonce();
-        self.last.insert(kind, (nonce.clone(), version.clone()));
-        self.client
-            .progress(kind, |progress| progress.sent = Some(version.clone()));
-        self.metrics.pushes.get_or_create(&kind.into()).inc();
-        DeltaDiscoveryResponse {
-            system_version_info: version,
+        changed: Option<Instant>,
+    ) -> Result<Answer, Status> {
+        let sent = Sent {
+            nonce: self.nonce(),
+            version: resources.set(kind).version.clone(),
+            changed,
+        };
+        let rest = DeltaDiscoveryResponse {
+            system_version_info: sent.version.clone(),
             type_url: kind.url().to_owned(),
-            resources: delta.resources,
-            removed_resources: delta.removed,
-            nonce,
+            resources: Vec::new(),
+            removed_resources: delta.removed.iter().map(ToString::to_string).collect(),
+            nonce: sent.nonce.clone(),
+        };
+        let answer = Answer::new(&rest, delta.resources)?;
+        self.client
+            .progress(kind, |progress| progress.sent = Some(sent.mark()));
+        self.metrics.pushed(kind, answer.len(), changed);
+        let outstanding = self.outstanding.entry(kind).or_default();
+        if outstanding.len() == REMEMBERED {
+            outstanding.pop_front();
         }
+        outstanding.push_back(sent);
+        Ok(answer)
     }
 
     fn nonce(&mut self) -> String {
         self.nonces += 1;
         self.nonces.to_string()
+    }
+}
+
+impl Sent {
+    fn mark(&self) -> Mark {
+        Mark {
+            version: self.version.clone(),
+            nonce: self.nonce.clone(),
+            at: Timestamp::now(),
+        }
     }
 }

@@ -1,4 +1,7 @@
+use prost::Message as _;
 use sluice_model::authz::{Action, Policy, PolicyKey, Scope};
+
+use sluice_proto::discovery::{DeltaDiscoveryResponse, Resource};
 
 use super::*;
 use crate::{
@@ -39,8 +42,16 @@ fn delta(
     resources: &Resources,
 ) -> Option<(Vec<String>, Vec<String>)> {
     let delta = subscription.delta(resources.set(Type::Authorization))?;
-    let names = delta.resources.into_iter().map(|r| r.name).collect();
-    Some((names, delta.removed))
+    let names = decode(&delta).into_iter().map(|r| r.name).collect();
+    Some((
+        names,
+        delta.removed.iter().map(ToString::to_string).collect(),
+    ))
+}
+
+fn decode(delta: &Delta) -> Vec<Resource> {
+    let response = DeltaDiscoveryResponse::decode(delta.resources.clone());
+    response.unwrap().resources
 }
 
 fn some(sent: &[&str], removed: &[&str]) -> Option<(Vec<String>, Vec<String>)> {

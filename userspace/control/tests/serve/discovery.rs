@@ -10,7 +10,10 @@ use sluice_proto::{
 };
 use tonic::Code;
 
-use crate::world::{SHOP, World, eventually, pod};
+use crate::{
+    log::Log,
+    world::{SHOP, World, eventually, pod},
+};
 
 const STRICT: &str = "apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -18,25 +21,25 @@ metadata: {name: default, namespace: shop}
 spec: {mtls: {mode: STRICT}}
 ";
 
-fn ask(type_url: &str) -> DeltaDiscoveryRequest {
+pub(crate) fn ask(type_url: &str) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: type_url.to_owned(),
         ..DeltaDiscoveryRequest::default()
     }
 }
 
-fn answer(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+pub(crate) fn answer(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         response_nonce: response.nonce.clone(),
         ..ask(&response.type_url)
     }
 }
 
-fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+pub(crate) fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     response.resources.iter().map(|r| r.name.as_str()).collect()
 }
 
-fn workload(response: &DeltaDiscoveryResponse, name: &str) -> Workload {
+pub(crate) fn workload(response: &DeltaDiscoveryResponse, name: &str) -> Workload {
     let resource = response.resources.iter().find(|r| r.name == name);
     let any = resource.unwrap().resource.as_ref().unwrap();
     assert_eq!(any.type_url, workload::TYPE_URL);
@@ -116,11 +119,8 @@ async fn what_a_client_has_is_not_sent_again() {
     drop(stream);
     world.write("db.yaml", &pod("db", "10.0.0.3"));
     let published = world.published.clone();
-    let before = published.borrow().resources.clone();
-    eventually("published", || {
-        !std::sync::Arc::ptr_eq(&published.borrow().resources, &before)
-    })
-    .await;
+    let before = published.borrow().changed;
+    eventually("published", || published.borrow().changed != before).await;
     versions.insert("c//Pod/shop/gone".to_owned(), "1".to_owned());
     let mut stream = world.stream().await;
     stream
@@ -216,7 +216,11 @@ async fn a_rejection_is_kept_and_not_repeated() {
         assert!(status.id.starts_with("ztunnel~"));
         status.types[workload::TYPE_URL].clone()
     };
-    assert_eq!(progress().sent.as_ref(), Some(&first.system_version_info));
+    let sent = progress().sent.unwrap();
+    assert_eq!(
+        (&sent.version, &sent.nonce),
+        (&first.system_version_info, &first.nonce)
+    );
     let rejection = RpcStatus {
         message: "c//Pod/shop/web: no".to_owned(),
         ..RpcStatus::default()
@@ -229,10 +233,11 @@ async fn a_rejection_is_kept_and_not_repeated() {
         .await;
     eventually("rejection noted", || progress().last_rejection.is_some()).await;
     let rejected = progress();
-    assert_eq!(
-        rejected.last_rejection.unwrap().message,
-        "c//Pod/shop/web: no"
-    );
+    let rejection = rejected.last_rejection.unwrap();
+    assert_eq!(rejection.message, "c//Pod/shop/web: no");
+    assert_eq!(rejection.response.nonce, first.nonce);
+    assert_eq!(rejection.response.version, first.system_version_info);
+    assert!(rejection.response.at >= sent.at);
     assert_eq!(rejected.acknowledged, None);
     assert!(
         stream.is_silent().await,
@@ -242,57 +247,41 @@ async fn a_rejection_is_kept_and_not_repeated() {
     let second = stream.next().await;
     stream.send(answer(&second)).await;
     eventually("acknowledged", || progress().acknowledged.is_some()).await;
-    assert_eq!(progress().acknowledged, Some(second.system_version_info));
+    let acknowledged = progress().acknowledged.unwrap();
+    assert_eq!(acknowledged.version, second.system_version_info);
+    assert_eq!(acknowledged.nonce, second.nonce);
+    assert!(acknowledged.at >= progress().sent.unwrap().at);
     drop(stream);
     eventually("gone", || world.clients.statuses().is_empty()).await;
 }
 
 #[tokio::test]
-async fn on_demand_names_are_answered_one_by_one() {
-    let world = World::start().await;
-    let mut stream = world.stream().await;
-    let wildcard = || vec!["*".to_owned()];
-    stream
-        .send(DeltaDiscoveryRequest {
-            resource_names_subscribe: wildcard(),
-            resource_names_unsubscribe: wildcard(),
-            ..ask(workload::TYPE_URL)
-        })
-        .await;
-    assert_eq!(names(&stream.next().await), Vec::<&str>::new());
-    let subscribe = |name: &str| DeltaDiscoveryRequest {
-        resource_names_subscribe: vec![name.to_owned()],
-        ..ask(workload::TYPE_URL)
-    };
-    stream.send(subscribe("/10.0.0.1")).await;
-    let found = stream.next().await;
-    assert_eq!(names(&found), ["c//Pod/shop/web"]);
-    assert_eq!(found.resources[0].aliases, ["/10.0.0.1"]);
-    stream.send(subscribe("/10.0.0.7")).await;
-    assert_eq!(stream.next().await.removed_resources, ["/10.0.0.7"]);
-    // What it never asked for is none of its business; what it asked for is, once it exists.
-    world.write("db.yaml", &pod("db", "10.0.0.2"));
-    assert!(stream.is_silent().await);
-    world.write("late.yaml", &pod("late", "10.0.0.7"));
-    assert_eq!(names(&stream.next().await), ["c//Pod/shop/late"]);
-}
-
-#[tokio::test]
 async fn strangers_are_refused() {
     let world = World::start().await;
-    for authorization in [
-        None,
-        Some("Bearer"),
-        Some("Bearer "),
-        Some("Bearer token-of-n"),
-        Some("Bearer token-of-n11"),
-        Some("Bearer n1"),
-        Some("Basic token-of-n1"),
-        Some("token-of-n1"),
+    let (log, _logging) = Log::begin();
+    for (authorization, logged) in [
+        (None, "it sent no authorization header"),
+        (Some("Bearer"), "holds no bearer token"),
+        (Some("Bearer "), "holds no bearer token"),
+        (Some("Bearer token-of-n"), "its token is not a join token"),
+        (Some("Bearer token-of-n11"), "its token is not a join token"),
+        (Some("Bearer n1"), "its token is not a join token"),
+        (Some("Basic token-of-n1"), "holds no bearer token"),
+        (Some("token-of-n1"), "holds no bearer token"),
+        (
+            Some("Bearer token-of-old"),
+            "its join token, of node n1, expired at 2020-01-01T00:00:00Z",
+        ),
     ] {
         let refused = world.try_stream(authorization).await.err().unwrap();
         assert_eq!(refused.code(), Code::Unauthenticated, "{authorization:?}");
         assert_eq!(refused.message(), "authentication failure");
+        assert!(refused.details().is_empty());
+        let line = log.refusal(logged);
+        assert!(
+            line.contains("peer=\"127.0.0.1:") && line.contains(logged),
+            "{line}"
+        );
     }
     assert!(world.clients.statuses().is_empty());
     world.write_tokens("n1 another\nbroken line here\n");

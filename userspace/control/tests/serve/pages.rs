@@ -7,7 +7,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::world::{World, eventually, pod};
+use crate::{
+    discovery::{answer, ask},
+    world::{World, eventually, pod},
+};
 
 async fn get(world: &World, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(world.status).await.unwrap();
@@ -64,12 +67,46 @@ async fn clients_and_counters_are_shown() {
         ..DeltaDiscoveryRequest::default()
     };
     stream.send(request).await;
-    stream.next().await;
+    let first = stream.next().await;
     let clients = json(&world, "/clients").await;
     assert_eq!(clients[0]["node"], "n1");
-    assert!(clients[0]["types"][workload::TYPE_URL]["sent"].is_string());
+    assert_eq!(clients[0]["credential"], "joinToken");
+    assert!(
+        clients[0]["address"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.1:")
+    );
+    let progress = &clients[0]["types"][workload::TYPE_URL];
+    assert_eq!(progress["sent"]["nonce"], first.nonce.as_str());
+    assert!(progress["acknowledged"].is_null());
+    stream.send(answer(&first)).await;
+    let stale = DeltaDiscoveryRequest {
+        response_nonce: "of another day".to_owned(),
+        ..ask(workload::TYPE_URL)
+    };
+    stream.send(stale).await;
+    world.write("db.yaml", &pod("db", "10.0.0.2"));
+    let second = stream.next().await;
+    stream.send(answer(&second)).await;
+    let status = || world.clients.statuses().remove(0).types[workload::TYPE_URL].clone();
+    eventually("acknowledged", || {
+        status()
+            .acknowledged
+            .is_some_and(|mark| mark.nonce == second.nonce)
+    })
+    .await;
     let (_, metrics) = get(&world, "/metrics").await;
-    for line in ["pilot_xds 1", "pilot_xds_pushes_total{type=\"Address\"} 1"] {
+    for line in [
+        "pilot_xds 1",
+        "pilot_xds_pushes_total{type=\"Address\"} 2",
+        "pilot_xds_expired_nonce_total{type=\"Address\"} 1",
+        // One answers a request, the other tells of a change.
+        "pilot_xds_config_size_bytes_count{type=\"Address\"} 2",
+        "pilot_xds_push_time_count{type=\"Address\"} 1",
+        "pilot_proxy_convergence_time_count 1",
+        "istio_build{component=\"test\",tag=\"0\"} 1",
+    ] {
         assert!(
             metrics.lines().any(|l| l == line),
             "{line} not in {metrics}"
@@ -139,4 +176,49 @@ async fn every_policy_has_a_status() {
     world.remove("p.yaml");
     let published = world.published.clone();
     eventually("gone", || published.borrow().statuses.is_empty()).await;
+}
+
+/// What DNS will answer, and by what connections are known.
+#[tokio::test]
+async fn hosts_without_an_address_are_given_one() {
+    let world = World::start().await;
+    let entry = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ext, namespace: shop}
+spec:
+  hosts: [db.example.com]
+  ports: [{number: 5432, name: tcp, protocol: TCP}]
+  resolution: DNS
+";
+    world.publish("ext.yaml", entry).await;
+    assert_eq!(json(&world, "/config/errors").await, serde_json::json!([]));
+    let given = json(&world, "/config/addresses").await;
+    assert_eq!(given[0]["service"], "shop/db.example.com");
+    let addresses: Vec<std::net::IpAddr> =
+        serde_json::from_value(given[0]["addresses"].clone()).unwrap();
+    // As a ztunnel would ask that has seen a connection to it.
+    for address in &addresses {
+        let mut stream = world.stream().await;
+        let subscribe = DeltaDiscoveryRequest {
+            resource_names_subscribe: vec![format!("/{address}")],
+            ..ask(workload::TYPE_URL)
+        };
+        stream.send(subscribe).await;
+        let found = stream.next().await;
+        let service = found.resources.last().unwrap();
+        assert_eq!(service.name, "shop/db.example.com");
+        let aliases = addresses.iter().map(|ip| format!("/{ip}"));
+        assert_eq!(service.aliases, aliases.collect::<Vec<_>>());
+    }
+    let world = world.restart().await;
+    assert_eq!(json(&world, "/config/addresses").await, given);
+    let refused = entry.replace(
+        "namespace: shop}",
+        "namespace: shop, labels: {networking.istio.io/enable-autoallocate-ip: 'false'}}",
+    );
+    world.publish("ext.yaml", &refused).await;
+    assert_eq!(
+        json(&world, "/config/addresses").await,
+        serde_json::json!([])
+    );
 }

@@ -1,14 +1,21 @@
 //! A control plane with a directory to edit, and clients for it.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use sluice_control::{
-    auth::JoinTokens,
+    addresses::Addresses,
+    auth::{
+        Authenticator, JoinTokens, PeerCredentials, ServiceAccounts,
+        service_accounts::Config as Accounts,
+    },
     ca::{self, Authority, Certificates},
     feed::{self, Published},
     memory::Keeper,
     metrics::ControlMetrics,
-    server::{self, Server},
+    server::{
+        self, Server,
+        unix::{self, UnixServer},
+    },
     status, translate,
     xds::{Clients, Discovery},
 };
@@ -65,10 +72,31 @@ status: {{podIP: {ip}}}
     )
 }
 
+/// What differs from one control plane to another.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    /// The users who are admitted on the Unix socket, for node `n1`.
+    pub(crate) uids: BTreeSet<u32>,
+    /// When changes are told.
+    pub(crate) debounce: directory::Config,
+    pub(crate) accounts: Option<Accounts>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            uids: [rustix::process::geteuid().as_raw()].into(),
+            debounce: directory::Config::new(""),
+            accounts: None,
+        }
+    }
+}
+
 /// A running control plane; it ends when this is dropped.
 pub(crate) struct World {
     dir: Arc<TempDir>,
     state: Arc<TempDir>,
+    setup: Setup,
     pub(crate) address: std::net::SocketAddr,
     pub(crate) status: std::net::SocketAddr,
     pub(crate) clients: Clients,
@@ -80,28 +108,46 @@ pub(crate) struct World {
 impl World {
     /// Starts with the namespace `shop` and the pod `web` on node `n1`.
     pub(crate) async fn start() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    pub(crate) async fn with(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
         fs::write(dir.path().join("web.yaml"), pod("web", "10.0.0.1")).unwrap();
         let state = tempfile::tempdir().unwrap();
-        let tokens = format!("# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\n");
+        let tokens = format!(
+            "# nodes\nn1 {TOKEN}\nn2 {OTHER_TOKEN}\nn1 token-of-old 2020-01-01T00:00:00Z\n"
+        );
         fs::write(state.path().join("tokens"), tokens).unwrap();
-        Self::serve(dir.into(), state.into()).await
+        Self::serve(dir.into(), state.into(), setup).await
     }
 
     /// Another process with the same directories.
-    pub(crate) async fn restart(self) -> Self {
-        let (dir, state) = (self.dir.clone(), self.state.clone());
+    pub(crate) async fn restart(mut self) -> Self {
+        let (dir, state, setup) = (self.dir.clone(), self.state.clone(), self.setup.clone());
+        for task in std::mem::take(&mut self.tasks) {
+            task.abort();
+            // It holds the socket until then.
+            let _ = task.await;
+        }
         drop(self);
-        Self::serve(dir, state).await
+        Self::serve(dir, state, setup).await
     }
 
-    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>) -> Self {
+    async fn serve(dir: Arc<TempDir>, state: Arc<TempDir>, setup: Setup) -> Self {
         let tokens = state.path().join("tokens");
         let metrics = Arc::new(Metrics::new("test", "0"));
         let counters = ControlMetrics::register(&metrics);
         let clients = Clients::new(counters.clients.clone());
-        let tokens = Arc::new(JoinTokens::open(tokens).unwrap());
+        let callers = Arc::new(Authenticator {
+            join_tokens: Some(JoinTokens::open(tokens).unwrap()),
+            service_accounts: setup.accounts.clone().map(ServiceAccounts::new),
+            peer_credentials: Some(PeerCredentials {
+                node: "n1".into(),
+                uids: setup.uids.clone(),
+            }),
+        });
         let trust_domain: sluice_model::TrustDomain = "cluster.local".parse().unwrap();
         let source = ca::Source::Own {
             directory: state.path().to_owned(),
@@ -119,9 +165,13 @@ impl World {
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
         };
-        let source = directory::Config::new(dir.path());
+        let source = directory::Config {
+            path: dir.path().to_owned(),
+            ..setup.debounce.clone()
+        };
         let keeper = Keeper::open(state.path()).unwrap();
-        let (directory, published) = feed::directory(source, config, keeper).unwrap();
+        let addresses = Addresses::open(state.path()).unwrap();
+        let (directory, published) = feed::directory(source, config, keeper, addresses).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = server::Config {
             listen,
@@ -131,26 +181,36 @@ impl World {
         let address = server.local_addr().unwrap();
         let discovery = Discovery::new(
             published.clone(),
-            tokens.clone(),
+            callers.clone(),
             clients.clone(),
             counters.clone(),
         );
-        let certificates = Certificates::new(authority, tokens, published.clone(), counters);
+        let certificates = Certificates::new(authority, callers, published.clone(), counters);
         let pages = status::router(
             published.clone(),
             clients.clone(),
             Readiness::default(),
             metrics,
         );
+        let socket = unix::Config {
+            path: state.path().join("control.sock"),
+            group: None,
+        };
+        let socket = UnixServer::bind(&socket).unwrap();
+        let (discovery_too, certificates_too) = (discovery.clone(), certificates.clone());
         let listener = TcpListener::bind(listen).await.unwrap();
         let status = listener.local_addr().unwrap();
         let tasks = vec![
             tokio::spawn(async move { server.serve(discovery, certificates).await.unwrap() }),
+            tokio::spawn(async move {
+                socket.serve(discovery_too, certificates_too).await.unwrap();
+            }),
             tokio::spawn(async move { match serve::serve(listener, pages).await {} }),
         ];
         Self {
             dir,
             state,
+            setup,
             address,
             status,
             clients,
@@ -164,6 +224,14 @@ impl World {
         let temporary = self.dir.path().join(format!(".{name}"));
         fs::write(&temporary, text).unwrap();
         fs::rename(temporary, self.dir.path().join(name)).unwrap();
+    }
+
+    /// Writes what makes a difference, and waits until it is published.
+    pub(crate) async fn publish(&self, name: &str, text: &str) {
+        let published = self.published.clone();
+        let before = published.borrow().changed;
+        self.write(name, text);
+        eventually("published", || published.borrow().changed != before).await;
     }
 
     pub(crate) fn remove(&self, name: &str) {
@@ -194,6 +262,17 @@ impl World {
             .await
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.state.path().join("control.sock")
+    }
+
+    /// A connection to the Unix socket.
+    pub(crate) async fn local_channel(&self) -> Result<Channel, tonic::transport::Error> {
+        Endpoint::from_shared(format!("unix://{}", self.socket().display()))?
+            .connect()
+            .await
+    }
+
     pub(crate) async fn ca(&self) -> IstioCertificateServiceClient<Channel> {
         IstioCertificateServiceClient::new(self.channel("localhost").await.unwrap())
     }
@@ -207,6 +286,14 @@ impl World {
 
     pub(crate) async fn try_stream(&self, authorization: Option<&str>) -> Result<Stream, Status> {
         let channel = self.channel("localhost").await.unwrap();
+        self.stream_by(channel, authorization).await
+    }
+
+    pub(crate) async fn stream_by(
+        &self,
+        channel: Channel,
+        authorization: Option<&str>,
+    ) -> Result<Stream, Status> {
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let (requests, stream) = mpsc::channel(16);
         let request = authorized(ReceiverStream::new(stream), authorization);

@@ -16,6 +16,8 @@ use super::{
 };
 use crate::{Code, report::Report};
 
+const AUTO_ADDRESS: &str = "networking.istio.io/enable-autoallocate-ip";
+
 /// A service that no Service describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
@@ -27,6 +29,8 @@ pub struct ServiceEntry {
     pub hosts: Vec<Name>,
     /// Single addresses are ranges of one.
     pub addresses: Vec<IpNet>,
+    /// Its hosts that have no address, and may be given one; see [`ServiceEntry::may_be_given`].
+    pub auto_address: bool,
     pub ports: Vec<EntryPort>,
     pub resolution: Resolution,
     /// Listed endpoints. Empty with a selector.
@@ -37,6 +41,13 @@ pub struct ServiceEntry {
     /// Identities accepted from its endpoints besides their own.
     pub subject_alt_names: Vec<SpiffeId>,
     pub traffic_distribution: Option<TrafficDistribution>,
+}
+
+impl ServiceEntry {
+    /// Whether this host of it shall be given an address, so that connections are known to be to it.
+    pub fn may_be_given(&self, host: &Name) -> bool {
+        self.auto_address && !is_wildcard(host)
+    }
 }
 
 /// A port of a ServiceEntry.
@@ -118,12 +129,26 @@ pub(super) fn service_entry(raw: Resource<RawSpec>, report: &mut Report<'_>) -> 
         let message = "a ServiceEntry has endpoints or a workloadSelector, not both";
         report.error(Code::ConflictingFields, "spec.workloadSelector", message);
     }
+    let resolution = resolution(&spec, &hosts, &endpoints, selector.as_ref(), report);
+    let addresses = addresses(&spec, report);
+    let wanted = auto_address(metadata.labels.as_ref(), report);
+    let auto_address = wanted && addresses.is_empty() && resolution != Resolution::None;
+    let lonely = hosts.iter().find(|host| !auto_address || is_wildcard(host));
+    if let Some(host) = lonely.filter(|_| addresses.is_empty() && !report.has_errors()) {
+        let message = format!(
+            "without addresses no connection is known to be to {host:?}: a connection has only an \
+             address. One is given to hosts without a wildcard, with a resolution, unless \
+             {AUTO_ADDRESS} is \"false\""
+        );
+        report.warning(Code::NoAddress, "spec.addresses", message);
+    }
     ServiceEntry {
         namespace: report.namespace(),
         name: report.name(),
         created: metadata.creation_timestamp.map(|time| time.0),
-        addresses: addresses(&spec, &hosts, report),
-        resolution: resolution(&spec, &hosts, &endpoints, selector.as_ref(), report),
+        addresses,
+        auto_address,
+        resolution,
         hosts,
         ports,
         endpoints,
@@ -173,7 +198,24 @@ fn is_wildcard(host: &Name) -> bool {
     host.starts_with("*.")
 }
 
-fn addresses(spec: &RawSpec, hosts: &[Name], report: &mut Report<'_>) -> Vec<IpNet> {
+/// Whether hosts without an address shall be given one, which is what happens unless it is refused.
+fn auto_address(labels: Option<&BTreeMap<String, String>>, report: &mut Report<'_>) -> bool {
+    let text = labels.and_then(|labels| labels.get(AUTO_ADDRESS));
+    match text.map(String::as_str) {
+        None | Some("true") => true,
+        Some("false") => false,
+        Some(other) => {
+            report.warning(
+                Code::IgnoredLabel,
+                format!("metadata.labels[\"{AUTO_ADDRESS}\"]"),
+                format!("{other:?} has no effect; known are true and false"),
+            );
+            true
+        }
+    }
+}
+
+fn addresses(spec: &RawSpec, report: &mut Report<'_>) -> Vec<IpNet> {
     let mut addresses = Vec::new();
     for (i, text) in spec.addresses.iter().flatten().enumerate() {
         let field = format!("spec.addresses[{i}]");
@@ -182,14 +224,6 @@ fn addresses(spec: &RawSpec, hosts: &[Name], report: &mut Report<'_>) -> Vec<IpN
             true => range(field, text, report),
         };
         addresses.extend(range.filter(|range| !addresses.contains(range)));
-    }
-    if addresses.is_empty() && !report.has_errors() {
-        let host = hosts.first().map(|host| &**host).unwrap_or_default();
-        let message = format!(
-            "without addresses no connection is known to be to {host:?}: a connection has only an \
-             address, and the mesh answers no DNS queries"
-        );
-        report.warning(Code::NoAddress, "spec.addresses", message);
     }
     addresses
 }

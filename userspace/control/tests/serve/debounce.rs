@@ -1,0 +1,71 @@
+//! Changes that come faster than anybody wants to hear of them.
+
+use std::time::{Duration, Instant};
+
+use sluice_objects::directory;
+use sluice_proto::workload;
+
+use crate::{
+    discovery::{answer, ask, workload as content},
+    world::{Setup, World, pod},
+};
+
+/// Nothing stays unchanged for so long while the test writes.
+const QUIET: Duration = Duration::from_millis(300);
+const LONGEST: Duration = Duration::from_millis(600);
+
+#[tokio::test]
+async fn changes_without_end_are_told_in_time_and_together() {
+    let world = World::with(Setup {
+        debounce: directory::Config {
+            quiet: QUIET,
+            longest_burst: LONGEST,
+            ..directory::Config::new("")
+        },
+        ..Setup::default()
+    })
+    .await;
+    let mut stream = world.stream().await;
+    stream.send(ask(workload::TYPE_URL)).await;
+    stream.next().await;
+    let begin = Instant::now();
+    let write = async {
+        let mut writes: u16 = 0;
+        while begin.elapsed() < 4 * LONGEST {
+            writes += 1;
+            let [high, low] = writes.to_be_bytes();
+            world.write("web.yaml", &pod("web", &format!("10.1.{high}.{low}")));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        writes
+    };
+    let follow = async {
+        let mut told = Vec::new();
+        while begin.elapsed() < 4 * LONGEST {
+            let response = stream.next().await;
+            stream.send(answer(&response)).await;
+            told.push(begin.elapsed());
+        }
+        told
+    };
+    let (writes, told) = tokio::join!(write, follow);
+    // Although there was never a quiet moment, and though each was a change.
+    assert!(told[0] < 2 * LONGEST, "{told:?}");
+    assert!((3..=6).contains(&told.len()), "{writes} writes: {told:?}");
+    // The last change is not lost: whoever asks anew has it.
+    let [high, low] = writes.to_be_bytes();
+    let expected = format!("10.1.{high}.{low}");
+    let published = world.published.clone();
+    let told_by = begin.elapsed();
+    loop {
+        let mut other = world.stream().await;
+        other.send(ask(workload::TYPE_URL)).await;
+        let response = other.next().await;
+        if content(&response, "c//Pod/shop/web").ips[0].to_string() == expected {
+            break;
+        }
+        assert!(begin.elapsed() < told_by + 4 * LONGEST, "never told");
+        let mut published = published.clone();
+        let _ = tokio::time::timeout(LONGEST, published.changed()).await;
+    }
+}
