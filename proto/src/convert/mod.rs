@@ -13,7 +13,7 @@ mod workload;
 
 use std::{fmt, net::IpAddr};
 
-use sluice_model::{Name, Update, identity::ParseSpiffeIdError};
+use sluice_model::{Name, Update, Workload, identity::ParseSpiffeIdError};
 
 use crate::workload as wire;
 
@@ -168,7 +168,7 @@ impl TryFrom<wire::Address> for Update {
     fn try_from(address: wire::Address) -> Result<Self, Error> {
         match address.r#type {
             Some(wire::address::Type::Workload(workload)) => {
-                workload.try_into().map(Self::Workload)
+                Workload::try_from(workload).map(Self::from)
             }
             Some(wire::address::Type::Service(service)) => service.try_into().map(Self::Service),
             None => Err(At::new("type", Problem::Missing).of("address".to_owned())),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use sluice_model::{
     Name, ServiceKey, TrustDomain, Uid, Workload,
     service::Port,
-    workload::{Egress, Health, Locality, OwnerKind, Profile, TunnelProtocol},
+    workload::{Egress, Health, Locality, Memberships, OwnerKind, Profile, TunnelProtocol},
 };
 
 use super::extension;
@@ -125,9 +125,7 @@ fn parse_owner(value: i32) -> OwnerKind {
     }
 }
 
-fn parse_services(
-    from: &BTreeMap<String, wire::PortList>,
-) -> Result<BTreeMap<ServiceKey, Vec<Port>>, At> {
+fn parse_services(from: &BTreeMap<String, wire::PortList>) -> Result<Memberships, At> {
     from.iter()
         .map(|(name, ports)| {
             let field = || format!("services[{name:?}]");
@@ -199,7 +197,7 @@ fn own(workload: &Workload) -> Option<own::Workload> {
     (own != own::Workload::default()).then_some(own)
 }
 
-fn endpoint((key, ports): (&ServiceKey, &Vec<Port>)) -> (String, wire::PortList) {
+fn endpoint((key, ports): (&ServiceKey, &[Port])) -> (String, wire::PortList) {
     let ports = ports.iter().map(Into::into).collect();
     (key.to_string(), wire::PortList { ports })
 }

@@ -159,7 +159,7 @@ prop_compose! {
                 canonical_revision,
                 owner_kind,
                 owner_name,
-                services,
+                services: services.into(),
                 waypoint,
                 policies,
                 egress,
@@ -250,7 +250,7 @@ proptest! {
     #[test]
     fn workloads(workload in workload()) {
         let message = sent(wire::Address::from(wire::Workload::from(&workload)));
-        prop_assert_eq!(Update::try_from(message), Ok(Update::Workload(workload)));
+        prop_assert_eq!(Update::try_from(message), Ok(Update::from(workload)));
     }
 
     #[test]

@@ -23,8 +23,15 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct CaClient {
     control_plane: ControlPlane,
     validity: Duration,
-    /// The connection, with the trust anchors that it was made with.
-    channel: Mutex<Option<(Arc<String>, Channel)>>,
+    connection: Mutex<Option<Connection>>,
+}
+
+/// A connection, and what it was made with.
+#[derive(Clone, Debug)]
+struct Connection {
+    address: String,
+    roots: Arc<String>,
+    channel: Channel,
 }
 
 impl CaClient {
@@ -34,21 +41,31 @@ impl CaClient {
         Self {
             control_plane,
             validity,
-            channel: Mutex::new(None),
+            connection: Mutex::new(None),
         }
     }
 
-    fn channel(&self) -> Result<Channel, Error> {
+    fn connection(&self) -> Result<Connection, Error> {
+        let address = self.control_plane.addresses.current();
         let roots = self.control_plane.roots.get();
-        let mut kept = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((made_with, channel)) = &*kept
-            && *made_with == roots
+        let kept = &self.connection;
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = &*kept
+            && connection.roots == roots
+            && connection.address == address
         {
-            return Ok(channel.clone());
+            return Ok(connection.clone());
         }
-        let channel = self.control_plane.endpoint()?.connect_lazy();
-        *kept = Some((roots, channel.clone()));
-        Ok(channel)
+        let connection = Connection {
+            address: address.to_owned(),
+            roots,
+            channel: {
+                let endpoint = self.control_plane.endpoint(address)?;
+                self.control_plane.connect_lazy(address, endpoint)
+            },
+        };
+        *kept = Some(connection.clone());
+        Ok(connection)
     }
 
     async fn create(&self, csr: &str, identity: &SpiffeId) -> Result<Vec<String>, Error> {
@@ -62,8 +79,11 @@ impl CaClient {
                 fields: [(IMPERSONATED_IDENTITY.to_owned(), impersonated)].into(),
             }),
         });
-        self.control_plane.authorize(request.metadata_mut())?;
-        let mut client = IstioCertificateServiceClient::new(self.channel()?);
+        let connection = self.connection()?;
+        let address = &connection.address;
+        self.control_plane
+            .authorize(address, request.metadata_mut())?;
+        let mut client = IstioCertificateServiceClient::new(connection.channel);
         // A timer of ours, since the channel's own bounds the wait for headers only.
         let answer = tokio::time::timeout(TIMEOUT, client.create_certificate(request))
             .await
@@ -76,6 +96,7 @@ impl CaClient {
                 let status = Box::new(status);
                 match status.code() {
                     Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => {
+                        self.control_plane.addresses.give_up(address);
                         Error::CaUnavailable(status)
                     }
                     _ => Error::CaRefused(status),

@@ -16,7 +16,7 @@ pub enum Error {
     NoRevocationLists,
     #[error("revocation list {index} (from 0) cannot be used: {reason}")]
     BadRevocationList { index: usize, reason: String },
-    #[error("control plane address {0:?} cannot be used; give https://HOST:PORT")]
+    #[error("control plane address {0:?} cannot be used; give https://HOST:PORT or unix:///PATH")]
     ControlPlaneAddress(String),
     #[error("TLS to the control plane cannot be set up; check its trust anchors and server name")]
     ControlPlaneTls(#[source] tonic::transport::Error),

@@ -4,10 +4,12 @@
 //! [`Manager`] keeps an [`Svid`] for each identity that is in use, signed by a
 //! [`CertificateAuthority`]. An [`Svid`] gives the TLS configurations of both directions.
 
+mod addresses;
 mod authority;
 mod ca_client;
 mod certificate;
 mod control_plane;
+mod dial;
 mod error;
 mod manager;
 mod peer;
@@ -16,10 +18,12 @@ mod svid;
 mod trust;
 mod verify;
 
+pub use addresses::Addresses;
 pub use authority::{CertificateAuthority, Signing};
 pub use ca_client::CaClient;
 pub use certificate::{peer_identity, uri_sans};
 pub use control_plane::{ControlPlane, Live};
+pub use dial::{Dial, Dialling, Direct, socket_path};
 pub use error::{CaProblem, Error, is_revoked, peer_error};
 pub use manager::{CertificateState, CertificateStatus, Config, Manager};
 pub use peer::{Distrust, Peer, Side};

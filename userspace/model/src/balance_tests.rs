@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::*;
 use crate::{
-    Uid,
+    Ips, Uid,
     workload::{Locality, Profile},
 };
 
@@ -18,7 +18,7 @@ fn workload(name: &str, place: &str, node: &str) -> Workload {
     Workload {
         uid: Uid::pod("c", "shop", name),
         own_name: None,
-        ips: Box::default(),
+        ips: Ips::default(),
         node: node.into(),
         health: Health::Ready,
         profile: Arc::new(Profile {

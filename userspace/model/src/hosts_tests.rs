@@ -34,7 +34,7 @@ fn kubernetes(namespace: &str, name: &str, vips: &[&str]) -> Service {
 fn endpoint(name: &str, of: &Service, ips: &[&str], health: Health) -> Workload {
     let identity = format!("spiffe://cluster.local/ns/{}/sa/x", of.namespace);
     let mut profile = Profile::of(&identity.parse().unwrap());
-    profile.services.insert(of.key(), Vec::<Port>::new());
+    profile.services = [(of.key(), Vec::<Port>::new())].into_iter().collect();
     Workload {
         uid: Uid::pod("Kubernetes", &of.namespace, name),
         own_name: None,
@@ -234,13 +234,13 @@ fn a_service_without_addresses_of_its_own_has_those_of_its_ready_endpoints() {
     let build = |headless: &Service| -> Mesh {
         [
             Update::Service(headless.clone()),
-            Update::Workload(endpoint(
+            Update::from(endpoint(
                 "db-0",
                 headless,
                 &["10.0.0.1", "fd00::1"],
                 Health::Ready,
             )),
-            Update::Workload(endpoint("db-1", headless, &["10.0.0.2"], Health::NotReady)),
+            Update::from(endpoint("db-1", headless, &["10.0.0.2"], Health::NotReady)),
         ]
         .into_iter()
         .collect()

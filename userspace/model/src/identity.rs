@@ -13,6 +13,11 @@ impl TrustDomain {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The same, with another copy of its name.
+    pub(crate) fn shared(self, share: impl FnOnce(Name) -> Name) -> Self {
+        Self(share(self.0))
+    }
 }
 
 impl FromStr for TrustDomain {

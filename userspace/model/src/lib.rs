@@ -9,6 +9,7 @@ pub mod authz;
 pub mod balance;
 pub mod hosts;
 pub mod identity;
+mod ips;
 pub mod mesh;
 mod names;
 mod policies;
@@ -19,6 +20,7 @@ mod workloads;
 
 pub use address::{NetworkAddress, NetworkRange, OrigDst};
 pub use identity::{SpiffeId, TrustDomain};
+pub use ips::Ips;
 pub use mesh::{Mesh, Update};
 pub use service::{Service, ServiceKey};
 pub use workload::{Interner, Uid, Workload};

@@ -31,12 +31,18 @@ pub struct Mesh {
 /// One change to a [`Mesh`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
-    Workload(Workload),
+    Workload(Arc<Workload>),
     Service(Service),
     Policy(Policy),
     RemoveWorkload(Uid),
     RemoveService(ServiceKey),
     RemovePolicy(PolicyKey),
+}
+
+impl From<Workload> for Update {
+    fn from(workload: Workload) -> Self {
+        Self::Workload(workload.into())
+    }
 }
 
 /// What an address that an application dialled stands for.
@@ -186,6 +192,12 @@ impl Mesh {
         self.policies.get(key)
     }
 
+    /// A number that a workload alone has for as long as it is in the mesh, whatever it changes to;
+    /// numbers are less than a small multiple of the most workloads that there ever were.
+    pub fn place(&self, uid: &Uid) -> Option<usize> {
+        self.workloads.slot(uid).map(Slot::index)
+    }
+
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.iter()
     }
@@ -227,11 +239,10 @@ impl Mesh {
         Some(self.policies.applicable(&workload.namespace, *listed))
     }
 
-    fn insert_workload(&mut self, workload: Workload) {
+    fn insert_workload(&mut self, workload: Arc<Workload>) {
         // Before the old one goes, so that a list that both have stays as it is.
         let listed = self.policies.list(&workload.policies);
         self.remove_workload(&workload.uid);
-        let workload = Arc::new(workload);
         let slot = self.workloads.insert(Entry {
             workload: workload.clone(),
             listed,

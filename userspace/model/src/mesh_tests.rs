@@ -65,7 +65,7 @@ fn an_address_wins_over_a_range_and_a_longer_prefix_over_a_shorter() {
     let mesh: Mesh = [
         Update::Service(wide),
         Update::Service(narrow.clone()),
-        Update::Workload(pod),
+        Update::from(pod),
     ]
     .into_iter()
     .collect();
@@ -180,7 +180,7 @@ fn a_name_without_vips_stands_for_its_ready_endpoints() {
     let mut starting = workload("starting", &["10.0.0.3"], &[&headless]);
     starting.health = Health::NotReady;
     let ready = workload("ready", &["10.0.0.1", "fd00::1"], &[&headless]);
-    let update = |workload: &Workload| Update::Workload(workload.clone());
+    let update = |workload: &Workload| Update::from(workload.clone());
     let mesh: Mesh = [
         Update::Service(headless.clone()),
         update(&ending),

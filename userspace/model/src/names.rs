@@ -24,7 +24,10 @@ impl Names {
     }
 
     fn set(&mut self, old: &Service, new: Option<&Arc<Service>>) {
-        let name: Name = folded(&old.hostname);
+        let name = match old.hostname.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => folded(&old.hostname),
+            false => old.hostname.clone(),
+        };
         let known = self.by_name.get(&name);
         let known = known.iter().flat_map(|services| services.iter());
         let others = known.filter(|other| other.namespace != old.namespace);

@@ -4,16 +4,15 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt,
     hash::Hash,
-    net::IpAddr,
-    ops::Deref,
+    ops::{Deref, Index},
     sync::Arc,
 };
 
 use crate::{
-    Name, SpiffeId, TrustDomain,
+    Ips, Name, SpiffeId, TrustDomain,
     authz::PolicyKey,
     identity::ParseSpiffeIdError,
-    service::{GatewayAddress, Port, ServiceKey},
+    service::{GatewayAddress, Port, Service, ServiceKey},
 };
 
 /// A workload's unique name, `CLUSTER//Pod/NAMESPACE/NAME` for a pod.
@@ -34,8 +33,8 @@ impl Uid {
     }
 
     /// For [`Workload::own_name`]: the name, unless the uid ends in it.
-    pub fn unless_last_part(&self, name: &str) -> Option<Name> {
-        (self.last_part() != name).then(|| name.into())
+    pub fn unless_last_part(&self, name: &str) -> Option<Box<Name>> {
+        (self.last_part() != name).then(|| Box::new(name.into()))
     }
 }
 
@@ -53,9 +52,9 @@ impl fmt::Display for Uid {
 pub struct Workload {
     pub uid: Uid,
     /// Absent when it is the last part of the uid, as for pods; ask [`Workload::name`].
-    pub own_name: Option<Name>,
+    pub own_name: Option<Box<Name>>,
     /// Canonical addresses: no IPv4-mapped IPv6.
-    pub ips: Box<[IpAddr]>,
+    pub ips: Ips,
     /// The node it runs on.
     pub node: Name,
     pub health: Health,
@@ -86,7 +85,7 @@ pub struct Profile {
     /// The name of the Deployment, Job or other owner, or of the pod itself.
     pub owner_name: Name,
     /// The services it is an endpoint of, with its resolved ports.
-    pub services: BTreeMap<ServiceKey, Vec<Port>>,
+    pub services: Memberships,
     pub waypoint: Option<GatewayAddress>,
     /// Policies that select this workload; policies of wider scope are not listed.
     pub policies: Vec<PolicyKey>,
@@ -114,7 +113,7 @@ impl Profile {
             canonical_revision: Name::default(),
             owner_kind: OwnerKind::Pod,
             owner_name: Name::default(),
-            services: BTreeMap::new(),
+            services: Memberships::default(),
             waypoint: None,
             policies: Vec::new(),
             egress: Egress::Anywhere,
@@ -135,7 +134,10 @@ impl Deref for Workload {
 impl Workload {
     /// Its name, for people; [`Uid`] names it without doubt.
     pub fn name(&self) -> &str {
-        self.own_name.as_deref().unwrap_or(self.uid.last_part())
+        match &self.own_name {
+            Some(name) => name,
+            None => self.uid.last_part(),
+        }
     }
 
     /// What it has in common with others, to be changed for this one alone.
@@ -220,11 +222,71 @@ pub struct Locality {
     pub subzone: Name,
 }
 
-/// Keeps one of each profile and node, so that workloads that are alike share them.
+/// The services that a workload is an endpoint of, each with the ports that it resolves itself.
+///
+/// Few, and one for each profile of the mesh: so no more than a sorted list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Memberships(Box<[(ServiceKey, Box<[Port]>)]>);
+
+impl Memberships {
+    /// The ports of a service; `None` when the workload is no endpoint of it.
+    pub fn get(&self, key: &ServiceKey) -> Option<&[Port]> {
+        let place = self.0.binary_search_by(|(known, _)| known.cmp(key)).ok()?;
+        Some(&self.0[place].1)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn contains_key(&self, key: &ServiceKey) -> bool {
+        self.get(key).is_some()
+    }
+
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &ServiceKey> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&ServiceKey, &[Port])> {
+        self.0.iter().map(|(key, ports)| (key, &**ports))
+    }
+}
+
+impl From<BTreeMap<ServiceKey, Vec<Port>>> for Memberships {
+    fn from(sorted: BTreeMap<ServiceKey, Vec<Port>>) -> Self {
+        let boxed = sorted
+            .into_iter()
+            .map(|(key, ports)| (key, ports.into_boxed_slice()));
+        Self(boxed.collect())
+    }
+}
+
+/// Of a service that comes twice, the last counts.
+impl FromIterator<(ServiceKey, Vec<Port>)> for Memberships {
+    fn from_iter<T: IntoIterator<Item = (ServiceKey, Vec<Port>)>>(services: T) -> Self {
+        services.into_iter().collect::<BTreeMap<_, _>>().into()
+    }
+}
+
+impl Index<&ServiceKey> for Memberships {
+    type Output = [Port];
+
+    /// # Panics
+    /// When the workload is no endpoint of the service.
+    fn index(&self, key: &ServiceKey) -> &[Port] {
+        self.get(key).expect("an endpoint of the service")
+    }
+}
+
+/// Keeps one of each profile and name, so that workloads and services that are alike share them.
 #[derive(Debug, Default)]
 pub struct Interner {
     profiles: HashSet<Arc<Profile>>,
-    nodes: HashSet<Name>,
+    names: HashSet<Name>,
     /// When to look for what nobody uses any more.
     sweep_at: usize,
 }
@@ -234,25 +296,95 @@ impl Interner {
     const FIRST_SWEEP: usize = 1024;
 
     /// The same workload, sharing what it can.
-    pub fn share(&mut self, mut workload: Workload) -> Workload {
-        workload.profile = one(&mut self.profiles, workload.profile);
-        workload.node = one(&mut self.nodes, workload.node);
-        if self.profiles.len() + self.nodes.len() > self.sweep_at.max(Self::FIRST_SWEEP) {
-            self.profiles
-                .retain(|profile| Arc::strong_count(profile) > 1);
-            self.nodes.retain(|node| Arc::strong_count(node) > 1);
-            self.sweep_at = 2 * (self.profiles.len() + self.nodes.len());
-        }
-        workload
+    pub fn share(&mut self, workload: Arc<Workload>) -> Arc<Workload> {
+        let mut workload = Arc::unwrap_or_clone(workload);
+        workload.node = self.name(workload.node);
+        workload.profile = match self.profiles.get(&workload.profile) {
+            Some(known) => known.clone(),
+            None => {
+                let profile = Arc::new(self.share_names(Arc::unwrap_or_clone(workload.profile)));
+                self.profiles.insert(profile.clone());
+                profile
+            }
+        };
+        self.sweep();
+        Arc::new(workload)
     }
-}
 
-fn one<T: ?Sized + Eq + Hash>(known: &mut HashSet<Arc<T>>, new: Arc<T>) -> Arc<T> {
-    match known.get(&new) {
-        Some(old) => old.clone(),
-        None => {
-            known.insert(new.clone());
-            new
+    /// The same service, sharing what it can.
+    pub fn share_service(&mut self, mut service: Service) -> Service {
+        for name in [
+            &mut service.name,
+            &mut service.namespace,
+            &mut service.hostname,
+        ] {
+            self.replace(name);
         }
+        for vip in &mut service.vips {
+            self.replace(&mut vip.network);
+        }
+        self.sweep();
+        service
+    }
+
+    fn share_names(&mut self, mut profile: Profile) -> Profile {
+        let Locality {
+            region,
+            zone,
+            subzone,
+        } = &mut profile.locality;
+        for name in [
+            &mut profile.namespace,
+            &mut profile.service_account,
+            &mut profile.network,
+            &mut profile.cluster,
+            &mut profile.canonical_name,
+            &mut profile.canonical_revision,
+            &mut profile.owner_name,
+            region,
+            zone,
+            subzone,
+        ]
+        .into_iter()
+        .chain(&mut profile.hostname)
+        {
+            self.replace(name);
+        }
+        profile.trust_domain = profile.trust_domain.shared(|name| self.name(name));
+        for (key, _) in &mut profile.services.0 {
+            self.replace(&mut key.namespace);
+            self.replace(&mut key.hostname);
+        }
+        for policy in &mut profile.policies {
+            self.replace(&mut policy.namespace);
+            self.replace(&mut policy.name);
+        }
+        profile
+    }
+
+    fn replace(&mut self, name: &mut Name) {
+        *name = self.name(std::mem::take(name));
+    }
+
+    fn name(&mut self, name: Name) -> Name {
+        match self.names.get(&name) {
+            Some(known) => known.clone(),
+            None => {
+                self.names.insert(name.clone());
+                name
+            }
+        }
+    }
+
+    /// Forgets what nobody else uses, once much has been added.
+    fn sweep(&mut self) {
+        if self.profiles.len() + self.names.len() <= self.sweep_at.max(Self::FIRST_SWEEP) {
+            return;
+        }
+        // Profiles first: they use names.
+        self.profiles
+            .retain(|profile| Arc::strong_count(profile) > 1);
+        self.names.retain(|name| Arc::strong_count(name) > 1);
+        self.sweep_at = 2 * (self.profiles.len() + self.names.len());
     }
 }

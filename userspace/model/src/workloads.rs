@@ -14,6 +14,12 @@ use crate::{Name, Uid, Workload, policies::ListId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Slot(u32);
 
+impl Slot {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A workload, and what the mesh knows beside it.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
@@ -66,7 +72,7 @@ impl Workloads {
     }
 
     pub(crate) fn at(&self, slot: Slot) -> Option<&Entry> {
-        let slot = slot.0 as usize;
+        let slot = slot.index();
         self.chunks.get(slot / CHUNK)?[slot % CHUNK].as_ref()
     }
 
@@ -160,14 +166,14 @@ impl Workloads {
     }
 
     fn place(&mut self, slot: Slot) -> &mut Option<Entry> {
-        let slot = slot.0 as usize;
+        let slot = slot.index();
         &mut Arc::make_mut(&mut self.chunks[slot / CHUNK])[slot % CHUNK]
     }
 }
 
 /// What is in a slot that an index refers to.
 fn occupied(chunks: &[Arc<[Option<Entry>; CHUNK]>], slot: Slot) -> &Entry {
-    let slot = slot.0 as usize;
+    let slot = slot.index();
     let entry = &chunks[slot / CHUNK][slot % CHUNK];
     entry.as_ref().expect("an index refers to no empty slot")
 }

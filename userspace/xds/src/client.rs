@@ -5,16 +5,17 @@ use std::{convert::Infallible, time::Duration};
 use sluice_identity::ControlPlane;
 use sluice_proto::discovery::{DeltaDiscoveryRequest, Status as RpcStatus};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Instant, sleep},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::metadata::MetadataMap;
 
 use crate::{
     Error, Node, Snapshot, Status, View,
-    store::{Kind, Store},
-    wire::{self, Response},
+    decode::Part,
+    resource::Resource,
+    store::{Kind, Response, Store},
+    wire::{self, Outgoing, Requests, Responses},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
@@ -23,8 +24,9 @@ const LAST_BACKOFF: Duration = Duration::from_secs(15);
 const STABLE: Duration = Duration::from_secs(15);
 /// How often a control plane that has not said everything yet is complained about.
 const COMPLAINT: Duration = Duration::from_secs(30);
-/// Requests that wait to be sent. There is one for each response, so few ever wait.
-const PENDING_REQUESTS: usize = 16;
+/// What the control plane may send before it has been read, in bytes. Enough for a good line, and
+/// little enough to be no burden.
+const WINDOW: u32 = 1 << 20;
 /// How many refused resources a refusal names.
 const REJECTIONS_NAMED: usize = 100;
 
@@ -33,6 +35,14 @@ const REJECTIONS_NAMED: usize = 100;
 pub struct Config {
     pub control_plane: ControlPlane,
     pub node: Node,
+    /// How long an address may keep silent, as long as it has not said everything and there is
+    /// another one to try.
+    pub patience: Duration,
+}
+
+impl Config {
+    /// For [`Config::patience`]: a control plane that is well answers much sooner.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
 }
 
 /// Keeps a mesh in step with a control plane, for as long as it runs.
@@ -86,8 +96,10 @@ impl Client {
             let start = Instant::now();
             let mut session = Session::default();
             let view = self.view();
+            let addresses = self.config.control_plane.addresses.clone();
+            let address = addresses.current().to_owned();
             let ended = tokio::select! {
-                ended = self.session(&mut session) => ended,
+                ended = self.session(&address, &mut session) => ended,
                 never = complain(&view) => match never {},
             };
             self.status
@@ -100,11 +112,14 @@ impl Client {
             // next one.
             let wait = backoff.mul_f64(1.0 + 0.5 * rand::random::<f64>());
             match ended {
-                Ok(()) => tracing::info!(?wait, "the control plane closed the stream"),
+                Ok(()) => tracing::info!(address, ?wait, "the control plane closed the stream"),
                 Err(error) => {
                     let cause = cause(&error);
-                    tracing::warn!(%error, cause, ?wait, "no stream from the control plane");
+                    tracing::warn!(address, %error, cause, ?wait, "no stream from the control plane");
                 }
+            }
+            if !graceful {
+                addresses.give_up(&address);
             }
             sleep(wait).await;
             backoff = (backoff * 2).min(LAST_BACKOFF);
@@ -112,15 +127,32 @@ impl Client {
     }
 
     /// Runs one stream to its end, which is `Ok` when the control plane closed it in order.
-    async fn session(&mut self, session: &mut Session) -> Result<(), Error> {
-        let (requests, mut responses) = self.open().await?;
+    async fn session(&mut self, address: &str, session: &mut Session) -> Result<(), Error> {
+        let (requests, mut responses) = self.unless_silent(self.open(address)).await?;
         self.status.send_modify(|status| status.connected = true);
-        while let Some(response) = responses.message().await? {
+        let mut arrived = Vec::new();
+        while let Some(part) = self.unless_silent(responses.next()).await? {
+            let place = arrived.len();
+            let envelope = match part {
+                Part::Resource(bytes) => {
+                    arrived.push(Resource::parse(place, bytes, self.store.interner()));
+                    continue;
+                }
+                Part::TooLarge(length) => {
+                    arrived.push(Resource::too_large(place, length));
+                    continue;
+                }
+                Part::End(envelope) => envelope,
+            };
             session.answered = true;
+            let response = Response {
+                envelope,
+                resources: std::mem::take(&mut arrived),
+            };
             for verdict in self.handle(response, &mut session.held) {
-                if requests.send(verdict).await.is_err() {
+                if requests.send(verdict.into()).await.is_err() {
                     // The sending half has gone; the receiving half tells why.
-                    responses.message().await?;
+                    responses.next().await?;
                     return Ok(());
                 }
             }
@@ -128,34 +160,45 @@ impl Client {
         Ok(())
     }
 
-    async fn open(
+    /// Waits for what the control plane does next, but not forever while another may do more.
+    async fn unless_silent<T>(
         &self,
-    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<Response>), Error> {
-        let control_plane = &self.config.control_plane;
-        let endpoint = control_plane.endpoint()?.http2_adaptive_window(true);
-        let channel = endpoint.connect().await.map_err(Error::Connect)?;
-        let (sender, receiver) = mpsc::channel(PENDING_REQUESTS);
-        for request in self.subscriptions() {
-            // There is room: the channel is new and larger than the number of types.
-            let _ = sender.try_send(request);
+        next: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let others = self.config.control_plane.addresses.has_others();
+        if !others || self.status.borrow().is_live() {
+            return next.await;
         }
-        let mut request = tonic::Request::new(ReceiverStream::new(receiver));
-        control_plane.authorize(request.metadata_mut())?;
-        let responses = wire::open(channel, request).await?;
-        tracing::info!(
-            address = control_plane.address,
-            "connected to the control plane"
-        );
-        Ok((sender, responses))
+        let patience = self.config.patience;
+        let next = tokio::time::timeout(patience, next).await;
+        next.unwrap_or(Err(Error::Silent(patience)))
+    }
+
+    async fn open(&self, address: &str) -> Result<(Requests, Responses), Error> {
+        let control_plane = &self.config.control_plane;
+        let endpoint = control_plane
+            .endpoint(address)?
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
+        let channel = control_plane.connect(address, endpoint).await;
+        let channel = channel.map_err(Error::Connect)?;
+        let mut metadata = MetadataMap::new();
+        control_plane.authorize(address, &mut metadata)?;
+        let opened = wire::open(channel, metadata, self.subscriptions()).await?;
+        tracing::info!(address, "connected to the control plane");
+        Ok(opened)
     }
 
     /// The first request for each type: everything, except for what we have.
-    fn subscriptions(&self) -> impl Iterator<Item = DeltaDiscoveryRequest> {
-        Kind::ALL.into_iter().map(|kind| DeltaDiscoveryRequest {
-            node: Some((&self.config.node).into()),
-            type_url: kind.type_url().to_owned(),
-            initial_resource_versions: self.store.versions(kind),
-            ..Default::default()
+    fn subscriptions(&self) -> impl Iterator<Item = Outgoing> {
+        let mesh = self.store.mesh().load_full();
+        Kind::ALL.into_iter().map(move |kind| {
+            let request = DeltaDiscoveryRequest {
+                node: Some((&self.config.node).into()),
+                type_url: kind.type_url().to_owned(),
+                ..Default::default()
+            };
+            Outgoing::with_versions(&request, self.store.versions(kind, &mesh))
         })
     }
 
@@ -168,7 +211,7 @@ impl Client {
         response: Response,
         held: &mut Vec<(Kind, Response)>,
     ) -> Vec<DeltaDiscoveryRequest> {
-        let Some(kind) = Kind::of(&response.type_url) else {
+        let Some(kind) = Kind::of(&response.envelope.type_url) else {
             // Nothing that we asked for, and nothing that harms.
             return vec![verdict(Received::of(&response), &[])];
         };
@@ -216,10 +259,10 @@ struct Received {
 impl Received {
     fn of(response: &Response) -> Self {
         Self {
-            type_url: response.type_url.clone(),
-            nonce: response.nonce.clone(),
+            type_url: response.envelope.type_url.clone(),
+            nonce: response.envelope.nonce.clone(),
             resources: response.resources.len(),
-            removed: response.removed_resources.len(),
+            removed: response.envelope.removed.len(),
         }
     }
 }

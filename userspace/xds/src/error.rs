@@ -12,6 +12,11 @@ pub enum Error {
     Refused(#[source] Box<tonic::Status>),
     #[error("the stream from the control plane broke: {}", .0.message())]
     Broken(#[source] Box<tonic::Status>),
+    #[error("the control plane says nothing for {0:?}, and there is another address")]
+    Silent(std::time::Duration),
+    /// The fault of the control plane, or of what is between.
+    #[error("the control plane sends nonsense: {0}")]
+    Malformed(#[from] crate::Malformed),
 }
 
 impl From<tonic::Status> for Error {

@@ -5,14 +5,18 @@
 //! and what is wrong with a resource stays with that resource.
 
 mod client;
+mod decode;
 mod error;
 mod node;
+mod resource;
 mod snapshot;
 mod store;
+mod version;
 mod view;
 mod wire;
 
 pub use client::{Client, Config};
+pub use decode::Malformed;
 pub use error::Error;
 pub use node::Node;
 pub use snapshot::{Snapshot, SnapshotError};

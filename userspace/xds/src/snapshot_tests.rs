@@ -7,7 +7,7 @@ use sluice_model::{
 };
 
 use super::*;
-use crate::{store::Store, wire::Response};
+use crate::store::Store;
 
 const ORIGIN: &str = "Kubernetes/cluster.local";
 
@@ -78,10 +78,7 @@ fn store() -> Store {
             )],
         ),
     ] {
-        let response = Response {
-            resources,
-            ..Default::default()
-        };
+        let response = store.response(resources);
         assert_eq!(store.apply(vec![(kind, response)])[0].rejected, []);
     }
     store
@@ -128,13 +125,21 @@ fn what_is_written_is_read_back_as_the_same_mesh() {
 fn everything_is_asked_for_again_by_name() {
     let mut restored = Store::default();
     restored.restore(Snapshot::parse(written(), ORIGIN).unwrap());
-    let versions = |kind| restored.versions(kind).into_iter().collect::<Vec<_>>();
+    let mesh = restored.mesh().load();
+    let versions = |kind| {
+        let versions = restored.versions(kind, &mesh);
+        let versions = versions.map(|(name, version)| (name.to_owned(), version.to_string()));
+        versions.collect::<BTreeMap<_, _>>()
+    };
     let unknown = |name: &str| (name.to_owned(), String::new());
     assert_eq!(
         versions(Kind::Address),
-        ["c//Pod/shop/web", "shop/web.shop.svc"].map(unknown)
+        BTreeMap::from(["c//Pod/shop/web", "shop/web.shop.svc"].map(unknown))
     );
-    assert_eq!(versions(Kind::Authorization), ["shop/closed"].map(unknown));
+    assert_eq!(
+        versions(Kind::Authorization),
+        BTreeMap::from(["shop/closed"].map(unknown))
+    );
 }
 
 #[test]

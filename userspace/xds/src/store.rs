@@ -1,22 +1,16 @@
 //! What the control plane has sent, by resource.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use compact_str::CompactString;
-use prost::Message as _;
-use sluice_model::{
-    Interner, Mesh, Name, Uid, Update,
-    authz::{Policy, Scope},
-    mesh::Edit,
-};
-use sluice_proto::{convert::names, discovery::Resource, security, workload};
+use sluice_model::{Interner, Mesh, Name, Uid, Update, mesh::Edit};
+use sluice_proto::{convert::names, security, workload};
 
-use crate::{snapshot::Snapshot, wire::Response};
+use crate::{decode::Envelope, resource::Resource, snapshot::Snapshot, version::Version};
 
 /// A type of resource that we subscribe to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +38,13 @@ impl Kind {
     }
 }
 
+/// A response whose resources have been understood, as far as they can be, one by one.
+#[derive(Debug, Default)]
+pub(crate) struct Response {
+    pub(crate) envelope: Envelope,
+    pub(crate) resources: Vec<Resource>,
+}
+
 /// Keeps the mesh, and which version of which resource it is made of.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
@@ -57,8 +58,20 @@ pub(crate) struct Store {
 struct Received {
     /// The control plane has answered for this type.
     answered: bool,
-    /// The version of each resource in force.
-    versions: HashMap<Name, CompactString>,
+    /// The version of each workload in force, by its place in the mesh.
+    workloads: Vec<Version>,
+    /// The version of each other resource in force.
+    others: HashMap<Name, Version>,
+}
+
+impl Received {
+    /// Notes the version of a workload.
+    fn note(&mut self, place: usize, version: Version) {
+        if self.workloads.len() <= place {
+            self.workloads.resize(place + 1, Version::none());
+        }
+        self.workloads[place] = version;
+    }
 }
 
 /// What came of a response.
@@ -82,15 +95,26 @@ impl Store {
     }
 
     /// What a new stream need not send again.
-    pub(crate) fn versions(&self, kind: Kind) -> BTreeMap<String, String> {
+    pub(crate) fn versions<'a>(
+        &'a self,
+        kind: Kind,
+        mesh: &'a Mesh,
+    ) -> impl Iterator<Item = (&'a str, &'a Version)> {
         let received = match kind {
             Kind::Address => &self.addresses,
             Kind::Authorization => &self.policies,
         };
-        let versions = received.versions.iter();
-        versions
-            .map(|(n, v)| (n.to_string(), v.to_string()))
-            .collect()
+        let workloads = mesh.workloads().filter_map(|workload| {
+            let place = mesh.place(&workload.uid)?;
+            Some((&*workload.uid.0, received.workloads.get(place)?))
+        });
+        let others = received.others.iter();
+        workloads.chain(others.map(|(name, version)| (&**name, version)))
+    }
+
+    /// Keeps what resources have in common once.
+    pub(crate) fn interner(&mut self) -> &mut Interner {
+        &mut self.interner
     }
 
     /// Begins with a snapshot, of which every resource is to be sent once more. Returns what of it
@@ -100,13 +124,7 @@ impl Store {
             (Kind::Authorization, snapshot.policies),
             (Kind::Address, snapshot.addresses),
         ];
-        let responses = contents.map(|(kind, resources)| {
-            let response = Response {
-                resources,
-                ..Default::default()
-            };
-            (kind, response)
-        });
+        let responses = contents.map(|(kind, resources)| (kind, self.response(resources)));
         let applied = self.apply(responses.into());
         let rejected = applied.into_iter().flat_map(|applied| applied.rejected);
         let rejected = rejected.collect();
@@ -116,8 +134,26 @@ impl Store {
         rejected
     }
 
+    /// A response of these resources.
+    pub(crate) fn response(&mut self, resources: Vec<Bytes>) -> Response {
+        let resources = resources.into_iter().enumerate();
+        let parse = |(place, bytes)| Resource::parse(place, bytes, &mut self.interner);
+        Response {
+            resources: resources.map(parse).collect(),
+            ..Default::default()
+        }
+    }
+
     /// Applies all of these responses that is right, at once: nobody sees half of it.
     pub(crate) fn apply(&mut self, responses: Vec<(Kind, Response)>) -> Vec<Applied> {
+        let is_empty = |response: &Response| {
+            response.resources.is_empty() && response.envelope.removed.is_empty()
+        };
+        // The next mesh begins as a copy of this one's indices, which is much for nothing.
+        if responses.iter().all(|(_, response)| is_empty(response)) {
+            let kinds = responses.into_iter().map(|(kind, _)| kind);
+            return kinds.map(|kind| self.answered(kind)).collect();
+        }
         let mut edit = self.mesh.load().edit();
         let applied: Vec<_> = responses
             .into_iter()
@@ -129,148 +165,78 @@ impl Store {
         applied
     }
 
-    fn apply_to(&mut self, edit: &mut Edit, kind: Kind, response: Response) -> Applied {
-        let received = match kind {
+    /// What came of a response without content.
+    fn answered(&mut self, kind: Kind) -> Applied {
+        self.received(kind).answered = true;
+        Applied::default()
+    }
+
+    fn received(&mut self, kind: Kind) -> &mut Received {
+        match kind {
             Kind::Address => &mut self.addresses,
             Kind::Authorization => &mut self.policies,
-        };
+        }
+    }
+
+    fn apply_to(&mut self, edit: &mut Edit, kind: Kind, response: Response) -> Applied {
+        let received = self.received(kind);
         let first = !std::mem::replace(&mut received.answered, true);
         let mut applied = Applied::default();
-        if response.resources.is_empty() && response.removed_resources.is_empty() {
-            return applied;
-        }
+        let Response {
+            envelope,
+            resources,
+        } = response;
         // Removals first, since what is added may have taken over an address of what is removed. A
         // resource that is named as both has been removed and made anew.
-        let present: HashSet<String> = match response.removed_resources[..] {
+        let present: HashSet<Name> = match envelope.removed[..] {
             [] => HashSet::new(),
-            _ => response.resources.iter().filter_map(name_in).collect(),
+            _ => resources.iter().map(Resource::name).collect(),
         };
-        for name in &response.removed_resources {
-            if present.contains(name) {
+        for name in &envelope.removed {
+            if present.contains(&**name) {
                 continue;
             }
-            received.versions.remove(&**name);
+            received.others.remove(&**name);
             if let Some(update) = removal(kind, name, edit.mesh()) {
                 edit.apply(update);
                 applied.changed = true;
             }
         }
-        for (i, bytes) in response.resources.into_iter().enumerate() {
-            let resource = match Resource::decode(bytes) {
-                Ok(resource) => resource,
-                Err(error) => {
-                    let place = format!("resource {i}");
-                    applied.rejected.push((place, error.to_string()));
-                    continue;
-                }
-            };
-            match parse(kind, &resource) {
-                Ok(update) => {
-                    let update = shared(update, &mut self.interner);
-                    let version = resource.version.into();
-                    received
-                        .versions
-                        .insert(name(&update, resource.name), version);
+        for resource in resources {
+            match resource.into_update(kind) {
+                Ok((update, name, version)) => {
+                    let workload = match &update {
+                        Update::Workload(workload) => Some(workload.uid.clone()),
+                        _ => None,
+                    };
                     if !is_known(edit.mesh(), &update) {
                         edit.apply(update);
                         applied.changed = true;
                     }
+                    match workload.and_then(|uid| edit.mesh().place(&uid)) {
+                        Some(place) => received.note(place, version),
+                        None => drop(received.others.insert(name, version)),
+                    }
                 }
-                Err(mut reason) => {
-                    if let Some(policy) = stand_in(kind, &resource)
-                        .filter(|policy| first && edit.mesh().policy(&policy.key).is_none())
+                Err(mut refused) => {
+                    if let Some(policy) = refused
+                        .stand_in
+                        .filter(|_| first && kind == Kind::Authorization)
+                        .filter(|policy| edit.mesh().policy(&policy.key).is_none())
                     {
+                        let reason = &mut refused.reason;
                         reason.push_str(", and until it is mended nothing is allowed");
                         // It is no version, but a name of which the removal must be told.
-                        let name = resource.name.as_str().into();
-                        received.versions.insert(name, CompactString::default());
+                        let name = refused.name.as_str().into();
+                        received.others.insert(name, Version::none());
                         edit.apply(Update::Policy(policy));
                         applied.changed = true;
                     }
-                    applied.rejected.push((resource.name, reason));
+                    applied.rejected.push((refused.name, refused.reason));
                 }
             }
         }
         applied
-    }
-}
-
-/// The name of a resource that is not taken apart yet.
-fn name_in(resource: &Bytes) -> Option<String> {
-    Some(Resource::decode(resource.clone()).ok()?.name)
-}
-
-/// The update that a resource stands for, or the reason why there is none.
-fn parse(kind: Kind, resource: &Resource) -> Result<Update, String> {
-    let Some(content) = &resource.resource else {
-        return Err("it has no content".to_owned());
-    };
-    if content.type_url != kind.type_url() {
-        return Err(format!("{} is not the type asked for", content.type_url));
-    }
-    let update = match kind {
-        Kind::Address => workload::Address::decode(&*content.value)
-            .map_err(|e| e.to_string())?
-            .try_into(),
-        Kind::Authorization => security::Authorization::decode(&*content.value)
-            .map_err(|e| e.to_string())
-            .map(Policy::try_from)?
-            .map(Update::Policy),
-    };
-    let update = update.map_err(|e| e.to_string())?;
-    // A resource is removed by its name, so that must lead to what it holds.
-    let holds = name_of(&update);
-    if holds != resource.name {
-        return Err(format!("it holds {holds}, which is another name"));
-    }
-    Ok(update)
-}
-
-/// The update, with what many have in common kept once.
-fn shared(update: Update, interner: &mut Interner) -> Update {
-    match update {
-        Update::Workload(workload) => Update::Workload(interner.share(workload)),
-        other => other,
-    }
-}
-
-/// A resource's name; a workload's is its uid, and kept once.
-fn name(update: &Update, name: String) -> Name {
-    match update {
-        Update::Workload(workload) => workload.uid.0.clone(),
-        _ => name.into(),
-    }
-}
-
-/// What is in force in place of a policy that was not understood, as [`Policy::stand_in`] explains.
-/// `None` when it is one that never decides.
-fn stand_in(kind: Kind, resource: &Resource) -> Option<Policy> {
-    if kind != Kind::Authorization {
-        return None;
-    }
-    let key = names::parse_policy(&resource.name)?;
-    let content = resource.resource.as_ref();
-    let message = content.and_then(|any| security::Authorization::decode(&*any.value).ok());
-    if message.as_ref().is_some_and(|message| message.dry_run) {
-        return None;
-    }
-    let scope = message.map(|message| security::Scope::try_from(message.scope));
-    let scope = match scope {
-        Some(Ok(security::Scope::Global)) => Scope::Global,
-        Some(Ok(security::Scope::WorkloadSelector)) => Scope::Workload,
-        Some(Ok(security::Scope::Namespace) | Err(_)) | None => Scope::Namespace,
-    };
-    Some(Policy::stand_in(key, scope))
-}
-
-fn name_of(update: &Update) -> String {
-    match update {
-        Update::Workload(workload) => workload.uid.to_string(),
-        Update::Service(service) => service.key().to_string(),
-        Update::Policy(policy) => policy.key.to_string(),
-        Update::RemoveWorkload(uid) => uid.to_string(),
-        Update::RemoveService(key) => key.to_string(),
-        Update::RemovePolicy(key) => key.to_string(),
     }
 }
 
@@ -291,7 +257,7 @@ fn removal(kind: Kind, name: &str, mesh: &Mesh) -> Option<Update> {
 /// The mesh holds exactly this already, as after a reconnect to a server that sends everything.
 fn is_known(mesh: &Mesh, update: &Update) -> bool {
     match update {
-        Update::Workload(new) => mesh.workload(&new.uid).is_some_and(|old| **old == *new),
+        Update::Workload(new) => mesh.workload(&new.uid).is_some_and(|old| old == new),
         Update::Service(new) => mesh.service(&new.key()).is_some_and(|old| **old == *new),
         Update::Policy(new) => mesh.policy(&new.key).is_some_and(|old| **old == *new),
         Update::RemoveWorkload(_) | Update::RemoveService(_) | Update::RemovePolicy(_) => false,

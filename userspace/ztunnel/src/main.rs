@@ -7,8 +7,9 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use sluice_identity::socket_path;
 use sluice_kernel::Events;
 use sluice_model::TrustDomain;
 use sluice_ztunnel::{broker, link::Settings, nameservers, one_line, worker};
@@ -52,15 +53,18 @@ struct BrokerArgs {
     /// Directory of Kubernetes objects in YAML, watched; says which pods to enrol.
     #[arg(long, value_name = "DIR")]
     config_dir: PathBuf,
-    /// The control plane, for example https://10.0.0.1:15012.
-    #[arg(long, value_name = "URL", value_parser = control_url)]
-    control: String,
-    /// Certificate (PEM) that the control plane must be signed by.
+    /// The control plane, for example https://10.0.0.1:15012, or unix:///run/sluice/control.sock; may be repeated, or several separated
+    /// by commas: one that fails makes way for the next.
+    #[arg(long, value_name = "URL", value_parser = control_url, value_delimiter = ',', required = true)]
+    control: Vec<String>,
+    /// Certificate (PEM) that the control plane must be signed by; needed unless it is on this
+    /// machine, behind a socket.
     #[arg(long, value_name = "FILE")]
-    control_root: PathBuf,
-    /// Token that admits this node to the control plane; read again when it changes.
+    control_root: Option<PathBuf>,
+    /// Token that admits this node to the control plane; read again when it changes. Needed as
+    /// --control-root is.
     #[arg(long, value_name = "FILE")]
-    token_file: PathBuf,
+    token_file: Option<PathBuf>,
     /// Certificate revocation lists, in PEM or DER, one or several; read again when they change.
     #[arg(long, value_name = "FILE")]
     crl: Option<PathBuf>,
@@ -139,8 +143,7 @@ fn main() -> ExitCode {
             use clap::CommandFactory as _;
             let error = Cli::command().error(
                 clap::error::ErrorKind::MissingRequiredArgument,
-                "--node, --config-dir, --control, --control-root, --token-file and --pods-cgroup \
-                 are needed",
+                "--node, --config-dir, --control and --pods-cgroup are needed",
             );
             error.exit()
         }
@@ -156,6 +159,11 @@ fn main() -> ExitCode {
 
 fn run_broker(args: BrokerArgs) -> Result<()> {
     sluice_telemetry::init_logging(&args.log, args.log_json)?;
+    if let Some(address) = args.control.iter().find(|one| socket_path(one).is_none())
+        && (args.control_root.is_none() || args.token_file.is_none())
+    {
+        bail!("--control-root and --token-file are needed for --control {address}");
+    }
     let threads = match args.threads {
         Some(threads) => threads.max(1),
         None => std::thread::available_parallelism()
@@ -220,10 +228,13 @@ fn settings(args: &BrokerArgs) -> Settings {
 
 /// The worker would find out too, but it is started again and again.
 fn control_url(text: &str) -> Result<String, &'static str> {
+    if socket_path(text).is_some() {
+        return Ok(text.to_owned());
+    }
     let url: http::Uri = text.parse().map_err(|_| "not a URL")?;
     match (url.scheme_str(), url.host()) {
         (Some("https" | "http"), Some(_)) => Ok(text.to_owned()),
-        _ => Err("not of the form https://HOST:PORT"),
+        _ => Err("not of the form https://HOST:PORT or unix:///PATH"),
     }
 }
 

@@ -76,7 +76,7 @@ impl<'a> Foreign<'a> {
                 .unwrap_or_else(|| "latest".into()),
             owner_kind: OwnerKind::Pod,
             owner_name: self.name.clone(),
-            services,
+            services: services.into(),
             waypoint: None,
             policies: Vec::new(),
             egress: Egress::default(),
@@ -86,7 +86,7 @@ impl<'a> Foreign<'a> {
         Workload {
             uid,
             own_name: None,
-            ips: self.ips,
+            ips: self.ips.into(),
             node: self.node,
             health: self.health,
             profile: Arc::new(profile),

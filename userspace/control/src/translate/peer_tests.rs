@@ -40,7 +40,7 @@ fn judged(documents: &[String]) -> [Decision; 2] {
     let translation = of(&all);
     let uid = translation.workloads[0].uid.clone();
     let policies = translation.policies.into_iter().map(Update::Policy);
-    let workloads = translation.workloads.into_iter().map(Update::Workload);
+    let workloads = translation.workloads.into_iter().map(Update::from);
     let mesh: Mesh = policies.chain(workloads).collect();
     let policies = mesh.policies_of(&uid).unwrap();
     let judge = |destination: &str, identity| {

@@ -49,7 +49,7 @@ pub(super) fn workload(
             .unwrap_or_else(|| "latest".into()),
         owner_kind,
         owner_name,
-        services,
+        services: services.into(),
         waypoint: None,
         policies: Vec::new(),
         egress: Egress::default(),

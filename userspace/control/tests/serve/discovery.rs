@@ -45,7 +45,7 @@ pub(crate) fn workload(response: &DeltaDiscoveryResponse, name: &str) -> Workloa
     assert_eq!(any.type_url, workload::TYPE_URL);
     let address = workload::Address::decode(any.value.as_slice()).unwrap();
     match Update::try_from(address).unwrap() {
-        Update::Workload(workload) => workload,
+        Update::Workload(workload) => std::sync::Arc::unwrap_or_clone(workload),
         other => panic!("{other:?}"),
     }
 }

@@ -7,7 +7,8 @@ use std::{
 
 use prost_types::value::Kind;
 use sluice_identity::{
-    CaClient, CertificateAuthority as _, Config, ControlPlane, Error, Live, Manager,
+    Addresses, CaClient, CertificateAuthority as _, Config, ControlPlane, Direct, Error, Live,
+    Manager,
 };
 use sluice_proto::ca::{
     IstioCertificateRequest, IstioCertificateResponse,
@@ -68,7 +69,8 @@ async fn start(root: &Arc<Root>) -> (Service, ControlPlane) {
         .add_service(IstioCertificateServiceServer::new(service.clone()));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let control_plane = ControlPlane {
-        address,
+        addresses: address.into(),
+        dial: Arc::new(Direct),
         server_name: Some("control.example".to_owned()),
         roots: Live::new(root.pem()),
         token: Live::new("good\n"),
@@ -131,10 +133,29 @@ async fn a_control_plane_that_cannot_prove_itself_gets_no_token() {
 }
 
 #[tokio::test]
+async fn an_address_that_fails_makes_way_for_the_next() {
+    let root = Arc::new(Root::new());
+    let (service, mut control_plane) = start(&root).await;
+    let working = control_plane.addresses.current().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = format!("https://{}", listener.local_addr().unwrap());
+    drop(listener);
+    control_plane.addresses = Addresses::new([gone, working.clone()]).unwrap();
+    let addresses = control_plane.addresses.clone();
+    let client = CaClient::new(control_plane, Duration::from_secs(3600));
+    let manager = Manager::new(client, Config::default(), Handle::current());
+    let patience = Duration::from_secs(10);
+    manager.certificate(&id(WEB), patience).await.unwrap();
+    assert_eq!(service.seen.lock().unwrap().len(), 1);
+    assert_eq!(addresses.current(), working);
+}
+
+#[tokio::test]
 async fn an_unusable_configuration_is_said_to_be_one() {
     let sign = async |address: &str, roots: &str| {
         let control_plane = ControlPlane {
-            address: address.to_owned(),
+            addresses: address.to_owned().into(),
+            dial: Arc::new(Direct),
             server_name: None,
             roots: Live::new(roots),
             token: Live::default(),

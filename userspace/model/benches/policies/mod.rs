@@ -95,7 +95,7 @@ fn workload() -> Workload {
 pub(crate) fn mesh(others: usize, elsewhere: Elsewhere) -> Mesh {
     let others = (0..others).map(|number| policy(number, elsewhere));
     let policies = others.chain([allow()]).map(Update::Policy);
-    policies.chain([Update::Workload(workload())]).collect()
+    policies.chain([Update::from(workload())]).collect()
 }
 
 /// What applies to the workload of [`mesh`].

@@ -1,13 +1,15 @@
 //! The client against a control plane that behaves, and one that does not.
 
+mod addresses;
 mod misbehaving;
 mod server;
 mod snapshot;
+mod socket;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use server::{ControlPlane, Session, deny_all, pod, service};
-use sluice_identity::{ControlPlane as Reach, Live};
+use sluice_identity::{Addresses, ControlPlane as Reach, Direct, Live};
 use sluice_model::{
     Mesh, ServiceKey, Uid,
     authz::{Action, PolicyKey, Scope},
@@ -31,10 +33,15 @@ fn run(client: Client) -> View {
     view
 }
 
-fn client(address: String) -> Client {
-    Client::new(Config {
+fn client(addresses: impl Into<Addresses>) -> Client {
+    Client::new(config(addresses))
+}
+
+fn config(addresses: impl Into<Addresses>) -> Config {
+    Config {
         control_plane: Reach {
-            address,
+            addresses: addresses.into(),
+            dial: Arc::new(Direct),
             server_name: None,
             roots: Live::default(),
             token: Live::default(),
@@ -48,7 +55,8 @@ fn client(address: String) -> Client {
             cluster: "east".to_owned(),
             metadata: BTreeMap::new(),
         },
-    })
+        patience: Duration::from_millis(200),
+    }
 }
 
 /// Fails a test in place of letting it hang.

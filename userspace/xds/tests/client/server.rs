@@ -1,6 +1,6 @@
 //! A control plane whose every answer the test writes.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{path::Path, time::Duration};
 
 use prost::Message as _;
 use sluice_proto::{
@@ -12,8 +12,13 @@ use sluice_proto::{
     },
     security, workload,
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::mpsc,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{
     Request, Response, Status, Streaming,
     transport::{Server, server::TcpIncoming},
@@ -23,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server on loopback that hands every stream to the test.
 pub(crate) struct ControlPlane {
-    address: SocketAddr,
+    address: String,
     sessions: mpsc::Receiver<Session>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
 }
@@ -32,7 +37,7 @@ impl ControlPlane {
     pub(crate) async fn start() -> Self {
         let (sender, sessions) = mpsc::channel(8);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
         let server = Server::builder()
             .add_service(AggregatedDiscoveryServiceServer::new(Service { sender }))
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
@@ -43,14 +48,33 @@ impl ControlPlane {
         }
     }
 
+    /// A server on a Unix socket; its sessions alone.
+    pub(crate) async fn start_on_socket(path: &Path) -> Self {
+        let (sender, sessions) = mpsc::channel(8);
+        let listener = UnixListener::bind(path).unwrap();
+        let server = Server::builder()
+            .add_service(AggregatedDiscoveryServiceServer::new(Service { sender }))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        Self {
+            address: format!("unix://{}", path.display()),
+            sessions,
+            server: tokio::spawn(server),
+        }
+    }
+
     pub(crate) fn address(&self) -> String {
-        format!("http://{}", self.address)
+        self.address.clone()
     }
 
     /// The next stream that a client opens.
     pub(crate) async fn session(&mut self) -> Session {
-        let next = timeout(PATIENCE, self.sessions.recv()).await;
-        next.expect("no client connects").unwrap()
+        let next = timeout(PATIENCE, self.next_session()).await;
+        next.expect("no client connects")
+    }
+
+    /// The next stream, however long it takes.
+    pub(crate) async fn next_session(&mut self) -> Session {
+        self.sessions.recv().await.unwrap()
     }
 
     /// Accepts no connection any more.
@@ -73,9 +97,11 @@ impl AggregatedDiscoveryService for Service {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let cluster = request.metadata().get("clusterid");
         let cluster = cluster.map(|value| value.to_str().unwrap().to_owned());
+        let is_authorized = request.metadata().contains_key("authorization");
         let (responses, receiver) = mpsc::channel(8);
         let session = Session {
             cluster,
+            is_authorized,
             requests: request.into_inner(),
             responses,
         };
@@ -87,6 +113,8 @@ impl AggregatedDiscoveryService for Service {
 /// One stream. Dropped, it closes in good order.
 pub(crate) struct Session {
     pub(crate) cluster: Option<String>,
+    /// It came with a token.
+    pub(crate) is_authorized: bool,
     requests: Streaming<DeltaDiscoveryRequest>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }

@@ -46,10 +46,10 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Where the last good snapshot of the mesh is kept.
     pub state_dir: PathBuf,
-    /// What authenticates this node to the control plane.
-    pub token_file: PathBuf,
-    /// The certificate that the control plane must be signed by, in PEM.
-    pub control_root: PathBuf,
+    /// What authenticates this node to the control plane, unless that is on this machine.
+    pub token_file: Option<PathBuf>,
+    /// The certificate that the control plane must be signed by, in PEM; likewise.
+    pub control_root: Option<PathBuf>,
     /// Revocation lists, followed.
     pub crl: Option<PathBuf>,
     /// How many threads carry traffic.

@@ -1,10 +1,14 @@
-//! Supplies a worker thread with sockets that live in pods' network namespaces.
+//! Supplies a worker with sockets: those that live in pods' network namespaces, and those of a control
+//! plane on this machine.
 
 use std::{
     collections::HashMap,
     os::fd::{AsFd as _, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use sluice_identity::socket_path;
 
 use super::netns::{self, Netns};
 use crate::link::{Family, Link, MAX_FDS, PodId, ToBroker, ToWorker, Transport};
@@ -67,6 +71,32 @@ pub(super) fn serve(link: Arc<Link>, namespaces: &Namespaces) {
     }
 }
 
+/// Connects a worker to the control plane at a place of this list, or tells it why not. It can name no
+/// other socket than the operator has.
+pub(super) fn control(link: &Link, addresses: &[String], place: usize) {
+    let path = addresses
+        .get(place)
+        .and_then(|address| socket_path(address));
+    let opened = path
+        .ok_or_else(|| "it is not on this machine".to_owned())
+        .and_then(|path| local_socket(path).map_err(|error| format!("{path}: {error}")));
+    let sent = match opened {
+        Ok(socket) => link.send(&ToWorker::Control(Ok(())), &[socket.as_fd()]),
+        Err(reason) => link.send(&ToWorker::Control(Err(reason)), &[]),
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, "a worker does not get its socket");
+    }
+}
+
+/// A connected socket. Never waits: a control plane that accepts nothing must not hold the broker.
+fn local_socket(path: &str) -> std::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
 fn supply(
     link: &Link,
     pod: PodId,
@@ -86,4 +116,37 @@ fn supply(
         family,
     };
     link.send(&message, &fds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_is_connected_to_what_the_operator_named_and_to_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let address = format!("unix://{}", path.display());
+        let addresses = ["https://a:1".to_owned(), address];
+        let (broker, worker) = Link::pair().unwrap();
+        let ask = |place| {
+            control(&broker, &addresses, place);
+            let received = worker.recv::<ToWorker>().unwrap().unwrap();
+            let ToWorker::Control(result) = received.message else {
+                panic!("{:?}", received.message);
+            };
+            (result, received.fds.len())
+        };
+        let (refused, fds) = ask(1);
+        assert!(refused.unwrap_err().contains("control.sock"));
+        assert_eq!(fds, 0);
+        let listener = UnixListener::bind(&path).unwrap();
+        assert_eq!(ask(1), (Ok(()), 1));
+        listener.accept().unwrap();
+        for elsewhere in [0, 2] {
+            assert_eq!(ask(elsewhere).1, 0);
+        }
+    }
 }

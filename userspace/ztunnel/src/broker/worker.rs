@@ -136,11 +136,17 @@ impl Worker {
         }
         let link = Arc::new(link);
         let (listening, events) = (link.clone(), self.events.clone());
+        let control = self.config.worker.control.clone();
         std::thread::Builder::new()
             .name("worker-link".into())
             .spawn(move || {
                 while let Ok(Some(received)) = listening.recv::<ToBroker>() {
-                    hear(pid, received, &events);
+                    match received.message {
+                        ToBroker::NeedControl(place) => {
+                            supply::control(&listening, &control, place);
+                        }
+                        _ => hear(pid, received, &events),
+                    }
                 }
             })?;
         Ok(Running {
@@ -288,8 +294,8 @@ fn hear(pid: u32, received: Received<ToBroker>, events: &Sender<Event>) {
                 let _ = done.recv();
             }
         }
-        // Asked for on the links of threads only.
-        ToBroker::NeedSockets { .. } => {}
+        // Asked for on the links of threads only, and dealt with before.
+        ToBroker::NeedSockets { .. } | ToBroker::NeedControl(_) => {}
     }
 }
 
@@ -323,14 +329,14 @@ impl Running {
 
 /// What authenticates this node and the control plane to each other, as files.
 struct Credentials {
-    token_file: PathBuf,
-    root_file: PathBuf,
+    token_file: Option<PathBuf>,
+    root_file: Option<PathBuf>,
     token: String,
     control_root: String,
 }
 
 impl Credentials {
-    fn read(token_file: PathBuf, root_file: PathBuf) -> Result<Self> {
+    fn read(token_file: Option<PathBuf>, root_file: Option<PathBuf>) -> Result<Self> {
         let mut credentials = Self {
             token_file,
             root_file,
@@ -343,8 +349,10 @@ impl Credentials {
 
     /// Reads both files again; true when something changed.
     fn refresh(&mut self) -> Result<bool> {
-        let read = |path: &PathBuf, flag: &str| {
-            fs::read_to_string(path).with_context(|| format!("read {} ({flag})", path.display()))
+        let read = |path: &Option<PathBuf>, flag: &str| match path {
+            Some(path) => fs::read_to_string(path)
+                .with_context(|| format!("read {} ({flag})", path.display())),
+            None => Ok(String::new()),
         };
         let token = read(&self.token_file, "--token-file")?.trim().to_owned();
         let control_root = read(&self.root_file, "--control-root")?;

@@ -64,8 +64,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// The DNS domain of the cluster's services.
     pub cluster_domain: Name,
-    /// The control plane's URL.
-    pub control: String,
+    /// The control plane's URLs, the preferred one first; at least one.
+    pub control: Vec<String>,
     pub log: String,
     pub log_json: bool,
     /// The user that the worker becomes.
@@ -109,6 +109,9 @@ pub enum ToWorker {
     Neighbours(Neighbours),
     /// What became of connections that went straight from pod to pod, in order.
     Flows(Vec<Flow>),
+    /// Answers [`ToBroker::NeedControl`], in the order of the questions: with a connected socket, or
+    /// with the reason why there is none.
+    Control(Result<(), String>),
     /// With unconnected sockets in the pod's network namespace.
     Sockets {
         pod: PodId,
@@ -129,6 +132,9 @@ pub enum ToBroker {
         family: Family,
         count: u8,
     },
+    /// Wants a connection to the socket of the control plane at this place of
+    /// [`Settings::control`], which is on this machine.
+    NeedControl(usize),
     Egress(Egress),
     Neighbours(Neighbours),
     /// With the descriptor of what is kept for the next worker, as [`super::memory`] makes it.

@@ -64,7 +64,7 @@ fn workload(workload: &Workload) -> Value {
         "namespace": &*workload.namespace,
         "serviceAccount": &*workload.service_account,
         "trustDomain": workload.trust_domain.as_str(),
-        "workloadIps": workload.ips,
+        "workloadIps": &*workload.ips,
         "protocol": match workload.protocol {
             TunnelProtocol::None => "TCP",
             TunnelProtocol::Hbone => "HBONE",
@@ -134,6 +134,7 @@ fn policy(policy: &Policy) -> Value {
 fn control_plane(shared: &Shared) -> Value {
     let status = shared.mesh.status();
     json!({
+        "address": shared.control_plane.current(),
         "connected": status.connected,
         // Of what is in force in its place.
         "snapshotTaken": status.snapshot.map(unix_seconds),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use sluice_identity::{CaClient, ControlPlane, Live, Manager, RevocationLists};
+use sluice_identity::{Addresses, CaClient, ControlPlane, Live, Manager, RevocationLists};
 use sluice_kernel::Counters;
 use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
@@ -14,7 +14,9 @@ use sluice_xds::{Client, Snapshot};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Shared, admin, egress, memory,
+    Shared, admin,
+    dial::ByBroker,
+    egress, memory,
     memory::Memories,
     neighbours::{self, Member, Neighbourhood, Wishes},
     shard,
@@ -54,8 +56,11 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         Live::new(credentials.token),
         Live::new(credentials.control_root),
     );
+    let link = Arc::new(AsyncLink::new(link)?);
+    let dial = Arc::new(ByBroker::new(link.clone(), settings.control.clone()));
     let control_plane = ControlPlane {
-        address: settings.control.clone(),
+        addresses: Addresses::new(settings.control.clone()).context("--control")?,
+        dial: dial.clone(),
         server_name: None,
         roots: roots.clone(),
         token: token.clone(),
@@ -76,7 +81,8 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
     tokio::spawn(client.run());
     let mut failures = start_shards(threads, &shared)?;
     let broker = Broker {
-        link: AsyncLink::new(link)?,
+        link,
+        dial,
         pods: watch::Sender::default(),
         neighbourhood: Neighbourhood::default(),
     };
@@ -113,10 +119,17 @@ fn share(
     wishes: Wishes,
 ) -> Result<(Client, Arc<Shared>)> {
     let validity = Duration::from_secs(settings.certificate_ttl);
-    let ca = CaClient::new(control_plane.clone(), validity);
+    let addresses = control_plane.addresses.clone();
+    // Either half of a control plane may be out of reach alone.
+    let authority = ControlPlane {
+        addresses: addresses.apart(),
+        ..control_plane.clone()
+    };
+    let ca = CaClient::new(authority, validity);
     let mut client = Client::new(sluice_xds::Config {
         control_plane,
         node: node(&settings),
+        patience: sluice_xds::Config::PATIENCE,
     });
     if let Some(snapshot) = snapshot {
         client.restore(snapshot);
@@ -125,6 +138,7 @@ fn share(
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
         mesh: client.view(),
+        control_plane: addresses,
         identities: Manager::new(
             ca,
             sluice_identity::Config::default(),
@@ -206,7 +220,8 @@ fn start_shards(
 }
 
 struct Broker {
-    link: AsyncLink,
+    link: Arc<AsyncLink>,
+    dial: Arc<ByBroker>,
     /// The pods of this node that are in the mesh.
     pods: watch::Sender<BTreeMap<PodId, Uid>>,
     neighbourhood: Neighbourhood,
@@ -261,6 +276,7 @@ impl Broker {
                 ToWorker::Neighbours(news) => self.neighbourhood.inherit(news),
                 ToWorker::Flows(flows) => straight.hear(flows, shared, &self.neighbourhood),
                 ToWorker::Revocations => revoke(shared, received.fds),
+                ToWorker::Control(result) => self.dial.answer(result, received.fds),
                 ToWorker::Start(_)
                 | ToWorker::Maps
                 | ToWorker::Memories(_)

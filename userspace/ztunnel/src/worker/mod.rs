@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod control;
+mod dial;
 mod dns;
 mod egress;
 mod failure;
@@ -29,7 +30,7 @@ mod words;
 use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use sluice_identity::Manager;
+use sluice_identity::{Addresses, Manager};
 use sluice_kernel::Counters;
 use sluice_model::{Mesh, Name, TrustDomain, Workload};
 use sluice_telemetry::metrics::Metrics;
@@ -52,6 +53,8 @@ struct Shared {
     network: Name,
     trust_domain: TrustDomain,
     mesh: View,
+    /// Where the mesh comes from.
+    control_plane: Addresses,
     identities: Manager,
     metrics: Arc<Metrics>,
     wishes: Wishes,

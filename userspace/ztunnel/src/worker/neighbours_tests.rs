@@ -44,8 +44,8 @@ fn catalog() -> Workload {
 /// A client and a server of this node, a service before it, and what is said beside or instead.
 fn shop(more: Vec<Update>) -> Mesh {
     let mut updates = vec![
-        Update::Workload(workload("web", "10.0.0.1", TunnelProtocol::Hbone)),
-        Update::Workload(catalog()),
+        Update::Workload(workload("web", "10.0.0.1", TunnelProtocol::Hbone).into()),
+        Update::Workload(catalog().into()),
         Update::Service(service("10.96.0.1")),
     ];
     updates.extend(more);
@@ -129,7 +129,11 @@ fn who_is_not_surely_meant_is_not() {
         "10.0.0.1:80",
         "192.0.2.1:80",
     ] {
-        none(&shop(vec![Update::Workload(far())]), &here(), dialled);
+        none(
+            &shop(vec![Update::Workload(far().into())]),
+            &here(),
+            dialled,
+        );
     }
     none(&mesh, &Members::default(), DIRECT);
     // The client may come from either of two addresses.
@@ -142,9 +146,13 @@ fn who_is_not_surely_meant_is_not() {
     none(&mesh, &members, DIRECT);
     let mut impostor = catalog();
     impostor.profile_mut().service_account = "orders".into();
-    none(&shop(vec![Update::Workload(impostor)]), &here(), DIRECT);
+    none(
+        &shop(vec![Update::Workload(impostor.into())]),
+        &here(),
+        DIRECT,
+    );
     let plain = endpoint_of(workload("catalog", "10.0.0.2", TunnelProtocol::None));
-    none(&shop(vec![Update::Workload(plain)]), &here(), DIRECT);
+    none(&shop(vec![Update::Workload(plain.into())]), &here(), DIRECT);
 }
 
 #[test]
@@ -152,7 +160,7 @@ fn where_there_is_a_choice_the_ztunnel_chooses() {
     let two = |far: Workload, load_balancing| {
         let mut service = service("10.96.0.1");
         service.load_balancing = load_balancing;
-        shop(vec![Update::Workload(far), Update::Service(service)])
+        shop(vec![Update::Workload(far.into()), Update::Service(service)])
     };
     let standard = LoadBalancing::default;
     assert_eq!(wish(&two(far(), standard()), &here(), VIP), []);
@@ -188,7 +196,7 @@ fn nothing_goes_around_a_waypoint() {
     };
     let mut own = catalog();
     own.profile_mut().waypoint = waypoint();
-    let guarded = shop(vec![Update::Workload(own)]);
+    let guarded = shop(vec![Update::Workload(own.into())]);
     for dialled in [DIRECT, VIP] {
         assert_eq!(wish(&guarded, &here(), dialled), [], "{dialled}");
     }
@@ -211,7 +219,7 @@ fn a_review_takes_back_what_is_not_allowed_any_more_and_says_why() {
     standing.wish(view(&before), WEB, VIP.parse().unwrap());
     assert_eq!(standing.review(view(&before)).0, []);
     // The service moves on: new connections go elsewhere, and those that stand are none of its.
-    let moved = shop(vec![Update::Workload(far())]);
+    let moved = shop(vec![Update::Workload(far().into())]);
     let dial = |to: &str| (WEB, to.parse().unwrap());
     let (news, cuts) = standing.review(view(&moved));
     assert_eq!(news, [Neighbours::Unroute(vec![dial(VIP)])]);

@@ -51,13 +51,11 @@ pub(in crate::worker) fn key() -> ServiceKey {
 }
 
 pub(in crate::worker) fn endpoint_of(mut workload: Workload) -> Workload {
-    workload.profile_mut().services.insert(
-        key(),
-        vec![Port {
-            service_port: 80,
-            target_port: 8080,
-        }],
-    );
+    let port = Port {
+        service_port: 80,
+        target_port: 8080,
+    };
+    workload.profile_mut().services = [(key(), vec![port])].into_iter().collect();
     workload
 }
 
@@ -111,8 +109,8 @@ fn a_restricted_workload_reaches_only_what_the_mesh_knows() {
     let mut own = workload("web", "10.0.0.1", TunnelProtocol::Hbone);
     own.profile_mut().egress = Egress::Registry;
     let mesh = mesh(vec![
-        Update::Workload(workload("db", "10.0.0.2", TunnelProtocol::None)),
-        Update::Workload(endpoint_of(workload(
+        Update::from(workload("db", "10.0.0.2", TunnelProtocol::None)),
+        Update::from(endpoint_of(workload(
             "c1",
             "10.0.0.3",
             TunnelProtocol::Hbone,
@@ -143,7 +141,7 @@ fn a_peer_may_prove_its_identity_in_any_of_the_trust_domains_that_are_one() {
     let mut db = workload("db", "10.0.0.2", TunnelProtocol::Hbone);
     let domains = ["cluster.local", "old.example"];
     db.profile_mut().equivalent_domains = domains.map(|domain| domain.parse().unwrap()).into();
-    let hop = hop(route(&mesh(vec![Update::Workload(db)]), "10.0.0.2:6379"));
+    let hop = hop(route(&mesh(vec![Update::from(db)]), "10.0.0.2:6379"));
     let expected: Vec<_> = hop.expected.iter().map(ToString::to_string).collect();
     assert_eq!(
         expected,
@@ -153,7 +151,7 @@ fn a_peer_may_prove_its_identity_in_any_of_the_trust_domains_that_are_one() {
 
 #[test]
 fn a_workload_in_the_mesh_is_reached_by_its_own_tunnel_and_identity() {
-    let mesh = mesh(vec![Update::Workload(workload(
+    let mesh = mesh(vec![Update::from(workload(
         "db",
         "10.0.0.2",
         TunnelProtocol::Hbone,
@@ -169,7 +167,7 @@ fn a_workload_in_the_mesh_is_reached_by_its_own_tunnel_and_identity() {
 
 #[test]
 fn ipv6_authorities_have_brackets() {
-    let mesh = mesh(vec![Update::Workload(workload(
+    let mesh = mesh(vec![Update::from(workload(
         "db",
         "fd00::2",
         TunnelProtocol::Hbone,
@@ -182,7 +180,7 @@ fn ipv6_authorities_have_brackets() {
 
 #[test]
 fn a_workload_outside_the_mesh_is_reached_in_plaintext() {
-    let mesh = mesh(vec![Update::Workload(workload(
+    let mesh = mesh(vec![Update::from(workload(
         "db",
         "10.0.0.2",
         TunnelProtocol::None,
@@ -206,7 +204,7 @@ fn a_workload_may_answer_with_its_identity_in_any_equivalent_trust_domain() {
     let mut db = workload("db", "10.0.0.2", TunnelProtocol::Hbone);
     let domains = ["cluster.local", "old.example"].map(|domain| domain.parse().unwrap());
     db.profile_mut().equivalent_domains = domains.into();
-    let mesh = mesh(vec![Update::Workload(db)]);
+    let mesh = mesh(vec![Update::from(db)]);
     let hop = hop(route(&mesh, "10.0.0.2:6379"));
     let expected = [
         "spiffe://cluster.local/ns/shop/sa/db",
@@ -221,7 +219,7 @@ fn a_vip_leads_to_an_endpoint_and_its_target_port() {
     sans.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/alias".parse().unwrap()];
     let mesh = mesh(vec![
         Update::Service(sans),
-        Update::Workload(endpoint_of(workload(
+        Update::from(endpoint_of(workload(
             "c1",
             "10.0.0.3",
             TunnelProtocol::Hbone,
@@ -263,9 +261,9 @@ fn no_endpoint_is_tried_twice_whatever_way_leads_to_it() {
     ending.health = Health::Terminating;
     let mesh = mesh(vec![
         Update::Service(service("10.96.0.1")),
-        Update::Workload(ending.clone()),
-        Update::Workload(tunnelled.clone()),
-        Update::Workload(plain.clone()),
+        Update::from(ending.clone()),
+        Update::from(tunnelled.clone()),
+        Update::from(plain.clone()),
     ]);
     let mut tried = Vec::new();
     for _ in 0..3 {
@@ -285,7 +283,7 @@ fn an_address_of_a_range_leads_to_the_service_and_passthrough_to_itself() {
     let mut ranged = service("10.96.0.1");
     ranged.ranges = vec![range];
     let backend = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
-    let updates = vec![Update::Service(ranged.clone()), Update::Workload(backend)];
+    let updates = vec![Update::Service(ranged.clone()), Update::from(backend)];
     assert_eq!(
         hop(route(&mesh(updates), "192.0.2.77:80")).authority,
         "10.0.0.3:8080"
@@ -303,11 +301,11 @@ fn an_address_of_a_range_leads_to_the_service_and_passthrough_to_itself() {
 #[test]
 fn a_host_without_address_is_resolved_and_dialled_in_the_family_that_was_asked_for() {
     let mut host = endpoint_of(workload("db", "10.0.0.3", TunnelProtocol::None));
-    host.ips = Box::default();
+    host.ips = sluice_model::Ips::default();
     host.profile_mut().hostname = Some("db.example.com".into());
     let updates = vec![
         Update::Service(service("10.96.0.1")),
-        Update::Workload(host.clone()),
+        Update::from(host.clone()),
     ];
     let Route::Named(named) = route(&mesh(updates), "10.96.0.1:80") else {
         panic!("not by name")
@@ -334,7 +332,7 @@ fn a_host_without_address_is_resolved_and_dialled_in_the_family_that_was_asked_f
     host.profile_mut().protocol = TunnelProtocol::Hbone;
     let mesh = mesh(vec![
         Update::Service(service("10.96.0.1")),
-        Update::Workload(host),
+        Update::from(host),
     ]);
     let refused = refusal(route(&mesh, "10.96.0.1:80"));
     assert!(matches!(refused, Refusal::NoAddress(..)), "{refused}");
@@ -346,7 +344,7 @@ fn nothing_healthy_is_a_refusal_that_names_the_service() {
     sick.health = Health::NotReady;
     let mesh = mesh(vec![
         Update::Service(service("10.96.0.1")),
-        Update::Workload(sick),
+        Update::from(sick),
     ]);
     let expected = Refusal::NoEndpoint("catalog.shop.svc.cluster.local".into(), 80);
     assert_eq!(refusal(route(&mesh, "10.96.0.1:80")), expected);
@@ -374,14 +372,14 @@ fn a_service_waypoint_gets_the_vip_and_a_missing_one_refuses() {
         hbone_port: 15008,
     });
     let backend = endpoint_of(workload("c1", "10.0.0.3", TunnelProtocol::Hbone));
-    let mut updates = vec![Update::Service(fronted), Update::Workload(backend)];
+    let mut updates = vec![Update::Service(fronted), Update::from(backend)];
     let refused = refusal(route(&mesh(updates.clone()), "10.96.0.1:80"));
     assert!(
         matches!(refused, Refusal::UnknownWaypoint(_)),
         "{refused:?}"
     );
     let waypoint = workload("waypoint", "10.0.0.9", TunnelProtocol::None);
-    updates.push(Update::Workload(waypoint.clone()));
+    updates.push(Update::from(waypoint.clone()));
     let mesh = mesh(updates);
     let through = hop(route(&mesh, "10.96.0.1:80"));
     assert_eq!(through.tunnel.to_string(), "10.0.0.9:15008");

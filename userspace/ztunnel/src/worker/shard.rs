@@ -111,6 +111,7 @@ impl Shard {
             | ToWorker::Memories(_)
             | ToWorker::Neighbours(_)
             | ToWorker::Flows(_)
+            | ToWorker::Control(_)
             | ToWorker::Credentials { .. }
             | ToWorker::Revocations => {}
         }
