@@ -14,21 +14,21 @@ use sluice_tests::{Pod, eventually, objects};
 const ANNOTATION: &str = "sluice.io/outbound-traffic-policy";
 const REGISTRY_ONLY: &str = "REGISTRY_ONLY";
 /// Where a server listens that the mesh does not know.
-const OUTSIDE: [IpAddr; 2] = [IpAddr::V4(WIRE_V4), IpAddr::V6(WIRE_V6)];
-const PORT: u16 = 8888;
+pub(super) const OUTSIDE: [IpAddr; 2] = [IpAddr::V4(WIRE_V4), IpAddr::V6(WIRE_V6)];
+pub(super) const PORT: u16 = 8888;
 const VIPS: [&str; 2] = ["10.96.0.1", "fd96::1"];
 
 /// A client on node `a`, a server behind a service on node `b`, and a server outside the mesh.
-struct Stage<'a> {
-    s: &'a mut Scenario,
-    client: Pod,
+pub(super) struct Stage<'a> {
+    pub(super) s: &'a mut Scenario,
+    pub(super) client: Pod,
     server: Pod,
     outside: Process,
     _server: Process,
 }
 
 impl<'a> Stage<'a> {
-    fn build(s: &'a mut Scenario) -> Result<Self> {
+    pub(super) fn build(s: &'a mut Scenario) -> Result<Self> {
         s.mesh.apply_namespace("shop", Some("ambient"))?;
         let server = s.enrolled_pod("b", "shop", "catalog")?;
         let client = s.enrolled_pod("a", "shop", "web")?;
@@ -73,7 +73,7 @@ impl<'a> Stage<'a> {
     }
 
     /// The service and its pod, by both families.
-    fn known(&self) -> Result<Vec<SocketAddr>> {
+    pub(super) fn known(&self) -> Result<Vec<SocketAddr>> {
         let [v4, v6] = self.server.ips();
         let pods = [SocketAddr::new(v4, 8080), SocketAddr::new(v6, 8080)];
         let [vip4, vip6] = [VIPS[0].parse()?, VIPS[1].parse()?];
@@ -104,11 +104,23 @@ impl<'a> Stage<'a> {
     }
 }
 
-fn greeted(client: &Pod, address: SocketAddr) -> Result<()> {
+pub(super) fn greeted(client: &Pod, address: SocketAddr) -> Result<()> {
     let connection = Connection::open(client, &address.to_string())?;
     let line = connection.line()?;
     ensure!(line.starts_with("220 "), "{address}: {line}");
     Ok(())
+}
+
+/// A service at this address whose one endpoint is the IPv4 address outside.
+pub(super) fn external(vip: IpAddr) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: external, namespace: shop}}\n\
+         spec: {{clusterIP: {vip}, ports: [{{name: tcp, port: 80, targetPort: {PORT}}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: external-1\n  \
+         namespace: shop\n  labels: {{kubernetes.io/service-name: external}}\n\
+         addressType: IPv4\nendpoints: [{{addresses: [{WIRE_V4}]}}]\n\
+         ports: [{{name: tcp, port: {PORT}}}]\n"
+    )
 }
 
 /// `connect` fails with `EPERM`, which the kernel alone can answer.
@@ -181,15 +193,7 @@ fn what_becomes_known_is_reachable_and_what_is_forgotten_is_not() {
 
         let vip: SocketAddr = "10.96.0.9:80".parse()?;
         denied(&stage.client, vip)?;
-        let external = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: external, namespace: shop}}\n\
-             spec: {{clusterIP: {}, ports: [{{name: tcp, port: 80, targetPort: {PORT}}}]}}\n---\n\
-             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: external-1\n  \
-             namespace: shop\n  labels: {{kubernetes.io/service-name: external}}\n\
-             addressType: IPv4\nendpoints: [{{addresses: [{WIRE_V4}]}}]\n\
-             ports: [{{name: tcp, port: {PORT}}}]\n",
-            vip.ip()
-        );
+        let external = external(vip.ip());
         mesh.config().apply("external", &external)?;
         eventually(|| greeted(&stage.client, vip))?;
         greeted(&stage.client, outside)?;

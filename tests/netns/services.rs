@@ -171,7 +171,13 @@ fn with_resolution_none_the_dialled_address_itself_is_reached_and_named() {
         s.mesh.config().apply("all", &text)?;
         wait_for_endpoints(s, "*.example.com", 0)?;
         let at = SocketAddr::from((machine.v4(), 7000));
-        ensure!(reached(&client, &at.to_string())? == at);
+        // The kernel hears of it a moment after the worker.
+        eventually(|| {
+            let before = captured(s)?;
+            ensure!(reached(&client, &at.to_string())? == at);
+            ensure!(captured(s)? > before, "not captured");
+            Ok(())
+        })?;
         s.mesh.ztunnel("a").wait_for_access(&[
             ("direction", "outbound"),
             ("dst.addr", &at.to_string()),
@@ -179,6 +185,12 @@ fn with_resolution_none_the_dialled_address_itself_is_reached_and_named() {
         ])?;
         Ok(())
     });
+}
+
+fn captured(s: &Scenario) -> Result<f64> {
+    let captured = [("reason", "captured")];
+    let ztunnel = s.mesh.ztunnel("a");
+    ztunnel.metric("sluice_kernel_verdicts_total", &captured)
 }
 
 /// The 256 addresses around one.

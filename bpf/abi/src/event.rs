@@ -30,6 +30,10 @@ pub enum Kind {
     DirectOpen = 6,
     /// Such a connection ended, or never came to be; the counters are final.
     DirectClose = 7,
+    /// A connection straight out of the mesh was established.
+    OutsideOpen = 8,
+    /// Such a connection ended, or never came to be; the counters are final.
+    OutsideClose = 9,
 }
 
 impl Kind {
@@ -43,6 +47,8 @@ impl Kind {
             5 => Self::Close,
             6 => Self::DirectOpen,
             7 => Self::DirectClose,
+            8 => Self::OutsideOpen,
+            9 => Self::OutsideClose,
             _ => return None,
         })
     }
@@ -62,9 +68,10 @@ pub struct Event {
     pub bytes_received: u64,
     pub local: Addr,
     pub remote: Addr,
-    /// What the application dialled, a service for instance; only where the kind is direct.
+    /// What the application dialled, a service for instance; only where the ztunnel has no part.
     pub dialled: Addr,
-    /// The state that a connection ended in, as TCP numbers them; only in `DirectClose`.
+    /// The state that a connection ended in, as TCP numbers them; only where the
+    /// ztunnel has no part.
     pub state: u32,
     /// [`Kind`].
     pub kind: u32,

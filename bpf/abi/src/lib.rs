@@ -14,7 +14,7 @@ pub use addr::{Addr, Ip};
 
 /// The version of the maps' layout. Maps are pinned below a directory of this name, so programs of
 /// another version never read them. Raise it whenever a key, value or event changes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Ports of the ztunnel inside every enrolled pod's network namespace, and those it looks out for.
 pub mod ports {

@@ -25,7 +25,7 @@ pub const EVENTS_BYTES: u32 = 1 << 20;
 pub struct Pod {
     /// Its listener's index in `LISTENERS`.
     pub slot: u32,
-    /// [`REGISTRY_ONLY`], [`DNS`].
+    /// [`REGISTRY_ONLY`], [`DNS`], [`BYPASS`].
     pub flags: u32,
 }
 
@@ -33,6 +33,9 @@ pub struct Pod {
 pub const REGISTRY_ONLY: u32 = 1;
 /// A flag of [`Pod`]: its DNS queries are captured.
 pub const DNS: u32 = 2;
+/// A flag of [`Pod`]: what it dials that is neither in `REGISTRY` nor in `RANGES` is not captured, as
+/// long as they are in force.
+pub const BYPASS: u32 = 4;
 
 /// `RANGES`: an address, or the beginning of one.
 ///
@@ -100,7 +103,7 @@ pub struct Tuple {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OrigDst {
     pub dst: Addr,
-    /// [`CAPTURED`], [`ACCEPTED`] or [`DIRECT`].
+    /// [`CAPTURED`], [`ACCEPTED`], [`DIRECT`] or [`OUTSIDE`].
     pub end: u32,
 }
 
@@ -110,6 +113,8 @@ pub const CAPTURED: u32 = 1;
 pub const ACCEPTED: u32 = 2;
 /// The socket is the application's, and goes straight to another pod of the node.
 pub const DIRECT: u32 = 3;
+/// The socket is the application's, and goes straight out of the mesh.
+pub const OUTSIDE: u32 = 4;
 
 /// `ALLOW`: what a pod may dial without the ztunnel → the network namespace cookie of the pod that
 /// must be there. `ROUTES`: a service that it dials → the pod behind it.
@@ -227,6 +232,9 @@ pub const CONFIG_EVENTS: u32 = 0;
 /// `CONFIG` index: until when, in seconds since boot, `ALLOW` is in force. The broker puts it off
 /// again and again, so that nobody is let through on the word of one that is gone.
 pub const CONFIG_ALLOW_UNTIL: u32 = 1;
+/// `CONFIG` index: until when, in seconds since boot, `REGISTRY` and `RANGES` are all that the mesh
+/// knows, so that the rest need not be captured.
+pub const CONFIG_KNOWN_UNTIL: u32 = 2;
 /// How many words `CONFIG` has.
 pub const CONFIG_LEN: u32 = 4;
 

@@ -63,10 +63,13 @@ pub enum Reason {
     // sk_lookup: ours, and let in
     /// Straight from another pod of the node.
     FromNeighbour = 21,
+    // connect: let go, and accounted for
+    /// Straight to what the mesh does not know.
+    Outside = 22,
 }
 
 /// How many counters there are; 0 is unused.
-pub const REASONS: u32 = 22;
+pub const REASONS: u32 = 23;
 
 impl Reason {
     /// Every reason, in order.
@@ -92,6 +95,7 @@ impl Reason {
         Self::OrphanQuery,
         Self::Direct,
         Self::FromNeighbour,
+        Self::Outside,
     ];
 
     /// The reason with this number, if there is one.
@@ -126,6 +130,7 @@ impl Reason {
             Self::OrphanQuery => "orphan_query",
             Self::Direct => "direct",
             Self::FromNeighbour => "from_neighbour",
+            Self::Outside => "outside",
         }
     }
 }
@@ -144,7 +149,9 @@ pub struct Connect {
     pub owner: maps::PodIp,
     /// The pod may go only to what the mesh knows.
     pub registry_only: bool,
-    /// The mesh knows the destination. Looked up for such a pod alone.
+    /// What the mesh does not know need not be captured.
+    pub bypass: bool,
+    /// The mesh knows the destination. Looked up for such pods alone.
     pub known: bool,
     /// The pod's DNS queries are captured.
     pub dns: bool,
@@ -160,6 +167,8 @@ pub enum ConnectVerdict {
     Redirect(Addr),
     /// Let it go straight to the pod of this node that it is for.
     Direct,
+    /// Let it go straight out of the mesh.
+    Outside,
     Refuse(Reason),
 }
 
@@ -194,6 +203,11 @@ pub fn connect(c: &Connect) -> ConnectVerdict {
     }
     if c.allowed && c.protocol == TCP && !c.is_dns() {
         return ConnectVerdict::Direct;
+    }
+    // A pod that has just been enrolled is known to the node before it is to the mesh.
+    let stranger = !c.known && c.owner.netns == 0;
+    if c.bypass && stranger && c.protocol == TCP && !c.is_dns() {
+        return ConnectVerdict::Outside;
     }
     // An IPv6 socket with an IPv4-mapped destination speaks IPv4, so its loopback is IPv4's.
     let ip = if to.is_v4() {
@@ -230,6 +244,14 @@ impl Connect {
 #[inline(always)]
 pub fn is_query(protocol: u32, destination: &Addr) -> bool {
     protocol == UDP && destination.port == ports::DOMAIN as u32
+}
+
+/// Whether this is where captured connections are sent.
+#[inline(always)]
+pub fn is_captured(destination: &Addr) -> bool {
+    let port = destination.port;
+    let ours = port == ports::OUTBOUND as u32 || dns_port(port).is_some();
+    ours && destination.ip.is_loopback()
 }
 
 /// Which of the ztunnel's ports for DNS queries this is, counted from 0.

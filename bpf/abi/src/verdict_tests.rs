@@ -24,6 +24,7 @@ fn dial(destination: &str) -> Connect {
         },
         owner: maps::PodIp::default(),
         registry_only: false,
+        bypass: false,
         known: false,
         dns: false,
         allowed: false,
@@ -63,6 +64,57 @@ fn queries_are_redirected_to_the_loopback_of_their_family() {
         ..query("10.96.0.10")
     };
     assert_eq!(connect(&restricted), v4);
+}
+
+#[test]
+fn only_what_is_known_to_nobody_goes_straight_out() {
+    let stranger = Connect {
+        bypass: true,
+        dns: true,
+        ..dial("10.1.2.3")
+    };
+    assert_eq!(connect(&stranger), ConnectVerdict::Outside);
+    let known = Connect {
+        known: true,
+        ..stranger
+    };
+    let neighbour = Connect {
+        owner: maps::PodIp {
+            netns: POD + 1,
+            ..Default::default()
+        },
+        ..stranger
+    };
+    let mut query = stranger;
+    query.destination.port = 53;
+    let captured = Connect {
+        bypass: false,
+        ..stranger
+    };
+    for c in [known, neighbour, query, captured] {
+        assert!(matches!(connect(&c), ConnectVerdict::Redirect(_)), "{c:?}");
+    }
+    let restricted = Connect {
+        registry_only: true,
+        ..stranger
+    };
+    let refused = ConnectVerdict::Refuse(Reason::NotInRegistry);
+    assert_eq!(connect(&restricted), refused);
+    let local = connect(&Connect {
+        destination: addr("127.0.0.1:80"),
+        ..stranger
+    });
+    assert_eq!(local, ConnectVerdict::NotOurs(Reason::Local));
+}
+
+#[test]
+fn what_is_sent_to_the_ztunnel_is_recognized() {
+    for ours in ["127.0.0.1:15001", "[::1]:15053", "127.0.0.1:15055"] {
+        assert!(is_captured(&addr(ours)), "{ours}");
+    }
+    for other in ["127.0.0.1:80", "10.0.0.1:15001", "127.0.0.1:15056"] {
+        assert!(!is_captured(&addr(other)), "{other}");
+    }
 }
 
 #[test]

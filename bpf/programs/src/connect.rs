@@ -12,14 +12,19 @@ use aya_log_ebpf::debug;
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{CAPTURED, DIRECT, DNS, OrigDst, REGISTRY_ONLY},
+    maps::{
+        BYPASS, CAPTURED, CONFIG_KNOWN_UNTIL, DIRECT, DNS, OUTSIDE, OrigDst, REGISTRY_ONLY,
+    },
     verdict::{self, Connect, ConnectVerdict, Reason, UDP},
 };
 
 use crate::{
     ctx::{self, read},
     events,
-    maps::{ORIG_DST, POD_IPS, PODS, PROXY, SERVERS, count, is_known, storage_get, storage_set},
+    maps::{
+        ORIG_DST, POD_IPS, PODS, PROXY, SERVERS, count, in_force, is_known, storage_clear,
+        storage_get, storage_set,
+    },
     neighbour,
 };
 
@@ -81,6 +86,7 @@ fn capture(
         return PROCEED;
     };
     let registry_only = flags & REGISTRY_ONLY != 0;
+    let bypass = flags & BYPASS != 0 && in_force(CONFIG_KNOWN_UNTIL);
     // SAFETY: `sk` is the context's own socket.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
     let protocol = read!((*sa).protocol);
@@ -98,12 +104,20 @@ fn capture(
         // SAFETY: as for PODS.
         owner: unsafe { POD_IPS.get(&dst.ip) }.copied().unwrap_or_default(),
         registry_only,
-        known: registry_only && is_known(&dst.ip),
+        bypass,
+        known: (registry_only || bypass) && is_known(&dst.ip),
         dns: flags & DNS != 0,
         allowed: straight.is_some(),
     };
     let (outcome, reason) = match verdict::connect(&input) {
-        ConnectVerdict::NotOurs(reason) => (PROCEED, reason),
+        ConnectVerdict::NotOurs(reason) => {
+            // A socket that dialled before and failed is not what it was then. But one that another
+            // broker's program has just captured goes to the ztunnel, and is.
+            if protocol == verdict::TCP && !verdict::is_captured(&dst) {
+                storage_clear(&ORIG_DST, sk);
+            }
+            (PROCEED, reason)
+        }
         ConnectVerdict::Refuse(reason) => (REFUSE, reason),
         ConnectVerdict::Direct => {
             let stored = storage_set(&ORIG_DST, sk, &OrigDst { dst, end: DIRECT });
@@ -113,6 +127,14 @@ fn capture(
                     (PROCEED, Reason::Direct)
                 }
                 _ => (REFUSE, Reason::NoStorage),
+            }
+        }
+        // What cannot be accounted for, nor be cut, does not go.
+        ConnectVerdict::Outside => {
+            if storage_set(&ORIG_DST, sk, &OrigDst { dst, end: OUTSIDE }) {
+                (PROCEED, Reason::Outside)
+            } else {
+                (REFUSE, Reason::NoStorage)
             }
         }
         ConnectVerdict::Redirect(to) => {

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
-    helpers::generated::bpf_sk_storage_get,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
 };
@@ -25,8 +25,8 @@ pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(MAX_PODS, 0);
 #[map]
 pub static POD_IPS: HashMap<Ip, PodIp> = HashMap::with_max_entries(MAX_POD_ADDRESSES, 0);
 
-/// Addresses that the mesh knows → the list by which it was told of them. Empty unless a pod of the
-/// node may go nowhere else, so entries take memory only when they are there.
+/// Addresses that the mesh knows → the list by which it was told of them. Empty where nobody asks, so
+/// entries take memory only when they are there.
 #[map]
 pub static REGISTRY: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_REGISTRY, BPF_F_NO_PREALLOC);
 
@@ -104,6 +104,20 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0
 #[map]
 pub static CONFIG: Array<u32> = Array::with_max_entries(CONFIG_LEN, 0);
 
+/// Nanoseconds since boot, as exact as a timer tick.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: no arguments, no effects.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Whether somebody stands behind what is in force until the time in this word of `CONFIG`.
+#[inline(always)]
+pub fn in_force(word: u32) -> bool {
+    let until = CONFIG.get(word).copied().unwrap_or(0);
+    now() / 1_000_000_000 < u64::from(until)
+}
+
 #[inline(always)]
 pub fn count(reason: Reason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
@@ -148,5 +162,14 @@ pub fn storage_set<T: Copy>(map: &'static SkStorage<T>, sk: *mut bpf_sock, value
             }
             None => false,
         }
+    }
+}
+
+/// Takes a socket's value from it, if it has one.
+#[inline(always)]
+pub fn storage_clear<T>(map: &'static SkStorage<T>, sk: *mut bpf_sock) {
+    if !sk.is_null() {
+        // SAFETY: a map and a socket the verifier has seen.
+        let _ = unsafe { bpf_sk_storage_delete(pointer(map), sk.cast()) };
     }
 }

@@ -3,26 +3,12 @@
 //! `ALLOW` is looked up at every step again, so that what is taken from it ends what is under way:
 //! by whoever connects, before the SYN is sent, and when it arrives.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use sluice_abi::{
     Addr,
     maps::{AUTH_AGE, Authorized, CONFIG_ALLOW_UNTIL, Dial, Pair},
 };
 
-use crate::maps::{ALLOW, AUTH, CONFIG, POD_IPS, ROUTES};
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: no arguments, no effects.
-    unsafe { bpf_ktime_get_ns() }
-}
-
-/// Whether somebody stands behind what is in `ALLOW`.
-#[inline(always)]
-fn in_force() -> bool {
-    let until = CONFIG.get(CONFIG_ALLOW_UNTIL).copied().unwrap_or(0);
-    now() / 1_000_000_000 < u64::from(until)
-}
+use crate::maps::{ALLOW, AUTH, POD_IPS, ROUTES, in_force, now};
 
 /// The pod that this one may reach at an address, if it is still the address's owner.
 #[inline(always)]
@@ -30,7 +16,7 @@ fn allowed(netns: u64, to: &Addr) -> Option<u64> {
     // SAFETY, for both maps: values are only copied.
     let server = unsafe { ALLOW.get(&Dial::new(netns, *to)) }.copied()?;
     let owner = unsafe { POD_IPS.get(&to.ip) }.map(|owner| owner.netns)?;
-    (owner == server && in_force()).then_some(server)
+    (owner == server && in_force(CONFIG_ALLOW_UNTIL)).then_some(server)
 }
 
 /// Where what a pod dials leads without the ztunnel, if it may.

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{ACCEPTED, CAPTURED, DIRECT, OrigDst, Tuple},
+    maps::{ACCEPTED, CAPTURED, DIRECT, OUTSIDE, OrigDst, Tuple},
     verdict::Reason,
 };
 
@@ -72,9 +72,11 @@ fn connecting(context: &SockOpsContext) {
     let (local, remote) = ctx::ends(ops);
     let orig = storage_get(&ORIG_DST, sk);
     if let Some(orig) = orig
-        && orig.end == DIRECT
+        && goes_straight(&orig)
     {
-        neighbour::announce(netns(context), &local, &remote);
+        if orig.end == DIRECT {
+            neighbour::announce(netns(context), &local, &remote);
+        }
         // How it ends is told in any case.
         let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else if let Some(orig) = orig
@@ -119,19 +121,29 @@ fn accepted(context: &SockOpsContext) {
     report_open(context, Kind::Passive);
 }
 
-/// What the application dialled, of a socket that goes straight to another pod.
+/// Whether the ztunnel has no part in what the socket dialled.
 #[inline(always)]
-fn dialled(context: &SockOpsContext) -> Option<Addr> {
-    let orig = storage_get(&ORIG_DST, socket(context.ops))?;
-    (orig.end == DIRECT).then_some(orig.dst)
+fn goes_straight(orig: &OrigDst) -> bool {
+    orig.end == DIRECT || orig.end == OUTSIDE
+}
+
+/// What the application dialled, of a socket that goes straight there.
+#[inline(always)]
+fn dialled(context: &SockOpsContext) -> Option<OrigDst> {
+    storage_get(&ORIG_DST, socket(context.ops)).filter(goes_straight)
 }
 
 #[inline(always)]
 fn connected(context: &SockOpsContext) {
-    match dialled(context) {
-        Some(dialled) => report(context, Kind::DirectOpen, 0, dialled),
-        None => report_open(context, Kind::Active),
-    }
+    let Some(orig) = dialled(context) else {
+        return report_open(context, Kind::Active);
+    };
+    let kind = if orig.end == DIRECT {
+        Kind::DirectOpen
+    } else {
+        Kind::OutsideOpen
+    };
+    report(context, kind, 0, orig.dst);
 }
 
 #[inline(always)]
@@ -154,14 +166,21 @@ fn changed(context: &SockOpsContext) {
     if now != BPF_TCP_CLOSE {
         return;
     }
-    let Some(dialled) = dialled(context) else {
-        return report(context, Kind::Close, 0, Addr::default());
+    let Some(orig) = dialled(context) else {
+        // A socket whose ends are told of for another reason may have been used again.
+        if events::enabled() {
+            report(context, Kind::Close, 0, Addr::default());
+        }
+        return;
     };
+    if orig.end == OUTSIDE {
+        return report(context, Kind::OutsideClose, before, orig.dst);
+    }
     if before == BPF_TCP_SYN_SENT {
         let (local, remote) = ctx::ends(context.ops);
         neighbour::forget(&local, &remote);
     }
-    report(context, Kind::DirectClose, before, dialled);
+    report(context, Kind::DirectClose, before, orig.dst);
 }
 
 #[inline(always)]

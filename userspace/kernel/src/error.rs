@@ -84,9 +84,14 @@ impl Error {
 
 /// That there was nothing to remove is what was wanted.
 pub(crate) fn removed(name: &'static str, result: Result<(), MapError>) -> Result<(), Error> {
+    found(name, result).map(drop)
+}
+
+/// Whether there was something.
+pub(crate) fn found<T>(name: &'static str, result: Result<T, MapError>) -> Result<bool, Error> {
     match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(Error::map(name)),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
+        result => result.map(|_| true).map_err(Error::map(name)),
     }
 }

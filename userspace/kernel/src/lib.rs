@@ -19,7 +19,7 @@ pub use counters::Counters;
 pub use error::Error;
 pub use events::{EventReader, Events};
 pub use load::{Config, Kernel};
-pub use neighbours::DirectConnections;
+pub use neighbours::{StraightConnections, Way};
 pub use pins::cleanup;
 pub use pods::{Dns, EnrolledPod, PodSpec};
 pub use registry::Outbound;

@@ -1,5 +1,5 @@
-//! Connections that go straight from one pod of the node to another: what the kernel lets go, and
-//! what is under way.
+//! Connections in which the ztunnel has no part: what the kernel lets go from one pod of the node to
+//! another, and what is under way there and out of the mesh.
 
 use std::{
     net::SocketAddr,
@@ -30,15 +30,18 @@ impl Kernel {
     /// # Errors
     /// The kernel's.
     pub fn vouch(&mut self, length: Duration) -> Result<(), Error> {
+        self.put_off(maps::CONFIG_ALLOW_UNTIL, length)
+    }
+
+    /// Sets the end of what is in force until the time in a word of `CONFIG`.
+    pub(crate) fn put_off(&mut self, word: u32, length: Duration) -> Result<(), Error> {
         let until = match length.as_secs() {
             0 => 0,
             length => now()?.saturating_add(length),
         };
         let until = u32::try_from(until).unwrap_or(u32::MAX);
         let config: &mut Array<MapData, u32> = &mut self.config;
-        config
-            .set(maps::CONFIG_ALLOW_UNTIL, until, 0)
-            .map_err(Error::map("CONFIG"))
+        config.set(word, until, 0).map_err(Error::map("CONFIG"))
     }
 
     /// Lets a pod dial an address of another straight.
@@ -94,41 +97,59 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn direct_connections(&self) -> Result<DirectConnections, Error> {
+    pub fn straight_connections(&self) -> Result<StraightConnections, Error> {
         let path = self.pins.maps().join("ORIG_DST");
         let marks = sys::open_pin(&path, true)
             .map_err(Error::system(format!("open {}", path.display())))?;
-        Ok(DirectConnections { marks })
+        Ok(StraightConnections { marks })
     }
 }
 
-/// Finds and ends connections that go straight from pod to pod.
+/// Where connections go in which the ztunnel has no part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To another pod of the node.
+    Neighbour,
+    /// Out of the mesh.
+    Outside,
+}
+
+/// Finds and ends connections in which the ztunnel has no part.
 #[derive(Debug)]
-pub struct DirectConnections {
+pub struct StraightConnections {
     /// The map of socket storage that such a socket is known by.
     marks: OwnedFd,
 }
 
-impl DirectConnections {
-    /// Ends those that a pod made and that are not to be kept, by where they go; returns where those
-    /// went that were ended. Both ends see a reset. Acts in the network namespace of the calling
-    /// thread.
+impl StraightConnections {
+    /// Ends those that a pod made on a way and that are not to be kept, by where they go; returns
+    /// where those went that were ended. Both ends see a reset. Acts in the network namespace of the
+    /// calling thread.
     ///
-    /// When nothing new may be let go, nothing escapes it: a socket is listed before its SYN leaves.
+    /// When nothing new may be let go to a neighbour, nothing escapes it: a socket is listed before
+    /// its SYN leaves.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn cut(&self, keep: impl Fn(SocketAddr) -> bool) -> Result<Vec<SocketAddr>, Error> {
+    pub fn cut(
+        &self,
+        way: Way,
+        keep: impl Fn(SocketAddr) -> bool,
+    ) -> Result<Vec<SocketAddr>, Error> {
         let failed = || Error::system("list the sockets of a network namespace");
-        let direct = |value: &[u8]| {
+        let mark = match way {
+            Way::Neighbour => maps::DIRECT,
+            Way::Outside => maps::OUTSIDE,
+        };
+        let straight = |value: &[u8]| {
             // `OrigDst::end`, the last word.
             let end = value.last_chunk().copied().map(u32::from_ne_bytes);
-            value.len() >= size_of::<maps::OrigDst>() && end == Some(maps::DIRECT)
+            value.len() >= size_of::<maps::OrigDst>() && end == Some(mark)
         };
         let mut diag = diag::Diag::open().map_err(failed())?;
         let (mut cut, mut outcome) = (Vec::new(), Ok(()));
         for socket in diag
-            .sockets_with(self.marks.as_raw_fd(), direct)
+            .sockets_with(self.marks.as_raw_fd(), straight)
             .map_err(failed())?
         {
             if keep(socket.remote) {

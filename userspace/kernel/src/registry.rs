@@ -1,4 +1,7 @@
-//! The addresses that the mesh knows, for pods that may go nowhere else.
+//! The addresses that the mesh knows, for pods that may go nowhere else, and for those of which
+//! nothing else is captured.
+
+use std::{net::IpAddr, time::Duration};
 
 use aya::maps::{HashMap, LpmTrie, MapData, lpm_trie::Key};
 use ipnet::IpNet;
@@ -7,7 +10,10 @@ use sluice_abi::{
     maps::{self, Block},
 };
 
-use crate::{EnrolledPod, Error, Kernel, error::removed};
+use crate::{
+    EnrolledPod, Error, Kernel,
+    error::{found, removed},
+};
 
 pub(crate) const REGISTRY: &str = "REGISTRY";
 pub(crate) const RANGES: &str = "RANGES";
@@ -15,8 +21,12 @@ pub(crate) const RANGES: &str = "RANGES";
 /// Where a pod may connect to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outbound {
+    /// Anywhere, by the ztunnel.
     #[default]
     Anywhere,
+    /// Anywhere, and straight to addresses that the kernel was not told of by [`Kernel::know`], as
+    /// long as [`Kernel::vouch_for_list`] holds.
+    Bypass,
     /// To addresses that the kernel was told of by [`Kernel::know`], and to the pod itself.
     Registry,
 }
@@ -25,15 +35,18 @@ impl Outbound {
     pub(crate) fn flags(self) -> u32 {
         match self {
             Self::Anywhere => 0,
+            Self::Bypass => maps::BYPASS,
             Self::Registry => maps::REGISTRY_ONLY,
         }
     }
 
     pub(crate) fn of(flags: u32) -> Self {
-        if flags & maps::REGISTRY_ONLY == 0 {
-            Self::Anywhere
-        } else {
+        if flags & maps::REGISTRY_ONLY != 0 {
             Self::Registry
+        } else if flags & maps::BYPASS != 0 {
+            Self::Bypass
+        } else {
+            Self::Anywhere
         }
     }
 }
@@ -147,6 +160,26 @@ impl Kernel {
     /// # Errors
     /// The kernel's.
     pub fn set_outbound(&mut self, pod: &EnrolledPod, outbound: Outbound) -> Result<(), Error> {
-        self.set_flags(pod, maps::REGISTRY_ONLY, outbound.flags())
+        self.set_flags(pod, maps::REGISTRY_ONLY | maps::BYPASS, outbound.flags())
+    }
+
+    /// Whether the kernel was told of an address, by itself or in a range.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn knows(&self, ip: IpAddr) -> Result<bool, Error> {
+        let Registry { single, ranges, .. } = &self.registry;
+        let ip = Ip::from(ip);
+        let range = Key::new(Block::WHOLE, Block::new(ip));
+        Ok(found(REGISTRY, single.get(&ip, 0))? || found(RANGES, ranges.get(&range, 0))?)
+    }
+
+    /// Says that the list is all that the mesh knows, for as long as this from now; no time ends it
+    /// at once, and everything is captured.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn vouch_for_list(&mut self, length: Duration) -> Result<(), Error> {
+        self.put_off(maps::CONFIG_KNOWN_UNTIL, length)
     }
 }

@@ -22,6 +22,8 @@ pub struct Enrolment {
     /// Whether it takes part in connections that go straight from pod to pod, if it, or else its
     /// namespace, says so.
     pub same_node: Option<bool>,
+    /// Whether what it dials that the mesh does not know goes straight out of it, likewise.
+    pub bypass: Option<bool>,
 }
 
 /// Whether a pod is part of the mesh: its own label `istio.io/dataplane-mode` counts, or else its
@@ -72,6 +74,9 @@ pub fn pods_to_enrol(objects: &Objects, node: &str) -> (Vec<Enrolment>, Vec<Diag
                     same_node: pod
                         .same_node
                         .or_else(|| namespace.and_then(|namespace| namespace.same_node)),
+                    bypass: pod
+                        .bypass
+                        .or_else(|| namespace.and_then(|namespace| namespace.bypass)),
                 });
                 continue;
             }

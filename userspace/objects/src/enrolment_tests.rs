@@ -68,6 +68,7 @@ fn an_enrolment_says_what_the_node_needs() {
         netns: "/run/netns/web".into(),
         dns_capture: None,
         same_node: None,
+        bypass: None,
     };
     assert_eq!(pods_to_enrol(&snapshot.objects, "n1").0, [expected]);
     assert_eq!(
@@ -148,11 +149,11 @@ fn a_pod_or_else_its_namespace_says_whether_connections_go_straight() {
     let text = |namespace: &str, pod: &str| {
         let annotation = |value: &str| match value {
             "" => String::new(),
-            value => format!("sluice.io/same-node: '{value}'"),
+            value => format!("sluice.io/same-node: '{value}'\n    sluice.io/bypass: '{value}'"),
         };
         format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  \
-             annotations: {{{}}}\n---\n\
+             annotations:\n    {}\n---\n\
              apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n  \
              labels: {{{AMBIENT}}}\n  annotations:\n    sluice.io/netns: /run/netns/web\n    \
              {}\n{RUNNING}",
@@ -169,5 +170,6 @@ fn a_pod_or_else_its_namespace_says_whether_connections_go_straight() {
         let snapshot = read(text(namespace, pod));
         let (enrolments, _) = pods_to_enrol(&snapshot.objects, "n1");
         assert_eq!(enrolments[0].same_node, expected, "{namespace} {pod}");
+        assert_eq!(enrolments[0].bypass, expected, "{namespace} {pod}");
     }
 }

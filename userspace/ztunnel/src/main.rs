@@ -98,6 +98,10 @@ struct BrokerArgs {
     /// of their own or of their namespace.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     same_node: bool,
+    /// Let connections to addresses that the mesh does not know go straight out of it, in the kernel;
+    /// pods opt out by the annotation sluice.io/bypass: "false", of their own or of their namespace.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    bypass: bool,
     /// The name of this cluster.
     #[arg(long, default_value = "Kubernetes")]
     cluster_id: String,
@@ -222,6 +226,7 @@ fn settings(args: &BrokerArgs) -> Settings {
             [] => nameservers::of_system(),
             given => given.to_vec(),
         },
+        bypass: args.bypass,
         certificate_ttl: args.certificate_ttl,
     }
 }

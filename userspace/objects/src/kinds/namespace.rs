@@ -5,7 +5,7 @@ use sluice_model::Name;
 
 use super::{
     DataplaneMode, Labels, OutboundPolicy, TrafficDistribution, labels, outbound,
-    pod::{SAME_NODE, annotated_bool, dataplane_mode},
+    pod::{BYPASS, SAME_NODE, annotated_bool, dataplane_mode},
     service::annotated_distribution,
 };
 use crate::report::Report;
@@ -21,6 +21,8 @@ pub struct Namespace {
     pub outbound: Option<OutboundPolicy>,
     /// From the annotation `sluice.io/same-node`.
     pub same_node: Option<bool>,
+    /// From the annotation `sluice.io/bypass`.
+    pub bypass: Option<bool>,
     /// For services that say nothing of it themselves.
     pub traffic_distribution: Option<TrafficDistribution>,
 }
@@ -30,12 +32,14 @@ pub(super) fn namespace(raw: raw::Namespace, report: &mut Report<'_>) -> Namespa
     let outbound = outbound::annotated(annotations, report);
     let traffic_distribution = annotated_distribution(annotations, report);
     let same_node = annotated_bool(annotations, SAME_NODE, report);
+    let bypass = annotated_bool(annotations, BYPASS, report);
     let labels = labels(raw.metadata.labels);
     Namespace {
         name: report.name(),
         dataplane_mode: dataplane_mode(&labels, report),
         traffic_distribution,
         same_node,
+        bypass,
         outbound,
         labels,
     }

@@ -18,6 +18,9 @@ const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 /// The annotation of a namespace or pod that says whether its connections may go straight to other
 /// pods of the node, and theirs to it.
 pub(super) const SAME_NODE: &str = "sluice.io/same-node";
+/// The annotation of a namespace or pod that says whether its connections to what the mesh does not
+/// know go straight out of it.
+pub(super) const BYPASS: &str = "sluice.io/bypass";
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub struct Pod {
     pub dns_capture: Option<bool>,
     /// From its own annotation `sluice.io/same-node`.
     pub same_node: Option<bool>,
+    /// From its own annotation `sluice.io/bypass`.
+    pub bypass: Option<bool>,
 }
 
 /// Where a pod is in its life.
@@ -123,6 +128,7 @@ pub(super) fn pod(raw: raw::Pod, report: &mut Report<'_>) -> Pod {
         netns: netns(&metadata, report),
         dns_capture: annotated_bool(metadata.annotations.as_ref(), DNS_CAPTURE, report),
         same_node: annotated_bool(metadata.annotations.as_ref(), SAME_NODE, report),
+        bypass: annotated_bool(metadata.annotations.as_ref(), BYPASS, report),
         outbound: outbound::annotated(metadata.annotations.as_ref(), report),
     }
 }

@@ -1,7 +1,8 @@
-//! What the programs report: logged, and, of connections that go straight from pod to pod, passed on
-//! to the worker, which accounts for them.
+//! What the programs report: logged, and, of connections in which the ztunnel has no part, passed on to
+//! the worker, which accounts for them.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -49,20 +50,47 @@ pub(super) fn read(mut reader: EventReader, flows: Flows) -> Result<std::io::Pip
     std::thread::Builder::new()
         .name("events".into())
         .spawn(move || {
-            let mut news = Vec::new();
             let mut hear = || {
+                let mut news = News::default();
                 let on_event = |event: &Event| {
                     log(event);
-                    news.extend(flow(event));
+                    if let Some(flow) = flow(event) {
+                        news.add(flow);
+                    }
                 };
                 let goes_on = reader.wait(stop.as_fd(), on_event).unwrap_or(false);
-                flows.tell(&news);
-                news.clear();
+                flows.tell(&news.flows);
                 goes_on
             };
             while hear() {}
         })?;
     Ok(keep)
+}
+
+/// What has become of connections since the worker was told the last time.
+#[derive(Debug, Default)]
+struct News {
+    flows: Vec<Flow>,
+    /// Where those are that were established, by the cookies of their sockets.
+    open: HashMap<u64, usize>,
+}
+
+impl News {
+    /// Adds what became of a connection. The end of one that has just been established takes the place
+    /// of its beginning.
+    fn add(&mut self, flow: Flow) {
+        if flow.end.is_none() {
+            self.open.insert(flow.socket, self.flows.len());
+            return self.flows.push(flow);
+        }
+        match self.open.remove(&flow.socket) {
+            Some(place) => {
+                let since = Some(self.flows[place].time);
+                self.flows[place] = Flow { since, ..flow };
+            }
+            None => self.flows.push(flow),
+        }
+    }
 }
 
 fn log(event: &Event) {
@@ -82,11 +110,12 @@ fn log(event: &Event) {
     );
 }
 
-/// What an event says of a connection that goes straight from pod to pod.
+/// What an event says of a connection in which the ztunnel has no part.
 fn flow(event: &Event) -> Option<Flow> {
-    let end = match Kind::from_u32(event.kind)? {
-        Kind::DirectOpen => None,
-        Kind::DirectClose => Some(FlowEnd {
+    let kind = Kind::from_u32(event.kind)?;
+    let end = match kind {
+        Kind::DirectOpen | Kind::OutsideOpen => None,
+        Kind::DirectClose | Kind::OutsideClose => Some(FlowEnd {
             sent: sent(event),
             received: received(event),
             how: ending(event.state),
@@ -99,7 +128,9 @@ fn flow(event: &Event) -> Option<Flow> {
         client: event.local.into(),
         server: event.remote.into(),
         dialled: event.dialled.into(),
+        outside: matches!(kind, Kind::OutsideOpen | Kind::OutsideClose),
         time: event.time,
+        since: None,
         end,
     })
 }

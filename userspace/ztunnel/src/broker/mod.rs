@@ -101,6 +101,11 @@ enum Event {
     Stop,
 }
 
+/// For how long the kernel believes a broker that says nothing more.
+const VOUCHED: Duration = Duration::from_secs(5 * TICK.as_secs());
+/// For how long what a worker has said stands when none is there to judge it again.
+const ORPHANED: Duration = Duration::from_secs(10);
+
 /// How often slow truths are checked: addresses of pods, credentials on disk.
 const TICK: Duration = Duration::from_secs(2);
 
@@ -158,7 +163,7 @@ impl Broker {
             Event::WorkerReady { pid } => tracing::info!(pid, "worker serves"),
             Event::WorkerExited { pid, status } => {
                 self.worker.exited(pid, &status);
-                self.pods.neighbours().orphan();
+                self.pods.orphan();
             }
             // A worker that is gone may have left something to say.
             Event::Egress { pid, news, .. } => {

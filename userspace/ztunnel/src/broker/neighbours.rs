@@ -9,27 +9,22 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use sluice_kernel::{DirectConnections, EnrolledPod, Error, Kernel, MAX_DIALS, ports};
+use sluice_kernel::{EnrolledPod, Error, Kernel, MAX_DIALS, StraightConnections, Way, ports};
 
-use super::{TICK, netns::Netns, pods::PodRecord};
+use super::{ORPHANED, VOUCHED, netns::Netns, pods::PodRecord};
 use crate::link::{
     PodId, ToWorker,
     message::{self, MAX_ADDRESSES, Permission, Route},
 };
 
-/// For how long the kernel believes a broker that says nothing more.
-const VOUCHED: Duration = Duration::from_secs(5 * TICK.as_secs());
-/// For how long what a worker has said stands when none is there to judge it again.
-const ORPHANED: Duration = Duration::from_secs(10);
-
 /// Where a pod dials, by the cookie of its network namespace.
 type Dial = (u64, SocketAddr);
 
 pub(super) struct Neighbours {
-    connections: DirectConnections,
+    connections: StraightConnections,
     /// What the worker allows.
     permissions: BTreeMap<(PodId, SocketAddr), PodId>,
     routes: BTreeMap<(PodId, SocketAddr), SocketAddr>,
@@ -52,7 +47,7 @@ struct Allowed {
 impl Neighbours {
     pub(super) fn new(kernel: &Kernel) -> Result<Self, Error> {
         Ok(Self {
-            connections: kernel.direct_connections()?,
+            connections: kernel.straight_connections()?,
             permissions: BTreeMap::new(),
             routes: BTreeMap::new(),
             allowed: HashMap::new(),
@@ -243,7 +238,7 @@ impl Neighbours {
                 continue;
             }
             let keep = |to| self.allowed.contains_key(&(netns.cookie, to));
-            match netns.inside(|| Ok(self.connections.cut(keep)?)) {
+            match netns.inside(|| Ok(self.connections.cut(Way::Neighbour, keep)?)) {
                 Ok(cut) if cut.is_empty() => {}
                 Ok(cut) => tracing::info!(
                     connections = cut.len(),

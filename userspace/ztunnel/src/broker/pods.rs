@@ -41,6 +41,8 @@ pub(super) struct Pods {
     /// What keeps which pod out; said once, and tried again with every tick.
     failures: BTreeMap<Key, String>,
     egress: Egress,
+    /// Whether what the mesh does not know is not captured, of pods that do not opt out.
+    bypass: bool,
     /// Whether connections go straight from pod to pod where they may, of pods that do not opt out.
     same_node: bool,
     neighbours: Neighbours,
@@ -59,6 +61,8 @@ pub(super) struct PodRecord {
     pub(super) netns: Arc<Netns>,
     /// Whether it takes part in connections that go straight from pod to pod.
     same_node: bool,
+    /// Whether what the mesh does not know need not be captured.
+    bypass: bool,
     membership: Membership,
 }
 
@@ -72,15 +76,16 @@ impl Pods {
     pub(super) fn new(kernel: Kernel, config: &super::Config) -> Result<Self> {
         Ok(Self {
             neighbours: Neighbours::new(&kernel)?,
+            egress: Egress::new(&kernel)?,
             kernel,
             threads: config.threads,
             dns_capture: config.dns_capture,
             same_node: config.same_node,
+            bypass: config.worker.bypass,
             namespaces: Namespaces::default(),
             pods: BTreeMap::new(),
             wanted: Vec::new(),
             failures: BTreeMap::new(),
-            egress: Egress::default(),
             report: config.run_dir.join("pods"),
             next_id: 1,
         })
@@ -112,8 +117,10 @@ impl Pods {
         self.neighbours.inheritance()
     }
 
-    pub(super) fn neighbours(&mut self) -> &mut Neighbours {
-        &mut self.neighbours
+    /// The worker is gone: what it said stands until the next one has judged it, but not for long.
+    pub(super) fn orphan(&mut self) {
+        self.neighbours.orphan();
+        self.egress.orphan();
     }
 
     /// Brings what goes straight from pod to pod in step with the pods.
@@ -167,6 +174,7 @@ impl Pods {
             self.forget(&key, worker);
         }
         self.neighbours.tick(&mut self.kernel);
+        self.egress.tick(&mut self.kernel);
         let wanted = std::mem::take(&mut self.wanted);
         self.reconcile(wanted, worker);
     }
@@ -222,12 +230,12 @@ impl Pods {
     fn want(&mut self, pod: &Enrolment, worker: &Worker) -> Result<()> {
         let key = key(pod);
         let netns = Netns::open(&pod.netns)?;
-        let (dns, same_node) = (self.dns(pod), self.same_node(pod));
+        let (dns, same_node, bypass) = (self.dns(pod), self.same_node(pod), self.bypass(pod));
         if let Some(record) = self.pods.get_mut(&key) {
             if record.netns.cookie == netns.cookie
                 && record.info.service_account == pod.service_account
             {
-                record.same_node = same_node;
+                (record.same_node, record.bypass) = (same_node, bypass);
                 let outbound = self.egress.enforceable(record.outbound);
                 return record.refresh(&mut self.kernel, outbound, dns);
             }
@@ -252,6 +260,10 @@ impl Pods {
         self.same_node && pod.same_node != Some(false)
     }
 
+    fn bypass(&self, pod: &Enrolment) -> bool {
+        self.bypass && pod.bypass != Some(false)
+    }
+
     fn admit(&mut self, pod: &Enrolment, netns: Netns, worker: &Worker) -> Result<PodRecord> {
         let ips = netns.addresses()?;
         let dns_thread = self.next_id as usize % self.threads;
@@ -266,8 +278,8 @@ impl Pods {
             ips: routable(&ips),
         };
         let netns = Arc::new(netns);
-        // The worker says where it may go when it has heard of it. Until then it stays as it was
-        // under an earlier broker.
+        // The worker says where it may go when it has heard of it. Until then all is captured, or it
+        // stays as restricted as it was under an earlier broker.
         let rules = (Outbound::Anywhere, self.dns(pod));
         let enrolled = enrol(&mut self.kernel, &netns, &ips, &listeners, rules)?;
         self.next_id += 1;
@@ -283,6 +295,7 @@ impl Pods {
             outbound: enrolled.outbound(),
             netns,
             same_node: self.same_node(pod),
+            bypass: self.bypass(pod),
             membership: Membership::Enrolled(enrolled),
         };
         // Connections captured before the worker hears of the pod wait in the listeners.
@@ -300,12 +313,14 @@ impl Pods {
 }
 
 impl PodRecord {
-    /// Enrols a leaving pod again, or brings an enrolled one's addresses up to date.
+    /// Enrols a leaving pod again, or brings an enrolled one's addresses and settings up to date.
     fn refresh(&mut self, kernel: &mut Kernel, outbound: Outbound, dns: Dns) -> Result<()> {
         let ips = self.netns.addresses()?;
+        let outbound = self.heeding(outbound);
         match &mut self.membership {
             Membership::Enrolled(enrolled) => {
                 kernel.set_dns(enrolled, dns)?;
+                kernel.set_outbound(enrolled, outbound)?;
                 Ok(kernel.set_ips(enrolled, &ips)?)
             }
             Membership::Leaving(_) => {
@@ -336,8 +351,16 @@ impl PodRecord {
         outbound: Outbound,
     ) -> Result<(), sluice_kernel::Error> {
         match &self.membership {
-            Membership::Enrolled(enrolled) => kernel.set_outbound(enrolled, outbound),
+            Membership::Enrolled(enrolled) => kernel.set_outbound(enrolled, self.heeding(outbound)),
             Membership::Leaving(_) => Ok(()),
+        }
+    }
+
+    /// The same within the pod's own setting.
+    fn heeding(&self, outbound: Outbound) -> Outbound {
+        match outbound {
+            Outbound::Bypass if !self.bypass => Outbound::Anywhere,
+            other => other,
         }
     }
 

@@ -75,6 +75,8 @@ pub struct Settings {
     pub readiness: SocketAddr,
     /// Whom to ask for the addresses of host names.
     pub nameservers: Vec<SocketAddr>,
+    /// Whether what the mesh does not know is not captured, of pods that do not opt out.
+    pub bypass: bool,
     /// Requested validity of certificates, in seconds.
     pub certificate_ttl: u64,
 }
@@ -107,7 +109,7 @@ pub enum ToWorker {
     /// What the worker before allowed, after all pods: it stays in force, and the worker judges it
     /// as soon as it can. The last is `Complete`.
     Neighbours(Neighbours),
-    /// What became of connections that went straight from pod to pod, in order.
+    /// What became of connections that went straight, from pod to pod or out of the mesh, in order.
     Flows(Vec<Flow>),
     /// Answers [`ToBroker::NeedControl`], in the order of the questions: with a connected socket, or
     /// with the reason why there is none.
@@ -183,7 +185,8 @@ pub enum Neighbours {
     Complete,
 }
 
-/// A connection that goes straight from pod to pod was established, or has ended.
+/// A connection that goes straight, from pod to pod or out of the mesh, was established, or has ended;
+/// of a short one, only its end is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
     /// The cookie of the client's socket.
@@ -194,8 +197,12 @@ pub struct Flow {
     pub server: SocketAddr,
     /// What the application dialled: the server, or a service.
     pub dialled: SocketAddr,
+    /// It leaves the mesh.
+    pub outside: bool,
     /// Nanoseconds since boot.
     pub time: u64,
+    /// When it was established, if that is told with its end.
+    pub since: Option<u64>,
     pub end: Option<FlowEnd>,
 }
 
@@ -222,18 +229,21 @@ pub const MAX_FLOWS: usize = 256;
 
 /// Which pods may go only to what the mesh knows, and what that is.
 ///
-/// A worker begins with a whole list: `Begin`, any number of `Known`, and `Outbound`. Later it tells
-/// differences in the same order, with `Forgotten` last, so that a restricted pod is never refused
-/// what is known.
+/// A worker begins with a whole list, if anybody needs one: `Begin`, any number of `Known`, and
+/// `Outbound`. Later it tells differences in the same order, with `Forgotten` last, so that a restricted
+/// pod is never refused what is known, and what is known is always captured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Egress {
     /// A new list begins; what the one before said stays in force until it is complete.
     Begin,
     /// These addresses, single ones and ranges, are known too.
     Known(Vec<IpNet>),
-    /// All addresses have been told, unless no pod is restricted: from now on these are, and those
-    /// are not. A pod of which the worker knows nothing yet, it does not name: it stays as it is.
+    /// From now on these pods are restricted, and those are not. A pod of which the worker knows
+    /// nothing yet, it does not name: it stays as it is.
     Outbound {
+        /// All addresses have been told: what is none of them need not be captured. Otherwise there
+        /// is no list.
+        listed: bool,
         restricted: Vec<PodId>,
         free: Vec<PodId>,
     },

@@ -1,10 +1,10 @@
 //! Tells the broker which pods may go only to what the mesh knows, and what that is, so that the
-//! kernel refuses the rest at `connect`.
+//! kernel refuses them the rest at `connect`, and does not capture it for others.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -15,9 +15,12 @@ use tokio::sync::watch;
 use super::Shared;
 use crate::link::{AsyncLink, Egress, PodId, ToBroker, message::MAX_ADDRESSES};
 
-/// How long changes are gathered before they are told. A service that has just come is refused to
-/// restricted pods for so long.
-const GATHER: Duration = Duration::from_millis(50);
+/// For so many times as long as it took to tell something nothing more is told: changes that come in
+/// crowds are gathered, the longer the larger the mesh is. What has just come is refused to restricted
+/// pods, and not captured for others, meanwhile.
+const GATHER: u32 = 4;
+/// But not for longer than this.
+const MAX_GATHER: Duration = Duration::from_millis(50);
 
 type Pods = BTreeMap<PodId, Uid>;
 
@@ -30,16 +33,18 @@ pub(super) async fn tell(
     let mut told = Told::default();
     let mut fitted = true;
     loop {
+        let began = Instant::now();
         let seen = shared.mesh.status().version;
         let wanted = {
             let here = pods.borrow_and_update();
-            Wanted::of(&shared.mesh.load(), &shared.network, &here)
+            let bypass = shared.settings.bypass;
+            Wanted::of(&shared.mesh.load(), &shared.network, &here, bypass)
         };
         if fitted && !wanted.fits() {
             tracing::warn!(
-                addresses = wanted.known.len(),
                 "the mesh has more than {MAX_REGISTRY} addresses, or {MAX_RANGES} ranges of them: \
-                 outbound traffic policy is enforced by the worker alone, by a reset after connect"
+                 everything is captured, and outbound traffic policy is enforced by the worker \
+                 alone, by a reset after connect"
             );
         }
         fitted = wanted.fits();
@@ -47,12 +52,12 @@ pub(super) async fn tell(
         for message in told.catch_up(wanted) {
             link.send_when_room(&ToBroker::Egress(message), &[]).await?;
         }
+        tokio::time::sleep((began.elapsed() * GATHER).min(MAX_GATHER)).await;
         tokio::select! {
             _ = shared.mesh.changed(seen) => {}
             // The sender lives as long as the link.
             _ = pods.changed() => {}
         }
-        tokio::time::sleep(GATHER).await;
     }
 }
 
@@ -62,12 +67,13 @@ struct Wanted {
     restricted: BTreeSet<PodId>,
     /// A pod that the control plane has not described yet is in neither set.
     free: BTreeSet<PodId>,
-    /// Empty when no pod is restricted.
-    known: HashSet<IpNet>,
+    /// Absent when nobody needs it, or when it is more than the kernel can hold.
+    known: Option<HashSet<IpNet>>,
 }
 
 impl Wanted {
-    fn of(mesh: &Mesh, network: &Name, pods: &Pods) -> Self {
+    /// `bypass`: what is not known is not captured.
+    fn of(mesh: &Mesh, network: &Name, pods: &Pods, bypass: bool) -> Self {
         let mut wanted = Self::default();
         for (id, uid) in pods {
             match mesh.workload(uid).map(|workload| workload.egress) {
@@ -76,25 +82,28 @@ impl Wanted {
                 None => continue,
             };
         }
-        if !wanted.restricted.is_empty() {
+        if bypass || !wanted.restricted.is_empty() {
             let single = mesh.addresses(network).map(IpNet::from);
-            wanted.known = single.chain(mesh.ranges(network)).collect();
+            wanted.known = Some(single.chain(mesh.ranges(network)).collect());
         }
         wanted
     }
 
-    /// Without any restriction.
+    /// Without any restriction, and with everything captured.
     fn lifted(mut self) -> Self {
         self.free.append(&mut self.restricted);
-        self.known.clear();
+        self.known = None;
         self
     }
 
     /// Whether the kernel can hold it.
     fn fits(&self) -> bool {
+        let Some(known) = &self.known else {
+            return true;
+        };
         let is_range = |net: &&IpNet| net.prefix_len() < net.max_prefix_len();
-        let ranges = self.known.iter().filter(is_range).count();
-        ranges <= MAX_RANGES as usize && self.known.len() - ranges <= MAX_REGISTRY as usize
+        let ranges = known.iter().filter(is_range).count();
+        ranges <= MAX_RANGES as usize && known.len() - ranges <= MAX_REGISTRY as usize
     }
 }
 
@@ -108,19 +117,25 @@ impl Told {
         let first = self.0.is_none();
         let told = self.0.take().unwrap_or_default();
         let mut messages = Vec::new();
-        // Without a restricted pod the list before has ended.
-        if first || (told.restricted.is_empty() && !wanted.restricted.is_empty()) {
-            messages.push(Egress::Begin);
+        let nothing = HashSet::new();
+        if let Some(known) = &wanted.known {
+            if told.known.is_none() {
+                messages.push(Egress::Begin);
+            }
+            let before = told.known.as_ref().unwrap_or(&nothing);
+            messages.extend(batches(known, before).map(Egress::Known));
         }
-        messages.extend(batches(&wanted.known, &told.known).map(Egress::Known));
-        if first || (&told.restricted, &told.free) != (&wanted.restricted, &wanted.free) {
-            messages.push(Egress::Outbound {
-                restricted: wanted.restricted.iter().copied().collect(),
-                free: wanted.free.iter().copied().collect(),
-            });
+        let said = |wanted: &Wanted| Egress::Outbound {
+            listed: wanted.known.is_some(),
+            restricted: wanted.restricted.iter().copied().collect(),
+            free: wanted.free.iter().copied().collect(),
+        };
+        let outbound = said(&wanted);
+        if first || outbound != said(&told) {
+            messages.push(outbound);
         }
-        if !wanted.restricted.is_empty() {
-            messages.extend(batches(&told.known, &wanted.known).map(Egress::Forgotten));
+        if let (Some(known), Some(before)) = (&wanted.known, &told.known) {
+            messages.extend(batches(before, known).map(Egress::Forgotten));
         }
         self.0 = Some(wanted);
         messages

@@ -14,22 +14,23 @@ fn wanted(pods: &[u32], known: impl IntoIterator<Item = u32>) -> Wanted {
     Wanted {
         restricted: pods.iter().copied().map(PodId).collect(),
         free: [PodId(1)].into(),
-        known: known.into_iter().map(ip).collect(),
+        known: (!pods.is_empty()).then(|| known.into_iter().map(ip).collect()),
     }
 }
 
 fn restricted(pods: &[u32]) -> Egress {
     Egress::Outbound {
+        listed: !pods.is_empty(),
         restricted: pods.iter().copied().map(PodId).collect(),
         free: vec![PodId(1)],
     }
 }
 
 #[test]
-fn the_first_list_is_whole_even_when_it_is_empty() {
+fn the_first_word_is_told_even_when_it_is_empty() {
     let mut told = Told::default();
     let nothing = told.catch_up(wanted(&[], []));
-    assert_eq!(nothing, [Egress::Begin, restricted(&[])]);
+    assert_eq!(nothing, [restricted(&[])]);
     assert_eq!(told.catch_up(wanted(&[], [])), []);
     let mut told = Told::default();
     let all = told.catch_up(wanted(&[7], [1]));
@@ -62,6 +63,30 @@ fn the_last_restriction_takes_the_list_with_it() {
 }
 
 #[test]
+fn where_the_unknown_is_not_captured_there_is_a_list_without_a_restriction() {
+    let known = |ips: &[u32]| Wanted {
+        known: Some(ips.iter().copied().map(ip).collect()),
+        ..wanted(&[], [])
+    };
+    let outbound = |listed| Egress::Outbound {
+        listed,
+        restricted: vec![],
+        free: vec![PodId(1)],
+    };
+    let mut told = Told::default();
+    let all = told.catch_up(known(&[1]));
+    let expected = [Egress::Begin, Egress::Known(vec![ip(1)]), outbound(true)];
+    assert_eq!(all, expected);
+    let changed = told.catch_up(known(&[2]));
+    let expected = [Egress::Known(vec![ip(2)]), Egress::Forgotten(vec![ip(1)])];
+    assert_eq!(changed, expected);
+    assert_eq!(told.catch_up(known(&[2]).lifted()), [outbound(false)]);
+    let again = told.catch_up(known(&[2]));
+    let expected = [Egress::Begin, Egress::Known(vec![ip(2)]), outbound(true)];
+    assert_eq!(again, expected);
+}
+
+#[test]
 fn lists_are_cut_into_messages_that_fit() {
     let mut told = Told::default();
     let count = MAX_ADDRESSES as u32 * 2 + 1;
@@ -79,7 +104,7 @@ fn lists_are_cut_into_messages_that_fit() {
 #[test]
 fn a_pod_that_the_control_plane_has_not_described_is_left_as_it_is() {
     let pods: Pods = [(PodId(7), Uid::pod("c", "shop", "web"))].into();
-    let nothing = Wanted::of(&Mesh::default(), &"".into(), &pods);
+    let nothing = Wanted::of(&Mesh::default(), &"".into(), &pods, false);
     assert_eq!(nothing, Wanted::default());
 }
 
@@ -89,7 +114,7 @@ fn what_does_not_fit_into_the_kernel_is_lifted_and_not_left_in_part() {
     assert!(fits.fits());
     let too_many = wanted(&[7], 0..=MAX_REGISTRY);
     let ranges = |count| Wanted {
-        known: (0..count).map(range).collect(),
+        known: Some((0..count).map(range).collect()),
         ..wanted(&[7], [])
     };
     assert!(ranges(MAX_RANGES).fits());
@@ -98,6 +123,6 @@ fn what_does_not_fit_into_the_kernel_is_lifted_and_not_left_in_part() {
         let lifted = unfit.lifted();
         assert!(lifted.fits());
         assert_eq!(lifted.free, [PodId(1), PodId(7)].into());
-        assert!(lifted.restricted.is_empty() && lifted.known.is_empty());
+        assert!(lifted.restricted.is_empty() && lifted.known.is_none());
     }
 }

@@ -24,7 +24,7 @@ use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, route::Hop}
 
 /// The target of what policies have to say besides their decision, for log filters.
 const POLICY: &str = "policy";
-/// The path of connections that go straight from pod to pod.
+/// The path of connections in which the ztunnel has no part.
 const KERNEL: &str = "kernel";
 
 /// A connection from its accept to its end.
@@ -157,6 +157,19 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, direction, client, server);
         report.path = Some(KERNEL);
+        report
+    }
+
+    /// A connection of a pod straight out of the mesh, likewise.
+    pub(super) fn outside(
+        shared: &Arc<Shared>,
+        client: &Member,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Self {
+        let mut report = Self::straight(shared, Direction::Outbound, from, to);
+        report.source.pod = client.info.name.clone();
+        report.source.labels.namespace = client.info.namespace.clone();
         report
     }
 

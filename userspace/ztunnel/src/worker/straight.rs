@@ -1,23 +1,31 @@
-//! Accounts for connections that went straight from one pod of the node to another: what the kernel
-//! tells of them becomes the same lines and metrics as of those that were carried.
+//! Accounts for connections in which the ztunnel has no part, from one pod of the node to another or out
+//! of the mesh: what the kernel tells of them becomes the same lines and metrics as of those that were
+//! carried.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use sluice_model::{authz::Connection, mesh::Destination};
+use sluice_model::{Mesh, authz::Connection, mesh::Destination, workload::Egress};
 use sluice_telemetry::access::Direction;
 
-use super::{Shared, failure::Failure, neighbours::Neighbourhood, report::Report};
+use super::{
+    Shared,
+    failure::Failure,
+    flows::Cut,
+    neighbours::{Member, Members, Neighbourhood},
+    report::Report,
+};
 use crate::link::message::{Ending, Flow, FlowEnd};
 
 /// Those that are under way, by the cookies of their sockets.
 #[derive(Debug, Default)]
 pub(super) struct Straight(HashMap<u64, Ends>);
 
-/// What is told of a connection: as the client's node would, and as the server's.
+/// What is told of a connection: as the client's node would, and, where it stays on the node, as the
+/// server's.
 #[derive(Debug)]
 struct Ends {
     source: Report,
-    destination: Report,
+    destination: Option<Report>,
     /// When it was first heard of, in nanoseconds since boot.
     since: u64,
 }
@@ -34,17 +42,17 @@ impl Straight {
             match flow.end {
                 None => {
                     if let Some(mut ends) = Ends::of(&flow, shared, neighbourhood) {
-                        ends.source.opened();
-                        ends.destination.opened();
+                        ends.reports().for_each(Report::opened);
                         self.0.insert(flow.socket, ends);
                     }
                 }
                 Some(end) => {
-                    // One that was established while no worker heard of it, or never.
+                    // Of a short one nothing was told before, nor of one that was established while
+                    // no worker heard of it, or never.
                     let known = self.0.remove(&flow.socket);
                     let known = known.or_else(|| Ends::of(&flow, shared, neighbourhood));
                     if let Some(ends) = known {
-                        ends.finish(&flow, &end, neighbourhood);
+                        ends.finish(&flow, &end, shared, neighbourhood);
                     }
                 }
             }
@@ -57,8 +65,27 @@ impl Ends {
     fn of(flow: &Flow, shared: &Arc<Shared>, neighbourhood: &Neighbourhood) -> Option<Self> {
         let members = neighbourhood.members.borrow();
         let client = members.in_netns(flow.netns)?;
-        let server = members.at(flow.server.ip())?;
         let mesh = shared.mesh.load();
+        if flow.outside {
+            let mut source = Report::outside(shared, client, flow.client, flow.server);
+            source.source(mesh.workload(&client.uid));
+            return Some(Self {
+                source,
+                destination: None,
+                since: flow.since.unwrap_or(flow.time),
+            });
+        }
+        Self::neighbours(flow, shared, &mesh, &members, client)
+    }
+
+    fn neighbours(
+        flow: &Flow,
+        shared: &Arc<Shared>,
+        mesh: &Mesh,
+        members: &Members,
+        client: &Member,
+    ) -> Option<Self> {
+        let server = members.at(flow.server.ip())?;
         let service = match mesh.destination(&shared.network, flow.dialled.ip()) {
             Destination::Service(service) => Some(service),
             Destination::Workload(_) | Destination::Unknown => None,
@@ -87,30 +114,62 @@ impl Ends {
         }
         Some(Self {
             source,
-            destination,
-            since: flow.time,
+            destination: Some(destination),
+            since: flow.since.unwrap_or(flow.time),
         })
     }
 
-    fn finish(mut self, flow: &Flow, end: &FlowEnd, neighbourhood: &Neighbourhood) {
-        let client = neighbourhood
-            .members
-            .borrow()
-            .in_netns(flow.netns)
-            .map(|client| client.info.id);
-        let cut = client.and_then(|client| neighbourhood.cut(client, flow.server));
+    fn reports(&mut self) -> impl Iterator<Item = &mut Report> {
+        [&mut self.source].into_iter().chain(&mut self.destination)
+    }
+
+    fn finish(
+        mut self,
+        flow: &Flow,
+        end: &FlowEnd,
+        shared: &Shared,
+        neighbourhood: &Neighbourhood,
+    ) {
+        let cut = why_cut(flow, end, shared, neighbourhood);
         let failure = |cut| match end.how {
             Ending::Orderly => None,
             how => Some(Failure::straight(flow.server, how, cut)),
         };
         let duration = Duration::from_nanos(flow.time.saturating_sub(self.since));
-        self.source.lasted(duration);
-        self.destination.lasted(duration);
-        self.source.carried(end.sent, end.received);
-        self.source.finish(failure(None));
-        if end.how != Ending::NotConnected {
-            self.destination.carried(end.sent, end.received);
-            self.destination.finish(failure(cut.as_ref()));
+        for report in self.reports() {
+            report.lasted(duration);
+            report.carried(end.sent, end.received);
+        }
+        match self.destination {
+            // The server's end is where it is enforced who may come.
+            Some(destination) => {
+                self.source.finish(failure(None));
+                if end.how != Ending::NotConnected {
+                    destination.finish(failure(cut.as_ref()));
+                }
+            }
+            None => self.source.finish(failure(cut.as_ref())),
         }
     }
+}
+
+/// Why the broker has cut a connection, if it has.
+fn why_cut(
+    flow: &Flow,
+    end: &FlowEnd,
+    shared: &Shared,
+    neighbourhood: &Neighbourhood,
+) -> Option<Cut> {
+    let members = neighbourhood.members.borrow();
+    let client = members.in_netns(flow.netns)?;
+    if !flow.outside {
+        return neighbourhood.cut(client.info.id, flow.server);
+    }
+    let mesh = shared.mesh.load();
+    let restricted = mesh.workload(&client.uid)?.egress == Egress::Registry;
+    let unknown = matches!(
+        mesh.destination(&shared.network, flow.server.ip()),
+        Destination::Unknown
+    );
+    (end.how == Ending::Reset && restricted && unknown).then_some(Cut::NotInRegistry(flow.server))
 }
