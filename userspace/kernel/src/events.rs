@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
 };
 
 use aya::{
@@ -14,6 +15,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use sluice_abi::event::Event;
 
 use crate::Error;
+
+/// How long events are gathered. The kernel wakes a reader only with the first one that it has not
+/// read, so that this is also how often it is woken at most.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// Whether the programs write events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +49,8 @@ pub(crate) fn reader(ebpf: &mut Ebpf) -> Result<EventReader, Error> {
 }
 
 impl EventReader {
-    /// Waits until something is said or `stop` is readable (or closed), then passes events on and
-    /// logs the rest through `tracing`. False when `stop` ended it.
+    /// Waits until something is said or `stop` is readable (or closed), gathers for a moment what else
+    /// is said, then passes events on and logs the rest through `tracing`. False when `stop` ended it.
     ///
     /// # Errors
     /// The kernel's.
@@ -54,13 +59,8 @@ impl EventReader {
         stop: BorrowedFd<'_>,
         mut on_event: impl FnMut(&Event),
     ) -> io::Result<bool> {
-        let mut fds = [self.events.as_fd(), self.log.as_fd(), stop]
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let stopped = fds[2].revents().is_some_and(|events| !events.is_empty());
+        poll(&[self.events.as_fd(), self.log.as_fd(), stop], None)?;
+        let stopped = poll(&[stop], Some(GATHER))?;
         while let Some(item) = self.events.next() {
             if let Ok(bytes) = <&[u8; size_of::<Event>()]>::try_from(&*item) {
                 // SAFETY: `Event` is `repr(C)` of integers without implicit padding, so any bytes
@@ -70,6 +70,21 @@ impl EventReader {
         }
         self.log.flush();
         Ok(!stopped)
+    }
+}
+
+/// Waits until one of these is readable or closed; false when it took too long, or was interrupted.
+fn poll(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> io::Result<bool> {
+    let fds = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN));
+    let mut fds: Vec<_> = fds.collect();
+    let limit = match limit {
+        None => PollTimeout::NONE,
+        Some(limit) => limit.try_into().unwrap_or(PollTimeout::MAX),
+    };
+    match nix::poll::poll(&mut fds, limit) {
+        Ok(ready) => Ok(ready > 0),
+        Err(nix::errno::Errno::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
