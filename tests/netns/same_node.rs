@@ -1,11 +1,12 @@
 //! Connections between two pods of one node: straight from one to the other, in the kernel.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use sluice_tests::eventually::PATIENCE;
 use sluice_tests::mesh::Options;
-use sluice_tests::podtool::{self, Connection, Event, Serve};
+use sluice_tests::podtool::{self, Connection, Event, Flood, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario_with};
 use sluice_tests::ztunnel::Ztunnel;
@@ -370,6 +371,49 @@ fn a_label_ends_what_goes_straight() {
     );
 }
 
+/// Connections come and go while they are forbidden: none is left over, of those that were being made
+/// neither.
+#[test]
+fn nothing_survives_a_revocation() {
+    const SILENT: u16 = 9090;
+    scenario_with(&["a"], Options::default(), |s| {
+        let stage = Stage::build(s)?;
+        let to = SocketAddr::new(stage.server.v4().into(), SILENT).to_string();
+        // It never answers, so that whoever is not cut waits for ever.
+        let _silent = podtool::serve(&stage.server, "silent", Serve::Sum, "[::]:9090")?;
+        for round in 0..4 {
+            eventually(|| {
+                let before = verdicts(stage.ztunnel())?;
+                let _connection = Connection::open(&stage.web, &to)?;
+                ensure!(verdicts(stage.ztunnel())?[0] > before[0], "not straight");
+                Ok(())
+            })?;
+            let many = ["--count", "400", "--concurrency", "400", "--rate", "1000"];
+            let forever = ["--timeout-ms", "120000"];
+            let options = [many.as_slice(), &forever].concat();
+            let name = format!("many-{round}");
+            let flood = podtool::start_flood(&stage.web, &name, &to, &options)?;
+            eventually(|| {
+                let established = stage.server.netns.established(SILENT)?;
+                ensure!(established > 50, "{established} connections");
+                Ok(())
+            })?;
+            let forbidden = "action: DENY\n  rules: [{from: [{source: {serviceAccounts: [web]}}]}]";
+            stage.policy(forbidden)?;
+            let log = eventually(|| {
+                let left = stage.server.netns.established(SILENT)?;
+                let log = flood.log()?;
+                ensure!(left == 0 && log.contains('}'), "{left} are left");
+                Ok(log)
+            })?;
+            let flood = Flood::parse(&log)?;
+            ensure!(flood.attempted == 400 && flood.ok == 0, "{flood:?}");
+            stage.s.mesh.config().delete("policy")?;
+        }
+        Ok(())
+    });
+}
+
 /// The client's name and address come to another pod, of an account that nothing was said of.
 #[test]
 fn a_pod_that_takes_the_place_of_another_inherits_nothing() {
@@ -500,6 +544,25 @@ fn a_killed_worker_disturbs_nothing_and_its_successor_judges() {
     });
 }
 
+/// What nobody has judged for 10 s is cut, and comes again when somebody does.
+#[test]
+fn without_a_worker_nothing_goes_straight_for_long() {
+    scenario_with(&["a"], Options::default(), |s| {
+        let stage = Stage::build(s)?;
+        let held = stage.straight(&stage.web, stage.direct())?;
+        // No worker lives long enough to say anything.
+        let begin = Instant::now();
+        while held.connection.event(Duration::from_millis(1))?.is_none() {
+            let _ = stage.ztunnel().kill_worker();
+            ensure!(begin.elapsed() < PATIENCE, "it is not cut");
+        }
+        ensure!(begin.elapsed() > Duration::from_secs(9), "cut too soon");
+        stage.s.mesh.ztunnel_mut("a").wait_until_ready()?;
+        drop(stage.straight(&stage.web, stage.direct())?);
+        Ok(())
+    });
+}
+
 /// Nobody is let go straight on the word of a broker that is gone, and the next one ends what it
 /// has not judged.
 #[test]
@@ -510,7 +573,7 @@ fn a_broker_that_is_gone_vouches_for_nobody() {
         let ztunnel = stage.s.mesh.ztunnel_mut("a");
         ztunnel.kill_broker()?;
         ztunnel.broker().wait(PATIENCE)?;
-        sluice_tests::eventually_within(std::time::Duration::from_secs(20), || {
+        sluice_tests::eventually_within(Duration::from_secs(20), || {
             let greeted = Connection::open(&stage.web, &stage.direct().to_string());
             ensure!(greeted.is_err(), "still let go");
             Ok(())

@@ -114,6 +114,14 @@ impl Netns {
             .count())
     }
 
+    /// How many established TCP connections inside have this local port.
+    pub fn established(&self, port: u16) -> Result<usize> {
+        let suffix = format!(":{port:04X}");
+        // 01 is TCP_ESTABLISHED.
+        let found = |(local, state): &(&str, &str)| local.ends_with(&suffix) && *state == "01";
+        Ok(sockets(&self.tcp_tables()?).filter(found).count())
+    }
+
     fn tcp_tables(&self) -> Result<String> {
         // `/proc/self/net` would be the main thread's namespace.
         let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));

@@ -35,6 +35,9 @@ pub(super) struct Neighbours {
     orphaned: Option<Instant>,
     /// What an earlier broker let go has been looked for.
     swept: bool,
+    /// Where something has just been taken back, to be looked through once more: the kernel lists
+    /// sockets in pieces, while others come and go.
+    to_sweep: Vec<Arc<Netns>>,
 }
 
 #[derive(Clone)]
@@ -54,6 +57,7 @@ impl Neighbours {
             routed: HashMap::new(),
             orphaned: None,
             swept: false,
+            to_sweep: Vec::new(),
         })
     }
 
@@ -143,6 +147,8 @@ impl Neighbours {
             self.routes.clear();
         }
         report(kernel.vouch(VOUCHED));
+        let again = std::mem::take(&mut self.to_sweep);
+        self.cut(again.into_iter());
     }
 
     /// Brings the kernel in step with what the worker allows and with the pods that are here.
@@ -171,7 +177,9 @@ impl Neighbours {
             report(kernel.disallow(dial.0, dial.1));
             self.allowed.remove(dial);
         }
-        self.cut(revoked.into_iter().map(|(_, netns)| netns));
+        self.cut(revoked.iter().map(|(_, netns)| netns.clone()));
+        self.to_sweep
+            .extend(revoked.into_iter().map(|(_, netns)| netns));
         if !self.swept {
             self.swept = true;
             self.cut(pods.values().map(|pod| pod.netns.clone()));
