@@ -90,7 +90,12 @@ fn capture(
     // SAFETY: `sk` is the context's own socket.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
     let protocol = read!((*sa).protocol);
-    let straight = if protocol == verdict::TCP {
+    // SAFETY: as for PODS.
+    let owner = unsafe { POD_IPS.get(&dst.ip) }.copied().unwrap_or_default();
+    let is_pod = owner.netns != 0;
+    let known = (registry_only || bypass && !is_pod) && is_known(&dst.ip);
+    // What neither the node nor the mesh knows leads to no pod of the node.
+    let straight = if protocol == verdict::TCP && (known || is_pod || !bypass) {
         neighbour::route(netns, &dst)
     } else {
         None
@@ -101,11 +106,10 @@ fn capture(
         enrolled: true,
         proxy: storage_get(&PROXY, sk).is_some(),
         destination: dst,
-        // SAFETY: as for PODS.
-        owner: unsafe { POD_IPS.get(&dst.ip) }.copied().unwrap_or_default(),
+        owner,
         registry_only,
         bypass,
-        known: (registry_only || bypass) && is_known(&dst.ip),
+        known,
         dns: flags & DNS != 0,
         allowed: straight.is_some(),
     };
