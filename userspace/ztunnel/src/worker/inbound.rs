@@ -82,7 +82,7 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
         }
     };
     let domains = equivalent_domains(&shard, &pod);
-    let result = match Session::accept(tcp, &svid, domains).await {
+    let result = match Session::accept(&shard.engine, tcp, &svid, domains).await {
         Ok(session) => tunnel(&shard, &pod, session, peer, local).await,
         Err(error) => Err(error.into()),
     };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use sluice_hbone::{Idle, Pool};
+use sluice_hbone::{Engine, Idle, Pool};
 use sluice_kernel::{SocketMapFds, SocketMaps};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -38,6 +38,7 @@ pub(super) struct Shard {
     pub(super) shared: Arc<Shared>,
     pub(super) link: AsyncLink,
     pub(super) maps: RefCell<SocketMaps>,
+    pub(super) engine: Engine,
     pub(super) pool: Pool,
     pub(super) resolver: Resolver,
     pub(super) since: Instant,
@@ -65,18 +66,20 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
         let _inside = runtime.enter();
         AsyncLink::new(link)?
     };
-    let resolver = Resolver::new(&shared.settings.nameservers);
-    let shard = Rc::new(Shard {
-        shared,
-        link,
-        maps: RefCell::new(maps),
-        pool: Pool::default(),
-        resolver,
-        since: Instant::now(),
-        pods: Table::default(),
-        departed: RefCell::default(),
-    });
     LocalSet::new().block_on(&runtime, async {
+        let resolver = Resolver::new(&shared.settings.nameservers);
+        let engine = Engine::start().context("start the tunnels' engine")?;
+        let shard = Rc::new(Shard {
+            shared,
+            link,
+            maps: RefCell::new(maps),
+            pool: Pool::new(engine.clone()),
+            engine,
+            resolver,
+            since: Instant::now(),
+            pods: Table::default(),
+            departed: RefCell::default(),
+        });
         spawn_local(sweep(shard.clone()));
         spawn_local(review::follow(shard.clone()));
         shard.follow_broker().await
