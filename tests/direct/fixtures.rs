@@ -106,6 +106,7 @@ pub(crate) async fn to_application(incoming: Incoming) {
     };
     if let Ok(stream) = incoming.accept(&Baggage::default()) {
         // How it ends is seen by the applications.
+        let tcp = tcp.into_std().unwrap();
         let _ = stream.carry(tcp, &Rc::new(Meter::default())).await;
     }
 }
@@ -287,6 +288,7 @@ impl Source {
             let meter = Rc::new(Meter::default());
             let opened = source.open(&application.to_string()).await;
             let stream = opened.map_err(Failure::Open)?.stream;
+            let captured = captured.into_std().unwrap();
             let carried = stream.carry(captured, &meter).await;
             carried.map_err(Failure::Carry).map(|()| meter)
         });

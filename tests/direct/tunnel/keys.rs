@@ -115,7 +115,7 @@ fn our_keys_change_while_bytes_flow() {
             let opened = world.source.pool.open(key, &authority, dial).await.unwrap();
             let (mut app, captured) = crate::fixtures::sockets().await;
             let meter = Rc::default();
-            let carried = opened.stream.carry(captured, &meter);
+            let carried = opened.stream.carry(captured.into_std().unwrap(), &meter);
             let mut server = server.next().await;
             let talk = async {
                 for round in 0..3 {

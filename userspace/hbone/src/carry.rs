@@ -7,7 +7,7 @@
 //! Whoever opened an application's socket has set its options, `TCP_NODELAY` among them: a listener's
 //! are inherited, so that they cost a connection nothing.
 
-use std::{cell::Cell, io, rc::Rc};
+use std::{cell::Cell, io, net::TcpStream as StdStream, os::fd::AsFd, rc::Rc};
 
 use bytes::BytesMut;
 use tokio::{
@@ -70,11 +70,12 @@ impl Stream {
         self.engine.respond(self.id, accept, block)
     }
 
-    /// Carries an application's connection through the stream until both directions have ended.
+    /// Carries an application's connection, a non-blocking socket, through the stream until both
+    /// directions have ended.
     ///
     /// # Errors
     /// When either side breaks; the other has been reset then, as both are when this is given up.
-    pub async fn carry(self, tcp: TcpStream, meter: &Rc<Meter>) -> Result<(), CarryError> {
+    pub async fn carry(self, tcp: StdStream, meter: &Rc<Meter>) -> Result<(), CarryError> {
         self.engine.carry(self.id, tcp, meter.clone()).await
     }
 
@@ -92,7 +93,7 @@ impl Drop for Stream {
 
 /// Ends a connection by a reset instead of an orderly end, so that nobody takes a refusal for an
 /// empty answer.
-pub fn reset(tcp: TcpStream) {
+pub fn reset(tcp: impl AsFd) {
     reset_when_closed(&tcp, true);
 }
 

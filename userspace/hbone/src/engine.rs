@@ -9,6 +9,7 @@
 //! The rest of the thread's work are tasks of its runtime, as is the driver itself, and the two
 //! take turns.
 
+mod listener;
 mod outbox;
 mod stream;
 mod tunnel;
@@ -20,7 +21,7 @@ use std::{
     future::poll_fn,
     io,
     net::TcpStream,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     rc::Rc,
     task::Poll,
     time::Duration,
@@ -47,24 +48,29 @@ use crate::{
     tls::{Established, MAX_RECORD},
 };
 
+pub use listener::Listener;
 pub(crate) use stream::reset_when_closed;
 
+use listener::Listening;
 use outbox::Spare;
 use stream::{Piece, Stream};
 use tunnel::{Side, Tunnel};
 
 /// What one read of a tunnel takes at most, in bytes, beside a record that has come in part.
-const READ: usize = crate::limits::TURN;
+const READ: usize = 256 << 10;
 /// How many events one look at the kernel brings at most.
 const EVENTS: usize = 256;
 /// How often time is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// Tells tunnels from streams in what the kernel says of a socket. No index is so large.
+/// Tell tunnels, streams and listeners apart in what the kernel says of a socket. No index is so
+/// large.
 const STREAM_BIT: u64 = 1 << 31;
+const LISTENER_BIT: u64 = 1 << 30;
 
 new_key_type! {
     pub(crate) struct TunnelId;
     pub(crate) struct StreamId;
+    struct ListenerId;
 }
 
 /// How far a tunnel has come.
@@ -237,6 +243,11 @@ impl Engine {
         result
     }
 
+    /// Looks into the engine, after which it has no more to do than before.
+    fn look<T>(&self, look: impl FnOnce(&mut Core) -> T) -> T {
+        look(&mut self.0.shared.core.borrow_mut())
+    }
+
     /// Takes a socket on which TLS has begun.
     pub(crate) fn client(
         &self,
@@ -317,10 +328,9 @@ impl Engine {
     pub(crate) async fn carry(
         &self,
         id: StreamId,
-        tcp: tokio::net::TcpStream,
+        tcp: TcpStream,
         meter: Rc<Meter>,
     ) -> Result<(), CarryError> {
-        let tcp = tcp.into_std().map_err(CarryError::Application)?;
         self.with(|core| core.attach(id, tcp, meter))?;
         poll_fn(|cx| {
             let mut core = self.0.shared.core.borrow_mut();
@@ -409,6 +419,7 @@ struct Core {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
     tunnels: SlotMap<TunnelId, Tunnel>,
+    listeners: SlotMap<ListenerId, Listening>,
     rest: Rest,
     /// Tunnels that have something to be read.
     readable: VecDeque<TunnelId>,
@@ -423,6 +434,7 @@ impl Core {
             epoll,
             events: Vec::with_capacity(EVENTS),
             tunnels: SlotMap::with_key(),
+            listeners: SlotMap::with_key(),
             rest: Rest {
                 streams: SlotMap::with_key(),
                 ready: VecDeque::new(),
@@ -458,7 +470,7 @@ impl Core {
             .insert_with_key(|id| Tunnel::new(id, side, tcp, (opener, sealer, secrets), rest));
         let tunnel = &mut self.tunnels[id];
         let status = tunnel.status.clone();
-        let watched = watch(&self.epoll, tunnel.socket(), id.data().as_ffi());
+        let watched = watch(&self.epoll, tunnel.socket(), id.data().as_ffi(), SOCKET);
         if let Err(error) = watched {
             self.tunnels.remove(id);
             return Err(error);
@@ -471,8 +483,8 @@ impl Core {
     fn attach(&mut self, id: StreamId, tcp: TcpStream, meter: Rc<Meter>) -> Result<(), CarryError> {
         let ended = || CarryError::Tunnel(TunnelError::Ended);
         let stream = self.rest.streams.get_mut(id).ok_or_else(ended)?;
-        watch(&self.epoll, &tcp, id.data().as_ffi() | STREAM_BIT)
-            .map_err(CarryError::Application)?;
+        let key = id.data().as_ffi() | STREAM_BIT;
+        watch(&self.epoll, &tcp, key, SOCKET).map_err(CarryError::Application)?;
         stream.attach(tcp, meter);
         if stream.end.is_some() {
             stream.deliver_late();
@@ -561,6 +573,11 @@ impl Core {
                     stream.ready(readable, writable, hung_up, broken);
                     self.rest.enqueue(id);
                 }
+            } else if key & LISTENER_BIT != 0 {
+                let id = ListenerId::from(KeyData::from_ffi(key & !LISTENER_BIT));
+                if let Some(listener) = self.listeners.get_mut(id) {
+                    listener.ready();
+                }
             } else {
                 let id = TunnelId::from(KeyData::from_ffi(key));
                 if let Some(tunnel) = self.tunnels.get_mut(id) {
@@ -602,9 +619,14 @@ impl Core {
     }
 }
 
-/// Has the kernel tell, once each time, when a socket becomes readable or writable or breaks.
-fn watch(epoll: &OwnedFd, socket: &TcpStream, key: u64) -> io::Result<()> {
-    let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+/// What the kernel tells of a connection, once each time it happens.
+const SOCKET: EventFlags = EventFlags::IN
+    .union(EventFlags::OUT)
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
+
+/// Has the kernel tell what happens to a socket.
+fn watch(epoll: &OwnedFd, socket: impl AsFd, key: u64, flags: EventFlags) -> io::Result<()> {
     epoll::add(epoll, socket, EventData::new_u64(key), flags)?;
     Ok(())
 }

@@ -19,8 +19,6 @@ pub(crate) const MAX_HEADER_LIST: u32 = 64 << 10;
 pub(crate) const MAX_STREAMS_IN: u32 = 200;
 /// Streams that we put into one tunnel, if its server allows as many.
 pub(crate) const MAX_STREAMS_OUT: usize = 100;
-/// What one stream says, or a tunnel hears, before it is another one's turn, in bytes.
-pub(crate) const TURN: usize = 256 << 10;
 
 /// Frames that carry nothing, which a peer may send beyond what our own frames call for: so many at
 /// once, and so many more each second. More of them are an attack.

@@ -24,6 +24,9 @@ const BUFFER: usize = RECORDS * (OVERHEAD + MAX_PLAINTEXT) + RESERVE;
 const LEAST: usize = 1 << 10;
 /// What a frame of an application's bytes holds at most: with its head, it fills a record.
 const PIECE: usize = MAX_PLAINTEXT - HEAD;
+/// What one stream says before it is another one's turn, in bytes: a buffer full of whole records. A
+/// byte more would travel alone.
+pub(super) const TURN: usize = RECORDS * PIECE;
 
 /// Buffers for tunnels that have something to say; idle tunnels have none.
 #[derive(Debug, Default)]

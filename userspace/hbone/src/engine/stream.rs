@@ -115,7 +115,8 @@ impl Stream {
         self.app = Some(App {
             tcp,
             meter,
-            readable: true,
+            // Told at once, by whoever watches the socket from now on.
+            readable: false,
             writable: true,
             hung_up: false,
             broken: false,

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener, TcpStream as StdStream},
     os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use sluice_hbone::{Engine, Idle, Pool};
 use sluice_kernel::{SocketMapFds, SocketMaps};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     task::{LocalSet, spawn_local},
 };
 
@@ -139,7 +139,7 @@ impl Shard {
                 dns::start(self, &pod, fd);
                 continue;
             }
-            match TcpListener::from_std(StdListener::from(fd)) {
+            match self.engine.listen(TcpListener::from(fd)) {
                 Ok(listener) => {
                     spawn_local(self.clone().accept(pod.clone(), *kind, listener));
                 }
@@ -176,7 +176,12 @@ impl Shard {
     }
 
     /// Serves one listener until its pod leaves. Established connections go on after that.
-    async fn accept(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, listener: TcpListener) {
+    async fn accept(
+        self: Rc<Self>,
+        pod: Rc<Pod>,
+        kind: Listener,
+        listener: sluice_hbone::Listener,
+    ) {
         let mut left = pod.left();
         loop {
             let accepted = tokio::select! {
@@ -193,15 +198,22 @@ impl Shard {
         }
     }
 
-    fn serve(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, tcp: TcpStream, peer: SocketAddr) {
+    fn serve(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, tcp: StdStream, peer: SocketAddr) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        if kind == Listener::Outbound {
+            spawn_local(outbound::serve(self, pod, tcp, peer));
+            return;
+        }
+        let tcp = match TcpStream::from_std(tcp) {
+            Ok(tcp) => tcp,
+            Err(error) => return tracing::warn!(%error, ?kind, "a connection is lost"),
+        };
         match kind {
-            Listener::Outbound => spawn_local(outbound::serve(self, pod, tcp, peer)),
             Listener::Plaintext => spawn_local(plaintext::serve(self, pod, tcp, peer)),
             Listener::Hbone => spawn_local(inbound::serve(self, pod, tcp, peer)),
             Listener::DnsByTcp => spawn_local(dns::serve_tcp(self, pod, tcp, peer)),
-            // Not accepted, but received.
-            Listener::Dns => return,
+            // Served above; and not accepted, but received.
+            Listener::Outbound | Listener::Dns => return,
         };
     }
 }

@@ -3,7 +3,7 @@
 use std::{io, rc::Rc};
 
 use super::{
-    super::{Rest, StreamId, stream::Stream},
+    super::{Rest, StreamId, outbox::TURN, stream::Stream},
     Tunnel,
     frames::IDLE_FRAMES_OF_A_STREAM,
 };
@@ -189,7 +189,7 @@ impl Tunnel {
         let Some(mut stream) = rest.streams.get_mut(id) else {
             return;
         };
-        let mut left = limits::TURN as i64;
+        let mut left = TURN as i64;
         while stream.wants_to_say() && stream.attached {
             if stream.credit <= 0 {
                 break;
