@@ -1,7 +1,12 @@
 //! What both doors of a pod check before a connection reaches its application: the tunnel's, and the
 //! one for plaintext.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream as StdStream},
+    rc::Rc,
+    sync::Arc,
+};
 
 use sluice_identity::Peer;
 use sluice_kernel::ports;
@@ -9,7 +14,6 @@ use sluice_model::{
     Mesh, SpiffeId, TrustDomain, Workload,
     authz::{Applicable, Connection, Decision, DenyReason},
 };
-use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
@@ -84,7 +88,7 @@ impl Known {
         visitor: Visitor<'_>,
         destination: SocketAddr,
         report: &mut Report,
-    ) -> Result<(TcpStream, Flow), Refusal> {
+    ) -> Result<(StdStream, Flow), Refusal> {
         let Self {
             mesh,
             workload,
