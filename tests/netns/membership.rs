@@ -158,6 +158,7 @@ fn a_pod_that_comes_back_under_its_name_is_another_pod() {
         ensure!(identity == second.spiffe_id(), "{identity}");
         // It also serves, in its new namespace.
         let _echo = podtool::serve(&second, "echo", Serve::Greet, "[::]:81")?;
+        s.mesh.settle()?;
         expect_tunnelled(s, &server, &at(&second, 81))?;
 
         // The same pod under another account gets the certificate of that.

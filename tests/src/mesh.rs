@@ -217,6 +217,12 @@ impl Mesh {
             .unwrap_or_else(|| panic!("this mesh has no node {node}"))
     }
 
+    /// Whether what the mesh does not know is not captured.
+    pub(crate) fn bypasses(&self) -> bool {
+        let off = ["--bypass", "false"];
+        !self.options.ztunnel.windows(2).any(|two| two == off)
+    }
+
     #[must_use]
     pub fn ztunnels(&self) -> &[Ztunnel] {
         &self.ztunnels

@@ -1,5 +1,6 @@
 //! Waiting until what was written into the directory is in force everywhere.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -8,25 +9,32 @@ use serde_json::Value;
 use crate::eventually::eventually;
 use crate::mesh::Mesh;
 
-/// The workload that carries the marker; its address is for documentation (RFC 5737).
+/// The workload that carries the marker.
 const MARKER: &str = "settled";
-const MARKER_IP: &str = "192.0.2.1";
 
 impl Mesh {
     /// Waits until every ztunnel has what is in the directory now.
     ///
     /// A marker is written after everything else; where it has arrived and all that was sent is
-    /// acknowledged, the rest has arrived too, removals included.
+    /// acknowledged, the rest has arrived too, removals included. The kernel captures what it knows.
     pub fn settle(&self) -> Result<()> {
         static REVISION: AtomicU64 = AtomicU64::new(1);
-        let revision = format!("revision-{}", REVISION.fetch_add(1, Ordering::Relaxed));
-        self.config().apply(MARKER, &marker(&revision))?;
+        let number = REVISION.fetch_add(1, Ordering::Relaxed);
+        let revision = format!("revision-{number}");
+        // For documentation (RFC 5737), and another one each time.
+        let ip = Ipv4Addr::new(192, 0, 2, (number % 250) as u8 + 1);
+        self.config().apply(MARKER, &marker(&revision, ip))?;
         eventually(|| {
             for ztunnel in self.ztunnels() {
                 let dump = ztunnel.config_dump()?;
                 ensure!(
                     has_marker(&dump, &revision),
                     "node {} has not got the configuration",
+                    ztunnel.node().name()
+                );
+                ensure!(
+                    !self.bypasses() || ztunnel.captures(ip)?,
+                    "the kernel of node {} has not got the addresses",
                     ztunnel.node().name()
                 );
             }
@@ -38,13 +46,13 @@ impl Mesh {
     }
 }
 
-fn marker(revision: &str) -> String {
+fn marker(revision: &str, ip: Ipv4Addr) -> String {
     format!(
         "apiVersion: v1\n\
          kind: Pod\n\
          metadata: {{name: {MARKER}, namespace: default}}\n\
          spec: {{nodeName: {revision}}}\n\
-         status: {{phase: Running, podIP: {MARKER_IP}}}\n"
+         status: {{phase: Running, podIP: {ip}}}\n"
     )
 }
 

@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -240,6 +241,24 @@ impl Ztunnel {
     /// All that broker and worker have logged.
     pub fn log(&self) -> Result<String> {
         self.broker.log()
+    }
+
+    /// Whether the kernel captures what goes to this address, since the mesh knows it.
+    pub fn captures(&self, ip: Ipv4Addr) -> Result<bool> {
+        let versions = fs::read_dir(self.pins()).context("reading the pins")?;
+        let maps = versions
+            .flatten()
+            .map(|version| version.path().join("maps/REGISTRY"));
+        let map = maps.into_iter().find(|map| map.exists());
+        let key = ip.to_ipv6_mapped().octets().map(|byte| byte.to_string());
+        let found = Command::new("bpftool")
+            .args(["map", "lookup", "pinned"])
+            .arg(map.context("no map of addresses is pinned")?)
+            .arg("key")
+            .args(key)
+            .output()
+            .context("running bpftool")?;
+        Ok(found.status.success())
     }
 
     /// The access log from the beginning.
