@@ -1,7 +1,12 @@
 //! What both doors of a pod check before a connection reaches its application: the tunnel's, and the
 //! one for plaintext.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
 
 use sluice_identity::Peer;
 use sluice_kernel::ports;
@@ -57,12 +62,13 @@ pub(super) struct Known {
     policies: Applicable,
 }
 
-/// Waits until the pod and the policies that protect it are known.
-pub(super) async fn known(shard: &Shard, pod: &Pod) -> Result<Known, Refusal> {
+/// Waits until the pod and the policies that protect it are known, and not long for its visitor.
+pub(super) async fn known(shard: &Shard, pod: &Pod, visitor: IpAddr) -> Result<Known, Refusal> {
     // Workloads may arrive before the policies.
     if !shard.shared.synced().await {
         return Err(Refusal::NotSynced);
     }
+    shard.shared.visitor(visitor).await;
     let known = |mesh: &Arc<Mesh>| {
         Some(Known {
             mesh: mesh.clone(),

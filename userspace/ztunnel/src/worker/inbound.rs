@@ -4,8 +4,9 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Session};
-use sluice_model::{Name, TrustDomain};
+use sluice_model::{Name, ServiceKey, TrustDomain, Workload};
 use sluice_telemetry::metrics::{Denial, Phase, Reporter};
+use sluice_xds::{Key, Unanswered};
 use tokio::net::TcpStream;
 
 use super::{
@@ -29,6 +30,8 @@ pub(super) enum Error {
     NotHere(Authority, SocketAddr),
     #[error("{0} is no service of this workload")]
     UnknownHost(Authority),
+    #[error("{0}")]
+    UnknownService(#[source] Unanswered),
     #[error("{0}")]
     Refused(#[from] Refusal),
     #[error("the tunnel: {0}")]
@@ -58,7 +61,9 @@ impl Error {
             Self::Refused(Refusal::Denied(_) | Refusal::Untrusted(_) | Refusal::Cut(_)) => {
                 Some(StatusCode::UNAUTHORIZED)
             }
-            Self::UnknownHost(_) | Self::Refused(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Self::UnknownHost(_) | Self::UnknownService(_) | Self::Refused(_) => {
+                Some(StatusCode::SERVICE_UNAVAILABLE)
+            }
             Self::Tunnel(_) | Self::Carry(_) | Self::Cut(_) => None,
         }
     }
@@ -173,7 +178,13 @@ async fn reach(
     report: &mut Report,
 ) -> Result<(TcpStream, Flow, Baggage), Error> {
     let authority = incoming.authority().ok_or(Error::NotConnect)?;
-    let known = admission::known(shard, pod).await?;
+    let mut known = admission::known(shard, pod, peer.ip()).await?;
+    if let Some(service) = named_service(&known.workload, authority) {
+        let key = Key::Service(service);
+        let learnt = shard.shared.mesh.learn(&key, PATIENCE).await;
+        let _needed = learnt.map_err(Error::UnknownService)?;
+        known = admission::known(shard, pod, peer.ip()).await?;
+    }
     let port = destination_port(&known, authority, local)?;
     let visitor = Visitor {
         peer: Some(&incoming.peer),
@@ -196,6 +207,21 @@ fn client_address(incoming: &Incoming, peer: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The host of an authority; an IPv6 address without its brackets.
+fn bare_host(authority: &Authority) -> &str {
+    let host = authority.host();
+    host.strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
+/// The service of a workload that an authority names, if it names one.
+fn named_service(workload: &Workload, authority: &Authority) -> Option<ServiceKey> {
+    let hostname: Name = bare_host(authority).into();
+    let mut keys = workload.services.keys();
+    keys.find(|key| key.hostname == hostname).cloned()
+}
+
 /// The application's port that an authority asks for.
 fn destination_port(
     Known { mesh, workload, .. }: &Known,
@@ -207,21 +233,14 @@ fn destination_port(
         .port_u16()
         .filter(|port| *port != 0)
         .ok_or_else(bad)?;
-    let host = authority.host();
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
+    let bare = bare_host(authority);
     match bare.parse::<std::net::IpAddr>() {
         Ok(ip) if ip.to_canonical() == local.ip() => Ok(port),
         Ok(_) => Err(Error::NotHere(authority.clone(), local)),
         Err(_) => {
-            let hostname: Name = bare.into();
-            let key = workload
-                .services
-                .keys()
-                .find(|key| key.hostname == hostname);
-            let endpoint = key.and_then(|key| mesh.service(key)).and_then(|service| {
+            let key = named_service(workload, authority);
+            let service = key.and_then(|key| mesh.service(&key));
+            let endpoint = service.and_then(|service| {
                 mesh.endpoints(service, port)
                     .into_iter()
                     .find(|endpoint| endpoint.workload.uid == workload.uid)

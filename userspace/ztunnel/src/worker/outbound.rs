@@ -13,6 +13,7 @@ use sluice_hbone::{
     CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey,
 };
 use sluice_model::{Name, OrigDst, Uid, Workload};
+use sluice_xds::{Needed, Unanswered};
 use tokio::net::TcpStream;
 
 use super::{
@@ -42,6 +43,8 @@ pub(super) enum Error {
     NotSynced,
     #[error("the workload is not known to the control plane")]
     UnknownWorkload,
+    #[error("{0}")]
+    UnknownDestination(#[from] Unanswered),
     #[error("{}", explain(*.0, .1))]
     Open(SocketAddr, #[source] OpenError),
     #[error("connect to {0}: {why}", why = words::connect(.1))]
@@ -107,7 +110,9 @@ async fn run(
     orig: OrigDst,
     report: &mut Report,
 ) -> Result<(), Error> {
-    match reach(shard, pod, client, orig, report).await {
+    // What the connection goes to stays known for as long as it lasts.
+    let mut needed = Vec::new();
+    match reach(shard, pod, client, orig, &mut needed, report).await {
         Ok(Reached::Plain(peer, mut flow)) => {
             report.opened();
             let carried = flow.unless_cut(sluice_hbone::join(tcp, peer, &report.meter));
@@ -137,6 +142,7 @@ async fn reach(
     pod: &Rc<Pod>,
     address: SocketAddr,
     orig: OrigDst,
+    needed: &mut Vec<Needed>,
     report: &mut Report,
 ) -> Result<Reached, Error> {
     let shared = &shard.shared;
@@ -146,6 +152,7 @@ async fn reach(
     // What it may reach is part of what the control plane says of it.
     let source = shared.workload(pod).await.ok_or(Error::UnknownWorkload)?;
     report.source(Some(&source));
+    *needed = shared.destination(orig).await?;
     let client = Client {
         network: &shared.network,
         workload: &source,
@@ -331,6 +338,7 @@ impl Error {
             Self::Refused(_)
             | Self::NotSynced
             | Self::UnknownWorkload
+            | Self::UnknownDestination(_)
             | Self::Carry(_)
             | Self::Cut(_) => false,
         }

@@ -67,7 +67,7 @@ async fn reach(
         address: peer,
         shown: peer,
     };
-    admission::known(shard, pod)
+    admission::known(shard, pod, peer.ip())
         .await?
         .admit(shard, pod, visitor, destination, report)
         .await
