@@ -13,6 +13,7 @@ mod harness;
 mod identity;
 mod kernel;
 mod membership;
+mod metrics;
 mod on_demand;
 mod peers;
 mod policy;
