@@ -6,6 +6,7 @@
 mod bytes;
 mod capture;
 mod configuration;
+mod control_plane;
 mod dns;
 mod egress;
 mod envoy;
