@@ -10,8 +10,8 @@ use std::{
 };
 
 use sluice_hbone::{
-    Baggage, CarryError, ConnectRequest, Dialled, ForwardedFor, Incoming, Meter, OpenError, Opened,
-    Pool, ServeError, Session, TunnelKey,
+    Baggage, CarryError, ConnectRequest, Dialled, Engine, ForwardedFor, Incoming, Meter, OpenError,
+    Opened, Pool, ServeError, Session, TunnelKey,
 };
 use sluice_identity::Svid;
 use tokio::{
@@ -106,7 +106,8 @@ pub(crate) async fn to_application(incoming: Incoming) {
     };
     if let Ok(stream) = incoming.accept(&Baggage::default()) {
         // How it ends is seen by the applications.
-        let _ = stream.carry(tcp, &Meter::default()).await;
+        let tcp = tcp.into_std().unwrap();
+        let _ = stream.carry(tcp, &Rc::new(Meter::default())).await;
     }
 }
 
@@ -140,6 +141,7 @@ impl Destination {
             ended: Mutex::new(ended),
         };
         let svid = svid.clone();
+        let engine = Engine::start().unwrap();
         let (accepted, tunnels) = (destination.accepted.clone(), destination.tunnels.clone());
         spawn_local(async move {
             loop {
@@ -147,8 +149,9 @@ impl Destination {
                 accepted.set(accepted.get() + 1);
                 let (drain, drained) = watch::channel(false);
                 let (ends, on_stream, svid) = (ends.clone(), on_stream.clone(), svid.clone());
+                let engine = engine.clone();
                 let task = spawn_local(async move {
-                    let result = match Session::accept(tcp, &svid, Arc::new([])).await {
+                    let result = match Session::accept(&engine, tcp, &svid, Arc::new([])).await {
                         Ok(session) => session.serve(drained, on_stream).await,
                         Err(error) => Err(error),
                     };
@@ -218,7 +221,7 @@ pub(crate) struct Connection {
     /// The application's end.
     pub(crate) app: TcpStream,
     /// The tunnel's, with the bytes that it counted.
-    pub(crate) proxy: JoinHandle<Result<Meter, Failure>>,
+    pub(crate) proxy: JoinHandle<Result<Rc<Meter>, Failure>>,
 }
 
 impl Source {
@@ -237,7 +240,7 @@ impl Source {
                 destination,
             },
             svid,
-            pool: Pool::default(),
+            pool: Pool::new(Engine::start().unwrap()),
             dialled: Cell::new(0),
         })
     }
@@ -282,9 +285,10 @@ impl Source {
         };
         let source = self.clone();
         let proxy = spawn_local(async move {
-            let meter = Meter::default();
+            let meter = Rc::new(Meter::default());
             let opened = source.open(&application.to_string()).await;
             let stream = opened.map_err(Failure::Open)?.stream;
+            let captured = captured.into_std().unwrap();
             let carried = stream.carry(captured, &meter).await;
             carried.map_err(Failure::Carry).map(|()| meter)
         });

@@ -2,12 +2,14 @@
 
 mod alive;
 mod bytes;
+mod conformance;
 mod ends;
 mod failing;
 mod flow;
 mod garbage;
 mod identity;
 mod join;
+mod keys;
 mod many;
 mod pool;
 mod requests;

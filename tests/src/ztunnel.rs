@@ -129,6 +129,11 @@ impl Ztunnel {
         self.run_dir.join("snapshot")
     }
 
+    /// The process id of the broker.
+    pub fn broker_pid(&self) -> u32 {
+        self.broker.pid()
+    }
+
     #[must_use]
     pub fn broker(&mut self) -> &mut Process {
         &mut self.broker

@@ -2,11 +2,13 @@
 
 mod measure;
 mod report;
+mod usage;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use sluice_tests::mesh::Options;
 use sluice_tests::process::Process;
 use sluice_tests::{Mesh, Pod, PodSpec, Run, Topology};
 
@@ -14,12 +16,13 @@ use crate::setup::Group;
 use crate::{demo, supervise};
 use measure::SCENARIOS;
 use report::Report;
+use usage::Usage;
 
 /// Measures throughput, latency, requests and new connections per second between two nodes, or on
 /// one, with the mesh and without it.
 ///
 /// The two are measured in turns, since absolute figures drift; what counts is the ratio of the
-/// medians. Needs root; makes and removes the same nodes and pods as `demo`.
+/// medians. What the proxies of both nodes use for it is shown as well. Needs root; makes and removes the same nodes and pods as `demo`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// A few seconds per measurement: minutes in all, good for a first impression
@@ -31,6 +34,9 @@ pub(crate) struct Arguments {
     /// Only scenarios whose name contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// One more argument for the ztunnels, such as `--threads=1`
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    ztunnel: Vec<String>,
     /// Client and server on one node
     #[arg(long)]
     same_node: bool,
@@ -76,7 +82,13 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
     let topology = Topology::new(run, &["a", "b"])?;
     let mesh = match arguments.no_mesh {
         true => None,
-        false => Some(Mesh::start(&topology).context("starting the mesh")?),
+        false => {
+            let options = Options {
+                ztunnel: arguments.ztunnel.clone(),
+                ..Options::default()
+            };
+            Some(Mesh::start_with(&topology, options).context("starting the mesh")?)
+        }
     };
     let far = if arguments.same_node { "a" } else { "b" };
     let plain = Side::build(&topology, "plain", far)?;
@@ -115,7 +127,12 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
             }
             for side in sides.into_iter().flatten() {
                 let with_mesh = side.server.namespace() == "meshed";
-                let figures = scenario.measure(&side.client, &side.server, seconds)?;
+                let mesh = mesh.as_ref().filter(|_| with_mesh);
+                let before = mesh.map(used).transpose()?;
+                let mut figures = scenario.measure(&side.client, &side.server, seconds)?;
+                if let (Some(mesh), Some(before)) = (mesh, before) {
+                    figures.extend(scenario.cost(&figures[0], seconds, used(mesh)? - before));
+                }
                 for figure in figures {
                     println!("   {:<8} {figure}", side.server.namespace());
                     report.add(with_mesh, figure);
@@ -125,6 +142,16 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
     }
     println!("\n{}", report.table());
     Ok(())
+}
+
+/// What the ztunnels of all nodes have used so far.
+fn used(mesh: &Mesh) -> Result<Usage> {
+    let mut pids = Vec::new();
+    for ztunnel in mesh.ztunnels() {
+        pids.push(ztunnel.broker_pid());
+        pids.push(ztunnel.worker()?.pid);
+    }
+    pids.into_iter().map(Usage::of).sum()
 }
 
 impl Side {

@@ -11,8 +11,8 @@ use sluice_abi::{
     Addr, Ip,
     maps::{
         Authorized, Block, CONFIG_LEN, Dial, EVENTS_BYTES, MAX_ASKING, MAX_DIALS, MAX_PENDING,
-        MAX_POD_ADDRESSES, MAX_PODS, MAX_RANGES, MAX_REGISTRY, OrigDst, Pair, Pod, PodIp, Query, Servers,
-        Tuple,
+        MAX_POD_ADDRESSES, MAX_PODS, MAX_RANGES, MAX_REGISTRY, OrigDst, Pair, Pod, PodIp, Query,
+        Servers, Tuple,
     },
     verdict::{REASONS, Reason},
 };

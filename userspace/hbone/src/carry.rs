@@ -7,33 +7,26 @@
 //! Whoever opened an application's socket has set its options, `TCP_NODELAY` among them: a listener's
 //! are inherited, so that they cost a connection nothing.
 
-use std::{
-    cell::Cell,
-    future::{pending, poll_fn},
-    io,
-    pin::pin,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, io, net::TcpStream as StdStream, os::fd::AsFd, rc::Rc};
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use h2::{Reason, RecvStream, SendStream};
+use bytes::BytesMut;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
 };
 
-use crate::queue::Queue;
+use crate::{
+    Engine, TunnelError,
+    engine::{StreamId, reset_when_closed},
+};
 
 /// What one read starts with, in bytes; it doubles while reads fill it.
 const MIN_READ: usize = 4 << 10;
 /// And ends with.
 const MAX_READ: usize = 256 << 10;
-/// What is gathered for one write, in bytes: few writes, of bytes that are still in the CPU's cache.
-const BATCH: usize = 128 << 10;
 
 /// Bytes carried so far, from the side of the TCP connection.
 #[derive(Debug, Default)]
@@ -45,7 +38,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    fn add(counter: &Cell<u64>, bytes: usize) {
+    pub(crate) fn add(counter: &Cell<u64>, bytes: usize) {
         counter.set(counter.get() + bytes as u64);
     }
 }
@@ -58,202 +51,50 @@ pub enum CarryError {
     #[error("the peer's connection: {0}")]
     Peer(#[source] io::Error),
     #[error("the tunnel: {0}")]
-    Tunnel(#[source] h2::Error),
+    Tunnel(#[source] TunnelError),
 }
 
-/// An open stream of a tunnel.
+/// A stream of a tunnel. Dropped, it is reset unless it has ended.
 #[derive(Debug)]
 pub struct Stream {
-    pub(crate) send: SendStream<Bytes>,
-    pub(crate) recv: RecvStream,
-    /// Keeps the stream's place in its tunnel taken.
-    pub(crate) _place: Option<Rc<dyn std::any::Any>>,
+    engine: Engine,
+    id: StreamId,
 }
 
 impl Stream {
-    /// Carries an application's connection through the stream until both directions have ended.
+    pub(crate) fn new(engine: Engine, id: StreamId) -> Self {
+        Self { engine, id }
+    }
+
+    pub(crate) fn respond(&self, accept: bool, block: &[u8]) -> Result<(), TunnelError> {
+        self.engine.respond(self.id, accept, block)
+    }
+
+    /// Carries an application's connection, a non-blocking socket, through the stream until both
+    /// directions have ended.
     ///
     /// # Errors
     /// When either side breaks; the other has been reset then, as both are when this is given up.
-    pub async fn carry(self, mut tcp: TcpStream, meter: &Meter) -> Result<(), CarryError> {
-        let Self {
-            mut send,
-            recv,
-            _place,
-        } = self;
-        reset_when_closed(&tcp, true);
-        let result = both_ways(&mut tcp, &mut send, recv, meter).await;
-        match result {
-            Ok(()) => reset_when_closed(&tcp, false),
-            Err(_) => {
-                // A reset overtakes what is queued. What the application said before its connection
-                // broke, an answer perhaps, leaves first if it can.
-                tokio::task::yield_now().await;
-                send.send_reset(Reason::CANCEL);
-            }
-        }
-        result
+    pub async fn carry(self, tcp: StdStream, meter: &Rc<Meter>) -> Result<(), CarryError> {
+        self.engine.carry(self.id, tcp, meter.clone()).await
     }
 
     /// Refuses to go on; the peer sees a reset.
-    pub fn reset(mut self) {
-        self.send.send_reset(Reason::CANCEL);
+    pub fn reset(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.engine.forget(self.id);
     }
 }
 
 /// Ends a connection by a reset instead of an orderly end, so that nobody takes a refusal for an
 /// empty answer.
-pub fn reset(tcp: TcpStream) {
+pub fn reset(tcp: impl AsFd) {
     reset_when_closed(&tcp, true);
-}
-
-/// Whether closing a connection resets it instead of ending it. It is set as long as the connection
-/// is carried, so that a cut looks like one even when nobody is left to say so.
-fn reset_when_closed(tcp: &TcpStream, reset: bool) {
-    // Lingering for no time at all is how a socket is told. It can only fail on a socket that is
-    // dead, which the next use reports better.
-    let _ = socket2::SockRef::from(tcp).set_linger(reset.then_some(Duration::ZERO));
-}
-
-async fn both_ways(
-    tcp: &mut TcpStream,
-    send: &mut SendStream<Bytes>,
-    recv: RecvStream,
-    meter: &Meter,
-) -> Result<(), CarryError> {
-    let (reader, writer) = tcp.split();
-    let (uploaded, downloaded) = (Cell::new(false), Cell::new(false));
-    let mut upload = pin!(async {
-        let reader = upload(reader, send, meter).await?;
-        uploaded.set(true);
-        if downloaded.get() {
-            return Ok(());
-        }
-        // After its last byte an application may still break its connection.
-        Err(CarryError::Application(broken(&reader).await))
-    });
-    tokio::select! {
-        // What has arrived before the tunnel broke is delivered before the application is told.
-        biased;
-        result = download(recv, writer, meter) => {
-            result?;
-            downloaded.set(true);
-            if uploaded.get() { Ok(()) } else { upload.await }
-        }
-        result = &mut upload => result,
-    }
-}
-
-/// Reads until the application has no more to say, or the peer wants to hear no more.
-async fn upload<'a>(
-    mut tcp: ReadHalf<'a>,
-    stream: &mut SendStream<Bytes>,
-    meter: &Meter,
-) -> Result<ReadHalf<'a>, CarryError> {
-    let mut buffer = BytesMut::new();
-    let mut size = MIN_READ;
-    loop {
-        buffer.reserve(size);
-        let read = tokio::select! {
-            biased;
-            reason = poll_fn(|cx| stream.poll_reset(cx)) => return stopped(reason).map(|()| tcp),
-            read = tcp.read_buf(&mut buffer) => read.map_err(CarryError::Application)?,
-        };
-        if read == 0 {
-            let end = stream.send_data(Bytes::new(), true);
-            return end.map_err(CarryError::Tunnel).map(|()| tcp);
-        }
-        Meter::add(&meter.received, read);
-        size = if read >= size {
-            (size * 2).min(MAX_READ)
-        } else {
-            size.min(read * 2).max(MIN_READ)
-        };
-        // Handed over as the stream's credit allows.
-        let mut data = buffer.split().freeze();
-        while !data.is_empty() {
-            stream.reserve_capacity(data.len());
-            let Some(capacity) = poll_fn(|cx| stream.poll_capacity(cx)).await else {
-                let reason = poll_fn(|cx| stream.poll_reset(cx)).await;
-                return stopped(reason).map(|()| tcp);
-            };
-            let capacity = capacity.map_err(CarryError::Tunnel)?;
-            let part = data.split_to(capacity.min(data.len()));
-            stream.send_data(part, false).map_err(CarryError::Tunnel)?;
-        }
-    }
-}
-
-/// What a reset means to the direction towards the peer.
-fn stopped(reset: Result<Reason, h2::Error>) -> Result<(), CarryError> {
-    match reset {
-        // The peer wants to hear no more, having said everything (RFC 9113 §8.1). If it has not,
-        // the other direction breaks.
-        Ok(Reason::NO_ERROR) => Ok(()),
-        Ok(reason) => Err(CarryError::Tunnel(reason.into())),
-        Err(error) => Err(CarryError::Tunnel(error)),
-    }
-}
-
-/// Ends when a connection breaks from which there is nothing more to read.
-async fn broken(tcp: &ReadHalf<'_>) -> io::Error {
-    let error = match tcp.ready(Interest::ERROR).await {
-        Ok(_) => tcp.as_ref().take_error(),
-        Err(error) => Ok(Some(error)),
-    };
-    match error {
-        Ok(Some(error)) | Err(error) => error,
-        // The other direction has seen it first, and says so.
-        Ok(None) => pending().await,
-    }
-}
-
-/// Writes what arrives. All that has arrived is taken from the stream at once: in there, every
-/// frame that waits counts against a budget that all streams of the tunnel share.
-async fn download(
-    mut stream: RecvStream,
-    mut tcp: WriteHalf<'_>,
-    meter: &Meter,
-) -> Result<(), CarryError> {
-    let mut queue = Queue::default();
-    let mut open = true;
-    while open || queue.has_remaining() {
-        if queue.remaining() >= BATCH {
-            match queue.try_write(&tcp) {
-                Ok(written) => {
-                    taken(&mut stream, meter, written)?;
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(CarryError::Application(error)),
-            }
-        }
-        tokio::select! {
-            biased;
-            data = stream.data(), if open => match data {
-                Some(Ok(data)) => queue.push(data),
-                Some(Err(error)) => {
-                    while let Ok(written @ 1..) = queue.try_write(&tcp) {
-                        Meter::add(&meter.sent, written);
-                    }
-                    return Err(CarryError::Tunnel(error));
-                }
-                None => open = false,
-            },
-            written = tcp.write_buf(&mut queue), if queue.has_remaining() => {
-                taken(&mut stream, meter, written.map_err(CarryError::Application)?)?;
-            }
-        }
-    }
-    shutdown(tcp.shutdown().await).map_err(CarryError::Application)
-}
-
-/// Counts what an application has taken, and returns the credit for it: only now, so that a slow
-/// one slows its own peer and nobody else.
-fn taken(stream: &mut RecvStream, meter: &Meter, bytes: usize) -> Result<(), CarryError> {
-    Meter::add(&meter.sent, bytes);
-    let returned = stream.flow_control().release_capacity(bytes);
-    returned.map_err(CarryError::Tunnel)
 }
 
 /// Carries bytes between an application's connection and another one, without a tunnel.

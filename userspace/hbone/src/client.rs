@@ -1,25 +1,18 @@
 //! One tunnel, from the side that dialled.
 
-use std::{any::Any, future::pending, rc::Rc, sync::Arc, time::SystemTime};
+use std::{rc::Rc, sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use rustls::{ClientConfig, pki_types::ServerName};
 use sluice_identity::{Distrust, Peer, Side, Trust};
-use tokio::{
-    io::BufReader,
-    net::TcpStream,
-    sync::{Notify, watch},
-    time::timeout,
-};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
-    Baggage, ConnectRequest, OpenError, Stream,
-    alive::{self, Heard, Listening},
+    Baggage, ConnectRequest, Engine, OpenError, Stream,
+    engine::{Life, Status, TunnelId},
     limits,
     pool::Opened,
+    tls,
 };
 
 /// What a tunnel is made of: a connected socket, and the TLS configuration that names us and checks
@@ -34,91 +27,60 @@ pub struct Dialled {
     pub expires: SystemTime,
 }
 
-/// A tunnel that is ready for streams.
+/// A tunnel that is ready for streams. Dropped, it ends with its last stream.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    requests: SendRequest<Bytes>,
-    /// Held by every stream: their number is the count of streams.
-    place: Rc<Place>,
+    engine: Engine,
+    id: TunnelId,
+    status: Rc<Status>,
     peer: Rc<Peer>,
     /// When the first of both certificates expires.
     expires: SystemTime,
-    end: Rc<Notify>,
-    life: watch::Receiver<Life>,
-}
-
-#[derive(Debug)]
-struct Place;
-
-/// How far a tunnel has come.
-#[derive(Debug)]
-enum Life {
-    /// The peer has not said anything: whether it takes us and how many streams is yet to be seen.
-    Young,
-    Grown,
-    /// Its connection has ended; why, if the peer never said anything.
-    Ended(Option<OpenError>),
 }
 
 impl Tunnel {
-    /// Makes a tunnel over a socket, and drives it in a task of its own until it ends.
-    pub(crate) async fn establish(dialled: Dialled) -> Result<Self, OpenError> {
+    /// Makes a tunnel over a socket.
+    pub(crate) async fn establish(engine: &Engine, dialled: Dialled) -> Result<Self, OpenError> {
         let Dialled {
-            tcp,
+            mut tcp,
             tls,
             trust,
             expires,
         } = dialled;
         limits::no_delay(&tcp);
         let version = trust.version();
+        let connect_error = |error| OpenError::Connect(Rc::new(error));
         // Peers are told apart by SPIFFE ID; no name is sent (wire contract §4), and an address
         // never is.
-        let address = tcp
-            .peer_addr()
-            .map_err(|e| OpenError::Connect(Rc::new(e)))?
-            .ip();
-        let tcp = limits::buffered(tcp);
-        let connecting = TlsConnector::from(tls).connect(ServerName::from(address), tcp);
+        let name = ServerName::from(tcp.peer_addr().map_err(connect_error)?.ip());
         let limit = limits::HANDSHAKE_TIMEOUT;
-        let mut tls = timeout(limit, connecting)
+        let tls = timeout(limit, tls::connect(&mut tcp, tls, name))
             .await
             .map_err(|_| OpenError::HandshakeTimeout(limit))?
-            .map_err(|e| OpenError::Tls(Rc::new(e)))?;
-        let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = Peer::new(Side::Server, certificates, trust, version)
-            .map_err(|e| OpenError::Peer(Rc::new(e)))?;
-        tls.get_mut().1.set_buffer_limit(Some(limits::WRITE_BUFFER));
-        let (tls, heard) = Listening::new(tls);
-        let (requests, connection) = timeout(limit, builder().handshake(tls))
-            .await
-            .map_err(|_| OpenError::HandshakeTimeout(limit))?
-            .map_err(|e| OpenError::Handshake(Rc::new(e)))?;
-        let (sender, life) = watch::channel(Life::Young);
-        let end = Rc::new(Notify::new());
-        tokio::task::spawn_local(drive(connection, heard, sender, end.clone()));
+            .map_err(|error| OpenError::Tls(Rc::new(error)))?;
+        let peer = Peer::new(Side::Server, &tls.certificates, trust, version)
+            .map_err(|error| OpenError::Peer(Rc::new(error)))?;
+        let (id, status) = engine.client(tcp, tls).map_err(connect_error)?;
         Ok(Self {
-            requests,
-            place: Rc::new(Place),
+            engine: engine.clone(),
+            id,
+            status,
             expires: expires.min(peer.not_after()),
             peer: Rc::new(peer),
-            end,
-            life,
         })
     }
 
     /// How many streams are open or being opened.
     pub(crate) fn streams(&self) -> usize {
-        Rc::strong_count(&self.place) - 1
+        self.status.streams()
     }
 
     /// Whether another stream may be opened now: tunnels are replaced before what proved both ends
     /// is outdated, so that nobody has to be cut when the roots of that are withdrawn.
     pub(crate) fn is_usable(&self) -> bool {
-        let limit = self
-            .requests
-            .current_max_send_streams()
-            .min(limits::MAX_STREAMS_OUT);
-        matches!(*self.life.borrow(), Life::Grown)
+        let limit = self.status.allowed().min(limits::MAX_STREAMS_OUT);
+        matches!(*self.status.life(), Life::Grown)
+            && !self.status.is_closed()
             && self.streams() < limit
             && self.standing().is_ok()
             && SystemTime::now() < self.expires
@@ -131,15 +93,15 @@ impl Tunnel {
 
     /// Ends the tunnel at once, with all its streams.
     pub(crate) fn end(&self) {
-        self.end.notify_one();
+        self.engine.end(self.id);
     }
 
     pub(crate) fn is_young(&self) -> bool {
-        matches!(*self.life.borrow(), Life::Young)
+        matches!(*self.status.life(), Life::Young)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        matches!(*self.life.borrow(), Life::Ended(_))
+        matches!(*self.status.life(), Life::Ended { .. })
     }
 
     /// Waits until the peer has said something.
@@ -147,10 +109,10 @@ impl Tunnel {
     /// # Errors
     /// When the tunnel ended before.
     pub(crate) async fn grown(&self) -> Result<(), OpenError> {
-        let mut life = self.life.clone();
+        let mut life = self.status.follow();
         let grown = life.wait_for(|life| !matches!(life, Life::Young)).await;
         match grown.as_deref() {
-            Ok(Life::Ended(Some(error))) => Err(error.clone()),
+            Ok(Life::Ended { why, young: true }) => Err(OpenError::not_begun(why.clone())),
             // Without a sender the runtime is about to end.
             _ => Ok(()),
         }
@@ -158,81 +120,33 @@ impl Tunnel {
 
     /// Opens a stream; done when the peer has answered.
     pub(crate) async fn open(&self, request: &ConnectRequest) -> Result<Opened, OpenError> {
-        let place: Rc<dyn Any> = self.place.clone();
-        let http = request
-            .to_http()
-            .map_err(|e| OpenError::Request(Rc::new(e)))?;
-        let broken = |error| match &*self.life.borrow() {
-            Life::Ended(Some(why)) => why.clone(),
-            _ => OpenError::Tunnel(Rc::new(error)),
+        let broken = |error| match &*self.status.life() {
+            Life::Ended { why, young: true } => OpenError::not_begun(why.clone()),
+            _ => OpenError::Tunnel(error),
         };
-        let mut requests = self.requests.clone().ready().await.map_err(broken)?;
-        let (response, send) = requests.send_request(http, false).map_err(broken)?;
+        let id = self
+            .engine
+            .open(self.id, &request.encode())
+            .map_err(broken)?;
+        let stream = Stream::new(self.engine.clone(), id);
         let limit = limits::ANSWER_TIMEOUT;
-        let response = timeout(limit, response)
+        let answer = timeout(limit, self.engine.answer(id))
             .await
             .map_err(|_| OpenError::AnswerTimeout(limit))?
             .map_err(broken)?;
-        if response.status() != StatusCode::OK {
-            return Err(OpenError::Refused(response.status()));
+        if answer.status != StatusCode::OK {
+            return Err(OpenError::Refused(answer.status));
         }
-        let baggage = Baggage::parse(response.headers());
-        let recv = response.into_body();
-        let stream = Stream {
-            send,
-            recv,
-            _place: Some(place),
-        };
         Ok(Opened {
             stream,
             peer: self.peer.clone(),
-            baggage,
+            baggage: Baggage::parse(&answer.headers),
         })
     }
 }
 
-/// Drives a tunnel until it ends.
-async fn drive(
-    mut connection: Connection<Listening<TlsStream<BufReader<TcpStream>>>, Bytes>,
-    heard: Heard,
-    life: watch::Sender<Life>,
-    end: Rc<Notify>,
-) {
-    let ping = connection.ping_pong();
-    let silence = async {
-        let Some(mut ping) = ping else {
-            return pending().await;
-        };
-        // The peer's settings are the first thing it says, so they precede any answer.
-        if alive::answers(&mut ping, &heard, limits::HANDSHAKE_TIMEOUT).await {
-            life.send_replace(Life::Grown);
-            alive::lost(ping, heard).await;
-        }
-    };
-    let why = tokio::select! {
-        // The first request leaves before the first question.
-        biased;
-        ended = connection => match ended {
-            Ok(()) => OpenError::not_begun(h2::Reason::NO_ERROR.into()),
-            Err(error) => OpenError::not_begun(error),
-        },
-        () = silence => OpenError::HandshakeTimeout(limits::HANDSHAKE_TIMEOUT),
-        () = end.notified() => OpenError::not_begun(h2::Reason::NO_ERROR.into()),
-    };
-    let young = matches!(*life.borrow(), Life::Young);
-    life.send_replace(Life::Ended(young.then_some(why)));
-}
-
-fn builder() -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_window_size(limits::STREAM_WINDOW)
-        .initial_connection_window_size(limits::TUNNEL_WINDOW)
-        .max_frame_size(limits::MAX_FRAME)
-        .data_frame_budget(limits::FRAME_BUDGET)
-        .max_header_list_size(limits::MAX_HEADER_LIST)
-        .max_send_buffer_size(limits::MAX_SEND_QUEUE)
-        .initial_max_send_streams(limits::MAX_STREAMS_OUT)
-        .enable_push(false);
-    builder
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.engine.drain(self.id);
+    }
 }

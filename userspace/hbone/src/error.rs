@@ -1,6 +1,54 @@
-use std::{io, rc::Rc};
+use std::{io, rc::Rc, time::Duration};
 
 use http::StatusCode;
+
+use crate::{ErrorCode, Violation, tls};
+
+/// Why a tunnel, or a stream in it, ended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TunnelError {
+    #[error("the peer reset the stream: {0}")]
+    Reset(ErrorCode),
+    #[error("the peer leaves: {0}")]
+    GoneAway(ErrorCode),
+    #[error("the peer closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Io(Rc<io::Error>),
+    #[error("TLS with the peer: {}", tls_reason(.0))]
+    Tls(Rc<io::Error>),
+    #[error("the peer broke HTTP/2: {0}")]
+    Violation(Violation),
+    #[error("no HTTP/2 session with the peer within {0:?}")]
+    NotBegun(Duration),
+    #[error("the peer no longer answers")]
+    Silent,
+    /// By us, for what the peer said in it.
+    #[error("reset: {0}")]
+    GivenUp(ErrorCode),
+    /// By us.
+    #[error("ended")]
+    Ended,
+}
+
+impl TunnelError {
+    pub(crate) fn io(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData => Self::Tls(Rc::new(error)),
+            _ => Self::Io(Rc::new(error)),
+        }
+    }
+
+    pub(crate) fn tls(error: rustls::Error) -> Self {
+        Self::Tls(Rc::new(tls::invalid(error)))
+    }
+}
+
+impl From<Violation> for TunnelError {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}
 
 /// Why a stream to a peer could not be opened. Shared by all who waited for the same tunnel.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -11,23 +59,21 @@ pub enum OpenError {
         "no answer from the peer within {0:?}; is its port 15008 blocked, by a NetworkPolicy for \
          example?"
     )]
-    ConnectTimeout(std::time::Duration),
+    ConnectTimeout(Duration),
     #[error("TLS with the peer: {}", tls_reason(.0))]
     Tls(Rc<io::Error>),
     #[error("{0}")]
     Peer(Rc<sluice_identity::Error>),
     #[error("the peer began no HTTP/2 session: {0}")]
-    Handshake(Rc<h2::Error>),
+    Handshake(TunnelError),
     #[error("no HTTP/2 session with the peer within {0:?}")]
-    HandshakeTimeout(std::time::Duration),
+    HandshakeTimeout(Duration),
     #[error("the tunnel broke: {0}")]
-    Tunnel(Rc<h2::Error>),
+    Tunnel(TunnelError),
     #[error("the peer is there, but has not answered the request within {0:?}")]
-    AnswerTimeout(std::time::Duration),
+    AnswerTimeout(Duration),
     #[error("http status: {}{}", .0.as_u16(), hint(*.0))]
     Refused(StatusCode),
-    #[error("the request cannot be written: {0}")]
-    Request(Rc<http::Error>),
     #[error("{0}")]
     Identity(Rc<str>),
 }
@@ -40,13 +86,11 @@ impl OpenError {
 
     /// A tunnel that broke before the peer said anything. In TLS 1.3 a client learns only then that
     /// its certificate was refused.
-    pub(crate) fn not_begun(error: h2::Error) -> Self {
-        match error.get_io() {
-            // What TLS complains of; h2 passes on no more than its kind and text.
-            Some(io) if io.kind() == io::ErrorKind::InvalidData => {
-                Self::Tls(Rc::new(io::Error::new(io.kind(), io.to_string())))
-            }
-            _ => Self::Handshake(Rc::new(error)),
+    pub(crate) fn not_begun(error: TunnelError) -> Self {
+        match error {
+            TunnelError::Tls(error) => Self::Tls(error),
+            TunnelError::NotBegun(limit) => Self::HandshakeTimeout(limit),
+            error => Self::Handshake(error),
         }
     }
 
@@ -54,11 +98,13 @@ impl OpenError {
     /// harmless.
     pub(crate) fn is_unseen(&self) -> bool {
         match self {
-            Self::Tunnel(error) => {
-                error.reason() == Some(h2::Reason::REFUSED_STREAM)
-                    || error.is_go_away()
-                    || error.is_io()
-            }
+            Self::Tunnel(error) => matches!(
+                error,
+                TunnelError::Reset(ErrorCode::REFUSED_STREAM)
+                    | TunnelError::GoneAway(_)
+                    | TunnelError::Closed
+                    | TunnelError::Io(_)
+            ),
             _ => false,
         }
     }

@@ -12,7 +12,7 @@ use sluice_identity::Peer;
 use sluice_model::SpiffeId;
 use tokio::sync::Mutex;
 
-use crate::{Baggage, ConnectRequest, Dialled, OpenError, Stream, client::Tunnel, limits};
+use crate::{Baggage, ConnectRequest, Dialled, Engine, OpenError, Stream, client::Tunnel, limits};
 
 /// What two connections must have in common to share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,8 +38,9 @@ pub struct Opened {
 }
 
 /// The tunnels of one worker thread, by key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
+    engine: Engine,
     slots: RefCell<HashMap<TunnelKey, Rc<Slot>>>,
 }
 
@@ -59,6 +60,14 @@ struct Failed {
 }
 
 impl Pool {
+    /// For tunnels that this engine drives.
+    pub fn new(engine: Engine) -> Self {
+        Self {
+            engine,
+            slots: RefCell::default(),
+        }
+    }
+
     /// Opens a stream in a tunnel for `key`; `dial` makes one if none has room.
     ///
     /// # Errors
@@ -78,13 +87,13 @@ impl Pool {
             .entry(key.clone())
             .or_default()
             .clone();
-        let (tunnel, reused) = slot.tunnel(&mut dial).await?;
+        let (tunnel, reused) = slot.tunnel(&self.engine, &mut dial).await?;
         match tunnel.open(request).await {
             // A tunnel that idled may have died unnoticed, or its server may be about to leave; a
             // fresh one that fails is the peer's.
             Err(error) if reused && error.is_unseen() => {
                 slot.distrust(&tunnel);
-                let (tunnel, _) = slot.tunnel(&mut dial).await?;
+                let (tunnel, _) = slot.tunnel(&self.engine, &mut dial).await?;
                 tunnel.open(request).await
             }
             other => other,
@@ -169,7 +178,11 @@ impl Slot {
     }
 
     /// A tunnel with room, and whether it was there before.
-    async fn tunnel<F>(&self, dial: &mut impl FnMut() -> F) -> Result<(Rc<Tunnel>, bool), OpenError>
+    async fn tunnel<F>(
+        &self,
+        engine: &Engine,
+        dial: &mut impl FnMut() -> F,
+    ) -> Result<(Rc<Tunnel>, bool), OpenError>
     where
         F: Future<Output = Result<Dialled, OpenError>>,
     {
@@ -190,7 +203,7 @@ impl Slot {
         if let Some(tunnel) = self.usable() {
             return Ok((tunnel, true));
         }
-        let tunnel = async { Tunnel::establish(dial().await?).await };
+        let tunnel = async { Tunnel::establish(engine, dial().await?).await };
         let tunnel = Rc::new(tunnel.await.map_err(|error| self.fail(error))?);
         let mut tunnels = self.tunnels.borrow_mut();
         tunnels.retain(|tunnel| !tunnel.is_dead());

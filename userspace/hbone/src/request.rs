@@ -4,8 +4,10 @@
 
 use std::{fmt::Write as _, net::SocketAddr};
 
-use http::{HeaderMap, HeaderValue, Method, Request, Version, header::HeaderName, uri::Authority};
+use http::{HeaderMap, HeaderValue, StatusCode, header::HeaderName, uri::Authority};
 use sluice_model::{Workload, workload::OwnerKind};
+
+use crate::hpack::{self, Name};
 
 const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
@@ -100,27 +102,43 @@ impl Baggage {
         })
     }
 
-    pub(crate) fn write(&self, headers: &mut HeaderMap) {
-        // A label may hold what a header may not; telemetry is then poorer, and nothing is broken.
-        if let Ok(value) = HeaderValue::from_str(&self.0)
-            && !self.0.is_empty()
-        {
-            headers.insert(BAGGAGE, value);
-        }
+    /// As a header's value; `None` when there is nothing to say, or a label holds what a header may
+    /// not: telemetry is then poorer, and nothing is broken.
+    fn value(&self) -> Option<&[u8]> {
+        let value = HeaderValue::from_str(&self.0).ok()?;
+        (!value.is_empty()).then_some(self.0.as_bytes())
     }
 }
 
 impl ConnectRequest {
-    pub(crate) fn to_http(&self) -> Result<Request<()>, http::Error> {
-        let mut request = Request::builder()
-            .method(Method::CONNECT)
-            .uri(self.authority.as_str())
-            .version(Version::HTTP_2)
-            .header(FORWARDED, self.forwarded.header())
-            .header(TRACEPARENT, traceparent())
-            .body(())?;
-        self.baggage.write(request.headers_mut());
-        Ok(request)
+    /// The header block of the request.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut block = Vec::with_capacity(256);
+        hpack::encode(&mut block, Name::METHOD, b"CONNECT");
+        let authority = self.authority.as_str().as_bytes();
+        hpack::encode(&mut block, Name::AUTHORITY, authority);
+        for (name, value) in [
+            (FORWARDED, self.forwarded.header()),
+            (TRACEPARENT, traceparent()),
+        ] {
+            hpack::encode(&mut block, Name::Text(name.as_str()), value.as_bytes());
+        }
+        encode_baggage(&mut block, &self.baggage);
+        block
+    }
+}
+
+/// The header block of an answer.
+pub(crate) fn encode_answer(status: StatusCode, baggage: &Baggage) -> Vec<u8> {
+    let mut block = Vec::with_capacity(128);
+    hpack::encode_status(&mut block, status);
+    encode_baggage(&mut block, baggage);
+    block
+}
+
+fn encode_baggage(block: &mut Vec<u8>, baggage: &Baggage) {
+    if let Some(value) = baggage.value() {
+        hpack::encode(block, Name::Text(BAGGAGE.as_str()), value);
     }
 }
 
@@ -166,27 +184,5 @@ mod tests {
         assert_ne!(a, b);
         let parts: Vec<_> = a.split('-').map(str::len).collect();
         assert_eq!(parts, [2, 32, 16, 2]);
-    }
-
-    #[test]
-    fn connect_has_no_scheme_and_no_path() {
-        let request = ConnectRequest {
-            authority: "10.0.0.2:80".parse().unwrap(),
-            forwarded: ForwardedFor {
-                client: "10.0.0.1:4000".parse().unwrap(),
-                host: None,
-            },
-            baggage: Baggage("k8s.namespace.name=shop".into()),
-        };
-        let http = request.to_http().unwrap();
-        assert_eq!(http.uri().authority().unwrap(), "10.0.0.2:80");
-        assert_eq!(
-            (http.uri().scheme(), http.uri().path_and_query()),
-            (None, None)
-        );
-        assert_eq!(
-            Baggage::parse(http.headers()).get("k8s.namespace.name"),
-            Some("shop")
-        );
     }
 }

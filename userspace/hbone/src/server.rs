@@ -1,35 +1,22 @@
 //! Tunnels from the side that was dialled.
 
-use std::{
-    future::{Future, pending},
-    io,
-    pin::pin,
-    rc::Rc,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{future::Future, io, pin::pin, rc::Rc, sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
-use h2::{
-    RecvStream,
-    server::{Connection, SendResponse},
-};
-use http::{HeaderMap, Method, Request, Response, StatusCode, uri::Authority};
+use http::{HeaderMap, Method, StatusCode, uri::Authority};
 use sluice_identity::{Peer, Side, Svid};
 use sluice_model::TrustDomain;
 use tokio::{
-    io::BufReader,
     net::TcpStream,
     sync::watch,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    Baggage, ForwardedFor, Stream,
-    alive::{self, Heard, Listening},
+    Baggage, Engine, ForwardedFor, Stream, TunnelError,
+    engine::{Life, Status, TunnelId},
     error::tls_reason,
-    limits,
+    fields::Request,
+    limits, request, tls,
 };
 
 /// Why a tunnel ended, or never began.
@@ -42,7 +29,7 @@ pub enum ServeError {
     #[error("{0}")]
     Identity(#[source] sluice_identity::Error),
     #[error("HTTP/2 with the peer: {0}")]
-    Http(#[source] h2::Error),
+    Http(#[source] TunnelError),
     #[error("the peer no longer answers")]
     Silent,
 }
@@ -59,18 +46,18 @@ impl ServeError {
 pub struct Incoming {
     /// Proven by TLS.
     pub peer: Rc<Peer>,
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    request: Request,
+    stream: Stream,
 }
 
 impl Incoming {
     /// Whom the peer asks for; `None` when the request is not a CONNECT with an authority.
     pub fn authority(&self) -> Option<&Authority> {
-        (self.request.method() == Method::CONNECT).then(|| self.request.uri().authority())?
+        (self.request.method == Method::CONNECT).then_some(self.request.authority.as_ref())?
     }
 
     pub fn headers(&self) -> &HeaderMap {
-        self.request.headers()
+        &self.request.headers
     }
 
     pub fn forwarded(&self) -> Option<ForwardedFor> {
@@ -85,34 +72,42 @@ impl Incoming {
     ///
     /// # Errors
     /// When the peer is gone.
-    pub fn accept(mut self, baggage: &Baggage) -> Result<Stream, h2::Error> {
-        let mut response = Response::new(());
-        baggage.write(response.headers_mut());
-        let send = self.respond.send_response(response, false)?;
-        Ok(Stream {
-            send,
-            recv: self.request.into_body(),
-            _place: None,
-        })
+    pub fn accept(self, baggage: &Baggage) -> Result<Stream, TunnelError> {
+        let block = request::encode_answer(StatusCode::OK, baggage);
+        self.stream.respond(true, &block)?;
+        Ok(self.stream)
     }
 
     /// Refuses with a status (wire contract §3).
-    pub fn refuse(mut self, status: StatusCode) {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
+    pub fn refuse(self, status: StatusCode) {
+        let block = request::encode_answer(status, &Baggage::default());
         // The peer may be gone, and then needs no answer.
-        let _ = self.respond.send_response(response, true);
+        let _ = self.stream.respond(false, &block);
     }
 }
 
-/// A tunnel whose peer has proven itself, and that has taken no stream yet.
+/// A tunnel whose peer has proven itself, and that has taken no stream yet. Dropped, it ends with
+/// all its streams.
 #[derive(Debug)]
 pub struct Session {
     peer: Rc<Peer>,
     /// When the first of both certificates expires.
     expires: SystemTime,
-    connection: Connection<Listening<TlsStream<BufReader<TcpStream>>>, Bytes>,
-    heard: Heard,
+    tunnel: Ending,
+    status: Rc<Status>,
+}
+
+/// A tunnel that ends when nobody serves it any more.
+#[derive(Debug)]
+struct Ending {
+    engine: Engine,
+    id: TunnelId,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.engine.end(self.id);
+    }
 }
 
 impl Session {
@@ -121,6 +116,7 @@ impl Session {
     /// # Errors
     /// See [`ServeError`].
     pub async fn accept(
+        engine: &Engine,
         tcp: TcpStream,
         svid: &Svid,
         domains: Arc<[TrustDomain]>,
@@ -132,26 +128,40 @@ impl Session {
         let trust = svid.trust().clone();
         let session = async {
             let version = trust.version();
-            let mut tls = TlsAcceptor::from(tls)
-                .accept(limits::buffered(tcp))
-                .await
-                .map_err(ServeError::Tls)?;
-            let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
-            let peer = Peer::new(Side::Client, certificates, trust, version)
+            let mut tcp = tcp;
+            let tls = tls::accept(&mut tcp, tls).await.map_err(ServeError::Tls)?;
+            let peer = Peer::new(Side::Client, &tls.certificates, trust, version)
                 .map_err(ServeError::Identity)?;
-            tls.get_mut().1.set_buffer_limit(Some(limits::WRITE_BUFFER));
-            let (tls, heard) = Listening::new(tls);
-            let connection = builder().handshake(tls).await.map_err(ServeError::Http)?;
-            Ok(Self {
+            let (id, status) = engine.server(tcp, tls).map_err(ServeError::Tls)?;
+            let session = Self {
                 expires: svid.not_after().min(peer.not_after()),
                 peer: Rc::new(peer),
-                connection,
-                heard,
-            })
+                tunnel: Ending {
+                    engine: engine.clone(),
+                    id,
+                },
+                status,
+            };
+            session.begun().await?;
+            Ok(session)
         };
         let limit = limits::HANDSHAKE_TIMEOUT;
         let session = timeout(limit, session).await;
         session.map_err(|_| ServeError::Timeout(limit))?
+    }
+
+    /// Waits for what every HTTP/2 session begins with.
+    async fn begun(&self) -> Result<(), ServeError> {
+        let mut life = self.status.follow();
+        let begun = life.wait_for(|life| !matches!(life, Life::Young)).await;
+        match begun.as_deref() {
+            Ok(Life::Ended {
+                why: TunnelError::NotBegun(limit),
+                young: true,
+            }) => Err(ServeError::Timeout(*limit)),
+            Ok(Life::Ended { why, young: true }) => Err(ServeError::Http(why.clone())),
+            _ => Ok(()),
+        }
     }
 
     pub fn peer(&self) -> &Rc<Peer> {
@@ -175,62 +185,49 @@ impl Session {
         let Self {
             peer,
             expires,
-            mut connection,
-            heard,
+            tunnel,
+            status,
         } = self;
-        let ping = connection.ping_pong();
-        let mut lost = pin!(async {
-            match ping {
-                Some(ping) => alive::lost(ping, heard).await,
-                None => pending().await,
-            }
-        });
         let left = expires.duration_since(SystemTime::now());
         let mut expiry = pin!(sleep(left.unwrap_or_default()));
         let mut draining = false;
         loop {
             tokio::select! {
-                next = connection.accept() => match next {
-                    Some(Ok((request, respond))) => {
-                        let incoming = Incoming { peer: peer.clone(), request, respond };
+                next = status.request() => match next {
+                    // It may have been taken back.
+                    Ok((id, _)) if !tunnel.engine.hold(id) => {}
+                    Ok((id, request)) => {
+                        let stream = Stream::new(tunnel.engine.clone(), id);
+                        let incoming = Incoming { peer: peer.clone(), request, stream };
                         tokio::task::spawn_local(on_stream(incoming));
                     }
-                    Some(Err(error)) => return ended(error),
-                    None => return Ok(()),
+                    Err(error) => return ended(error),
                 },
                 // A dropped sender is no reason to drain.
                 Ok(_) = drain.wait_for(|drain| *drain), if !draining => {
                     draining = true;
-                    connection.graceful_shutdown();
+                    tunnel.engine.drain(tunnel.id);
                 }
                 () = &mut expiry, if !draining => {
                     draining = true;
-                    connection.graceful_shutdown();
+                    tunnel.engine.drain(tunnel.id);
                 }
-                () = &mut lost => return Err(ServeError::Silent),
             }
         }
     }
 }
 
 /// Peers that close without a word are common, and harmless once no stream is open.
-fn ended(error: h2::Error) -> Result<(), ServeError> {
-    if error.is_io() || error.reason() == Some(h2::Reason::NO_ERROR) {
-        tracing::debug!(%error, "tunnel ended");
-        return Ok(());
+fn ended(error: TunnelError) -> Result<(), ServeError> {
+    match error {
+        TunnelError::Closed
+        | TunnelError::Io(_)
+        | TunnelError::Ended
+        | TunnelError::GoneAway(_) => {
+            tracing::debug!(%error, "tunnel ended");
+            Ok(())
+        }
+        TunnelError::Silent => Err(ServeError::Silent),
+        error => Err(ServeError::Http(error)),
     }
-    Err(ServeError::Http(error))
-}
-
-fn builder() -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(limits::STREAM_WINDOW)
-        .initial_connection_window_size(limits::TUNNEL_WINDOW)
-        .max_frame_size(limits::MAX_FRAME)
-        .data_frame_budget(limits::FRAME_BUDGET)
-        .max_header_list_size(limits::MAX_HEADER_LIST)
-        .max_send_buffer_size(limits::MAX_SEND_QUEUE)
-        .max_concurrent_streams(limits::MAX_STREAMS_IN);
-    builder
 }

@@ -214,6 +214,8 @@ fn server_config(
     // A resumed session would skip the verification of a peer that has been revoked since.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // Tunnels seal and open their records themselves.
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 
@@ -233,6 +235,8 @@ fn client_config(
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
+    // Tunnels seal and open their records themselves.
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 

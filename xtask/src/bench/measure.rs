@@ -8,6 +8,7 @@ use serde_json::Value;
 use sluice_tests::process::Process;
 use sluice_tests::{Pod, eventually};
 
+use super::usage::Usage;
 use crate::demo::servers::{self, HTTP_PORT};
 
 const IPERF_PORT: u16 = 5201;
@@ -19,6 +20,37 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     command: fn(server: &str, seconds: &str) -> Vec<String>,
     read: fn(output: &str) -> Result<Vec<Figure>>,
+    /// What the processor time that proxies use for it is called, and how much work the first
+    /// figure stands for, in so many seconds.
+    cost: Option<Cost>,
+}
+
+#[derive(Debug)]
+struct Cost {
+    what: &'static str,
+    unit: &'static str,
+    /// How many of `unit` a second is.
+    scale: f64,
+    work: fn(figure: f64, seconds: f64) -> f64,
+}
+
+const fn per_gigabyte(what: &'static str) -> Option<Cost> {
+    Some(Cost {
+        what,
+        unit: "s/GB",
+        scale: 1.0,
+        // Its first second does not count for iperf3, but costs as much.
+        work: |gigabits, seconds| gigabits / 8.0 * (seconds + 1.0),
+    })
+}
+
+const fn per_thousand(what: &'static str) -> Option<Cost> {
+    Some(Cost {
+        what,
+        unit: "ms/1000",
+        scale: 1000.0,
+        work: |per_second, seconds| per_second / 1000.0 * seconds,
+    })
 }
 
 /// One measured value.
@@ -40,26 +72,37 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "iperf3, 1 stream",
         command: |server, seconds| iperf3(server, seconds, "1"),
         read: |output| bits_per_second(output, "throughput, 1 stream"),
+        cost: per_gigabyte("  processor time, 1 stream"),
     },
     Scenario {
         name: "iperf3, 4 streams",
         command: |server, seconds| iperf3(server, seconds, "4"),
         read: |output| bits_per_second(output, "throughput, 4 streams"),
+        cost: per_gigabyte("  processor time, 4 streams"),
     },
     Scenario {
         name: "sockperf, ping-pong",
         command: sockperf,
         read: round_trips,
+        cost: None,
     },
     Scenario {
         name: "wrk, 16 connections",
-        command: |server, seconds| wrk(server, seconds, &[]),
+        command: |server, seconds| wrk(server, seconds, 16, &[]),
         read: |output| requests_per_second(output, "HTTP, 16 connections kept"),
+        cost: per_thousand("  processor time, 16 kept"),
+    },
+    Scenario {
+        name: "wrk, 256 connections",
+        command: |server, seconds| wrk(server, seconds, 256, &[]),
+        read: |output| requests_per_second(output, "HTTP, 256 connections kept"),
+        cost: per_thousand("  processor time, 256 kept"),
     },
     Scenario {
         name: "wrk, new connections",
-        command: |server, seconds| wrk(server, seconds, &["--header", "Connection: close"]),
+        command: |server, seconds| wrk(server, seconds, 16, &["--header", "Connection: close"]),
         read: |output| requests_per_second(output, "new connections, 16 at a time"),
+        cost: per_thousand("  processor time, new"),
     },
 ];
 
@@ -73,6 +116,19 @@ impl Scenario {
             .success()
             .with_context(|| format!("{} in {}", self.name, client.namespace()))?;
         (self.read)(&output).with_context(|| format!("reading what {program} said:\n{output}"))
+    }
+}
+
+impl Scenario {
+    /// What it cost proxies that used so much meanwhile, by the first figure of its result.
+    pub(crate) fn cost(&self, figure: &Figure, seconds: u32, used: Usage) -> Option<Figure> {
+        let cost = self.cost.as_ref()?;
+        let work = (cost.work)(figure.value, f64::from(seconds));
+        Some(Figure {
+            what: cost.what,
+            unit: cost.unit,
+            value: used.cpu.as_secs_f64() * cost.scale / work,
+        })
     }
 }
 
@@ -182,14 +238,15 @@ fn round_trips(output: &str) -> Result<Vec<Figure>> {
     ])
 }
 
-fn wrk(server: &str, seconds: &str, options: &[&str]) -> Vec<String> {
+fn wrk(server: &str, seconds: &str, connections: u32, options: &[&str]) -> Vec<String> {
+    let connections = connections.to_string();
     let url = format!("http://{server}:{HTTP_PORT}/");
     words([
         "wrk",
         "--threads",
         "1",
         "--connections",
-        "16",
+        &connections,
         "--duration",
         seconds,
     ])

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream as StdStream},
     rc::Rc,
     sync::Arc,
 };
@@ -14,7 +14,6 @@ use sluice_model::{
     Mesh, SpiffeId, TrustDomain, Workload,
     authz::{Applicable, Connection, Decision, DenyReason},
 };
-use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
@@ -90,7 +89,7 @@ impl Known {
         visitor: Visitor<'_>,
         destination: SocketAddr,
         report: &mut Report,
-    ) -> Result<(TcpStream, Flow), Refusal> {
+    ) -> Result<(StdStream, Flow), Refusal> {
         let Self {
             mesh,
             workload,

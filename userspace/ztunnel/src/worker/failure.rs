@@ -99,8 +99,7 @@ impl From<outbound::Error> for Failure {
                 OpenError::Connect(_)
                 | OpenError::Tunnel(_)
                 | OpenError::AnswerTimeout(_)
-                | OpenError::Refused(_)
-                | OpenError::Request(_) => ResponseFlags::Connect,
+                | OpenError::Refused(_) => ResponseFlags::Connect,
             },
             outbound::Error::Cut(cut) => return Self::cut(cut),
             outbound::Error::Refused(route::Refusal::NotInRegistry(..)) => {

@@ -1,6 +1,10 @@
 //! Tunnels from peers, and the streams in them (wire contract §3).
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpStream as StdStream},
+    rc::Rc,
+    sync::Arc,
+};
 
 use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Session};
@@ -87,7 +91,7 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
         }
     };
     let domains = equivalent_domains(&shard, &pod);
-    let result = match Session::accept(tcp, &svid, domains).await {
+    let result = match Session::accept(&shard.engine, tcp, &svid, domains).await {
         Ok(session) => tunnel(&shard, &pod, session, peer, local).await,
         Err(error) => Err(error.into()),
     };
@@ -176,7 +180,7 @@ async fn reach(
     peer: SocketAddr,
     local: SocketAddr,
     report: &mut Report,
-) -> Result<(TcpStream, Flow, Baggage), Error> {
+) -> Result<(StdStream, Flow, Baggage), Error> {
     let authority = incoming.authority().ok_or(Error::NotConnect)?;
     let mut known = admission::known(shard, pod, peer.ip()).await?;
     if let Some(service) = named_service(&known.workload, authority) {

@@ -2,7 +2,8 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream as StdStream},
+    os::fd::AsRawFd,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -58,7 +59,7 @@ pub(super) enum Error {
 }
 
 /// Serves one captured connection from its accept to its end.
-pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: StdStream, peer: SocketAddr) {
     if let Some(orig) = original(&shard, &pod, &tcp, peer) {
         carry(shard, pod, tcp, peer, orig).await;
     }
@@ -68,7 +69,7 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
 pub(super) fn original(
     shard: &Shard,
     pod: &Pod,
-    tcp: &TcpStream,
+    tcp: &impl AsRawFd,
     peer: SocketAddr,
 ) -> Option<OrigDst> {
     let looked_up = shard.maps.borrow().orig_dst(tcp, peer, pod.info.netns);
@@ -90,7 +91,7 @@ pub(super) fn original(
 pub(super) async fn carry(
     shard: Rc<Shard>,
     pod: Rc<Pod>,
-    tcp: TcpStream,
+    tcp: StdStream,
     peer: SocketAddr,
     orig: OrigDst,
 ) {
@@ -105,7 +106,7 @@ pub(super) async fn carry(
 async fn run(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
-    tcp: TcpStream,
+    tcp: StdStream,
     client: SocketAddr,
     orig: OrigDst,
     report: &mut Report,
@@ -115,8 +116,13 @@ async fn run(
     match reach(shard, pod, client, orig, &mut needed, report).await {
         Ok(Reached::Plain(peer, mut flow)) => {
             report.opened();
-            let carried = flow.unless_cut(sluice_hbone::join(tcp, peer, &report.meter));
-            Ok(carried.await??)
+            let carried = async {
+                let [tcp, peer] = [tcp, peer].map(TcpStream::from_std);
+                let tcp = tcp.map_err(CarryError::Application)?;
+                let peer = peer.map_err(CarryError::Peer)?;
+                sluice_hbone::join(tcp, peer, &report.meter).await
+            };
+            Ok(flow.unless_cut(carried).await??)
         }
         Ok(Reached::Tunnel(opened, mut flow)) => {
             report.peer(&pod.identity, opened.peer.identity());
@@ -133,7 +139,7 @@ async fn run(
 
 /// The other end of a connection, before a byte has moved.
 enum Reached {
-    Plain(TcpStream, Flow),
+    Plain(StdStream, Flow),
     Tunnel(Opened, Flow),
 }
 
@@ -408,8 +414,9 @@ async fn dial(shard: &Rc<Shard>, pod: &Rc<Pod>, hop: &Hop) -> Result<Dialled, Op
             io::ErrorKind::TimedOut => OpenError::ConnectTimeout(super::pods::CONNECT_TIMEOUT),
             _ => OpenError::Connect(Rc::new(error)),
         })?;
+    let connect_error = |error| OpenError::Connect(Rc::new(error));
     Ok(Dialled {
-        tcp,
+        tcp: TcpStream::from_std(tcp).map_err(connect_error)?,
         tls: svid.client_config(hop.expected.as_slice()),
         trust: svid.trust().clone(),
         expires: svid.not_after(),

@@ -1,6 +1,9 @@
 //! Inbound connections that came without a tunnel.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{
+    net::{SocketAddr, TcpStream as StdStream},
+    rc::Rc,
+};
 
 use sluice_hbone::CarryError;
 use tokio::net::TcpStream;
@@ -51,8 +54,11 @@ async fn run(
         }
     };
     report.opened();
-    let carried = flow.unless_cut(sluice_hbone::join(application, tcp, &report.meter));
-    Ok(carried.await??)
+    let carried = async {
+        let application = TcpStream::from_std(application).map_err(CarryError::Application)?;
+        sluice_hbone::join(application, tcp, &report.meter).await
+    };
+    Ok(flow.unless_cut(carried).await??)
 }
 
 async fn reach(
@@ -61,7 +67,7 @@ async fn reach(
     peer: SocketAddr,
     destination: SocketAddr,
     report: &mut Report,
-) -> Result<(TcpStream, Flow), Refusal> {
+) -> Result<(StdStream, Flow), Refusal> {
     let visitor = Visitor {
         peer: None,
         address: peer,

@@ -10,9 +10,13 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use sluice_model::{SpiffeId, TrustDomain, Uid, identity::ParseSpiffeIdError};
 use tokio::{
-    net::{TcpSocket, TcpStream, UdpSocket},
+    net::{TcpStream, UdpSocket},
     sync::{Notify, watch},
 };
 
@@ -94,7 +98,8 @@ impl Pod {
         UdpSocket::from_std(StdUdpSocket::from(socket))
     }
 
-    /// Connects from inside the pod's network namespace. `prepare` sees the socket before.
+    /// Connects from inside the pod's network namespace. `prepare` sees the socket before. The
+    /// connection is non-blocking, and known to no runtime.
     ///
     /// # Errors
     /// The kernel's; `TimedOut` after [`CONNECT_TIMEOUT`].
@@ -102,19 +107,44 @@ impl Pod {
         &self,
         link: &AsyncLink,
         destination: SocketAddr,
-        prepare: impl FnOnce(&TcpSocket) -> io::Result<()>,
-    ) -> io::Result<TcpStream> {
+        prepare: impl FnOnce(&StdStream) -> io::Result<()>,
+    ) -> io::Result<StdStream> {
         let family = Family::of(destination.ip());
         let stock = self.stock(Transport::Tcp, family);
         let connected = async {
             let socket = stock.take(link, &self.info, Transport::Tcp, family).await;
-            let socket = TcpSocket::from_std_stream(StdStream::from(socket));
+            let socket = StdStream::from(socket);
             prepare(&socket)?;
-            socket.connect(destination).await
+            connect(socket, destination).await
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connected)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+}
+
+/// Connects a non-blocking socket. Whoever is on this machine has answered when `connect` returns,
+/// so that there is nothing to wait for.
+async fn connect(socket: StdStream, destination: SocketAddr) -> io::Result<StdStream> {
+    match rustix::net::connect(&socket, &destination) {
+        Ok(()) => return Ok(socket),
+        Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut answer = [PollFd::new(&socket, PollFlags::OUT)];
+    poll(&mut answer, Some(&Timespec::default()))?;
+    let socket = match answer[0].revents() {
+        PollFlags::OUT => return Ok(socket),
+        answer if !answer.is_empty() => socket,
+        _ => {
+            let socket = TcpStream::from_std(socket)?;
+            socket.writable().await?;
+            socket.into_std()?
+        }
+    };
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(socket),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,7 +45,7 @@ pub(super) struct Report {
     rule: Option<RuleId>,
     open: Option<ConnectionMetrics>,
     /// Counts the bytes while they flow.
-    pub(super) meter: Meter,
+    pub(super) meter: Rc<Meter>,
 }
 
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl Report {
             path: None,
             rule: None,
             open: None,
-            meter: Meter::default(),
+            meter: Rc::default(),
         }
     }
 

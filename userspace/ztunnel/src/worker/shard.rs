@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener, TcpStream as StdStream},
     os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
@@ -10,10 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use sluice_hbone::{Idle, Pool};
+use sluice_hbone::{Engine, Idle, Pool};
 use sluice_kernel::{SocketMapFds, SocketMaps};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     task::{LocalSet, spawn_local},
 };
 
@@ -38,6 +38,7 @@ pub(super) struct Shard {
     pub(super) shared: Arc<Shared>,
     pub(super) link: AsyncLink,
     pub(super) maps: RefCell<SocketMaps>,
+    pub(super) engine: Engine,
     pub(super) pool: Pool,
     pub(super) resolver: Resolver,
     pub(super) since: Instant,
@@ -65,18 +66,20 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
         let _inside = runtime.enter();
         AsyncLink::new(link)?
     };
-    let resolver = Resolver::new(&shared.settings.nameservers);
-    let shard = Rc::new(Shard {
-        shared,
-        link,
-        maps: RefCell::new(maps),
-        pool: Pool::default(),
-        resolver,
-        since: Instant::now(),
-        pods: Table::default(),
-        departed: RefCell::default(),
-    });
     LocalSet::new().block_on(&runtime, async {
+        let resolver = Resolver::new(&shared.settings.nameservers);
+        let engine = Engine::start().context("start the tunnels' engine")?;
+        let shard = Rc::new(Shard {
+            shared,
+            link,
+            maps: RefCell::new(maps),
+            pool: Pool::new(engine.clone()),
+            engine,
+            resolver,
+            since: Instant::now(),
+            pods: Table::default(),
+            departed: RefCell::default(),
+        });
         spawn_local(sweep(shard.clone()));
         spawn_local(review::follow(shard.clone()));
         shard.follow_broker().await
@@ -136,7 +139,7 @@ impl Shard {
                 dns::start(self, &pod, fd);
                 continue;
             }
-            match TcpListener::from_std(StdListener::from(fd)) {
+            match self.engine.listen(TcpListener::from(fd)) {
                 Ok(listener) => {
                     spawn_local(self.clone().accept(pod.clone(), *kind, listener));
                 }
@@ -173,7 +176,12 @@ impl Shard {
     }
 
     /// Serves one listener until its pod leaves. Established connections go on after that.
-    async fn accept(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, listener: TcpListener) {
+    async fn accept(
+        self: Rc<Self>,
+        pod: Rc<Pod>,
+        kind: Listener,
+        listener: sluice_hbone::Listener,
+    ) {
         let mut left = pod.left();
         loop {
             let accepted = tokio::select! {
@@ -190,15 +198,22 @@ impl Shard {
         }
     }
 
-    fn serve(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, tcp: TcpStream, peer: SocketAddr) {
+    fn serve(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, tcp: StdStream, peer: SocketAddr) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        if kind == Listener::Outbound {
+            spawn_local(outbound::serve(self, pod, tcp, peer));
+            return;
+        }
+        let tcp = match TcpStream::from_std(tcp) {
+            Ok(tcp) => tcp,
+            Err(error) => return tracing::warn!(%error, ?kind, "a connection is lost"),
+        };
         match kind {
-            Listener::Outbound => spawn_local(outbound::serve(self, pod, tcp, peer)),
             Listener::Plaintext => spawn_local(plaintext::serve(self, pod, tcp, peer)),
             Listener::Hbone => spawn_local(inbound::serve(self, pod, tcp, peer)),
             Listener::DnsByTcp => spawn_local(dns::serve_tcp(self, pod, tcp, peer)),
-            // Not accepted, but received.
-            Listener::Dns => return,
+            // Served above; and not accepted, but received.
+            Listener::Outbound | Listener::Dns => return,
         };
     }
 }

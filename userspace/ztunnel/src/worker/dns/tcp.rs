@@ -39,7 +39,10 @@ pub(in crate::worker) async fn serve(
         }
         return;
     }
-    outbound::carry(shard, pod, tcp, peer, orig).await;
+    match tcp.into_std() {
+        Ok(tcp) => outbound::carry(shard, pod, tcp, peer, orig).await,
+        Err(error) => tracing::warn!(%error, %peer, "DNS by TCP ended"),
+    }
 }
 
 /// The question that a connection begins with, if it came in one piece. It is not taken out.

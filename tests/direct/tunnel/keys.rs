@@ -1,0 +1,191 @@
+//! Keys wear out: either side goes on with new ones, in the middle of whatever is being said.
+
+use std::{rc::Rc, sync::Arc};
+
+use rustls::{
+    CipherSuiteCommon, ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedCipherSuite,
+    Tls13CipherSuite,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::aws_lc_rs::{cipher_suite, default_provider},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    version::TLS13,
+};
+use sluice_hbone::Dialled;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+
+use super::bytes;
+use crate::{
+    fixtures::{Acceptor, World, on_worker, request},
+    noise::Noise,
+    peers::{Frame, Peer, flag, kind},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// The names and keys of another suite, which wears out after so many records.
+fn worn_after(suite: SupportedCipherSuite, records: u64) -> SupportedCipherSuite {
+    let suite = suite.tls13().unwrap();
+    SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            confidentiality_limit: records,
+            ..suite.common
+        },
+        ..*suite
+    })))
+}
+
+/// Believes everybody: this is about keys.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = default_provider().signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
+
+/// What a client of the world uses, with another suite.
+fn client_config(world: &World, suite: SupportedCipherSuite) -> Arc<ClientConfig> {
+    let own = world.source.svid.client_config(&*world.source.key.expected);
+    let mut provider = default_provider();
+    provider.cipher_suites = vec![suite];
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_client_cert_resolver(own.client_auth_cert_resolver.clone());
+    config.alpn_protocols.clone_from(&own.alpn_protocols);
+    config.enable_secret_extraction = true;
+    Arc::new(config)
+}
+
+/// Both suites that the mesh knows, with keys that change every few records of ours: a key that is not changed on both
+/// sides at the same record opens nothing.
+#[test]
+fn our_keys_change_while_bytes_flow() {
+    for suite in [
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+    ] {
+        on_worker(async move {
+            let world = World::new().await;
+            let tls = client_config(&world, worn_after(suite, 20));
+            let mut server = Acceptor::start().await;
+            let authority = request(&server.addr.to_string());
+            let dial = async || {
+                Ok(Dialled {
+                    tcp: TcpStream::connect(world.destination.addr).await.unwrap(),
+                    tls: tls.clone(),
+                    trust: world.source.svid.trust().clone(),
+                    expires: world.source.svid.not_after(),
+                })
+            };
+            let key = &world.source.key;
+            let opened = world.source.pool.open(key, &authority, dial).await.unwrap();
+            let (mut app, captured) = crate::fixtures::sockets().await;
+            let meter = Rc::default();
+            let carried = opened.stream.carry(captured.into_std().unwrap(), &meter);
+            let mut server = server.next().await;
+            let talk = async {
+                for round in 0..3 {
+                    let (mut there, mut back) = (Noise::new(round), Noise::new(!round));
+                    let mut heard = Noise::new(round);
+                    tokio::join!(
+                        there.send(&mut app, 4 * MIB),
+                        heard.expect(&mut server, 4 * MIB)
+                    );
+                    let mut heard = Noise::new(!round);
+                    tokio::join!(back.send(&mut server, MIB), heard.expect(&mut app, MIB));
+                }
+                drop((app, server));
+            };
+            let (carried, ()) = tokio::join!(carried, talk);
+            carried.unwrap();
+        });
+    }
+}
+
+/// A peer that asks for new keys gets them, as often as it likes within reason.
+#[test]
+fn peers_change_keys_and_ask_us_to() {
+    on_worker(async {
+        let world = World::new().await;
+        let mut server = Acceptor::start().await;
+        let mut peer = Peer::begin(&world).await;
+        peer.send(&Frame::connect(1, &server.addr.to_string()))
+            .await;
+        let mut tcp = server.next().await;
+        for round in 0..50_u8 {
+            let tokio_rustls::TlsStream::Client(tls) = &mut peer.0 else {
+                panic!("a client");
+            };
+            tls.get_mut().1.refresh_traffic_keys().unwrap();
+            peer.send(&Frame::new(kind::DATA, 0, 1, [round])).await;
+            assert_eq!(tcp.read_u8().await.unwrap(), round);
+            tokio::io::AsyncWriteExt::write_u8(&mut tcp, round)
+                .await
+                .unwrap();
+            let answer = peer.wait_for(|frame| frame.kind == kind::DATA).await;
+            assert_eq!(answer.payload, [round]);
+        }
+        peer.send(&Frame::new(kind::DATA, flag::END_STREAM, 1, []))
+            .await;
+        assert_eq!(tcp.read(&mut [0]).await.unwrap(), 0);
+        bytes::exchange(world.source.clone(), 1, MIB, MIB).await;
+    });
+}
+
+/// Bytes that were not sealed by the peer end the tunnel, with TLS's word for it.
+#[test]
+fn a_record_that_was_changed_on_the_way() {
+    on_worker(async {
+        let world = World::new().await;
+        let mut peer = Peer::begin(&world).await;
+        peer.wait_for(|frame| frame.kind == kind::SETTINGS && frame.flags == flag::ACK)
+            .await;
+        let record = [&[23, 3, 3, 0, 40][..], &[7; 40]].concat();
+        let (tcp, _) = peer.0.get_mut();
+        tokio::io::AsyncWriteExt::write_all(tcp, &record)
+            .await
+            .unwrap();
+        let broken = async {
+            let mut bytes = Vec::new();
+            peer.0.read_to_end(&mut bytes).await.unwrap_err()
+        };
+        let broken = broken.await.to_string();
+        assert_eq!(broken, "received fatal alert: BadRecordMac");
+        let error = world.destination.ended().await.unwrap_err().to_string();
+        assert!(error.contains("cannot decrypt peer's message"), "{error}");
+    });
+}

@@ -1,0 +1,293 @@
+//! A stream, and the application's connection that it carries.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, Write as _},
+    net::{Shutdown, TcpStream},
+    ops::Range,
+    rc::Rc,
+    task::Waker,
+    time::Duration,
+};
+
+use socket2::SockRef;
+
+use super::{StreamId, TunnelId};
+use crate::{CarryError, Meter, TunnelError, fields::Answer, limits};
+
+/// How many pieces one write takes at most.
+const SLICES: usize = 64;
+
+/// Bytes of the peer for a stream, by their place in what was read.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    pub(super) stream: StreamId,
+    pub(super) bytes: Range<usize>,
+}
+
+/// An application's connection.
+#[derive(Debug)]
+pub(super) struct App {
+    pub(super) tcp: TcpStream,
+    meter: Rc<Meter>,
+    /// Whether there may be something to read, and room to write: until the kernel says otherwise.
+    pub(super) readable: bool,
+    writable: bool,
+    /// Whether the other end has said that it is done, or broke: then a short read is not the last.
+    pub(super) hung_up: bool,
+    /// Whether the connection broke.
+    pub(super) broken: bool,
+    /// Whether the last read filled all that was offered.
+    pub(super) bulk: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) tunnel: TunnelId,
+    pub(super) number: u32,
+    pub(super) app: Option<App>,
+    /// What may still be said, in bytes: less than nothing, when the peer has lowered its windows.
+    pub(super) credit: i64,
+    /// What the peer may still say.
+    pub(super) granted: i64,
+    /// What the peer may have said, at a time, without the application having taken it.
+    pub(super) window: u32,
+    /// What the application has taken since credit was returned.
+    pub(super) taken: u32,
+    /// Whether the application kept the peer's bytes waiting since then.
+    pub(super) slow: bool,
+    /// What the application has not taken yet.
+    pending: VecDeque<u8>,
+    /// Whether the request has been answered, and whether so that bytes may be said.
+    pub(super) answered: bool,
+    pub(super) open: bool,
+    /// Whether everything has been said: END_STREAM was sent, or the peer wants to hear no more.
+    pub(super) said_all: bool,
+    /// Whether the peer has said everything.
+    pub(super) heard_all: bool,
+    /// Whether the application was told so.
+    shut: bool,
+    /// Whether frames of this stream may still be sent.
+    pub(super) attached: bool,
+    /// What the peer answered to our request.
+    pub(super) answer: Option<Box<Answer>>,
+    pub(super) end: Option<Result<(), CarryError>>,
+    /// Who waits for an answer, or for the end.
+    pub(super) waker: Option<Waker>,
+    /// Whether somebody outside of the engine knows of it.
+    pub(super) held: bool,
+    /// Whether it is in the queue of those that can go on.
+    pub(super) queued: bool,
+    /// Whether it is in its tunnel's queue of those that wait for it.
+    pub(super) waiting: bool,
+}
+
+impl Stream {
+    pub(super) fn new(tunnel: TunnelId, number: u32, credit: i64) -> Self {
+        Self {
+            tunnel,
+            number,
+            app: None,
+            credit,
+            granted: limits::STREAM_WINDOW.into(),
+            window: limits::STREAM_WINDOW,
+            taken: 0,
+            slow: false,
+            pending: VecDeque::new(),
+            answered: false,
+            open: false,
+            said_all: false,
+            heard_all: false,
+            shut: false,
+            attached: true,
+            answer: None,
+            end: None,
+            waker: None,
+            held: false,
+            queued: false,
+            waiting: false,
+        }
+    }
+
+    /// Takes an application's connection, which is reset from now on when it is dropped.
+    pub(super) fn attach(&mut self, tcp: TcpStream, meter: Rc<Meter>) {
+        reset_when_closed(&tcp, true);
+        self.app = Some(App {
+            tcp,
+            meter,
+            // Told at once, by whoever watches the socket from now on.
+            readable: false,
+            writable: true,
+            hung_up: false,
+            broken: false,
+            bulk: false,
+        });
+    }
+
+    pub(super) fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether the application should be read.
+    pub(super) fn wants_to_say(&self) -> bool {
+        self.open && !self.said_all && self.app.as_ref().is_some_and(|app| app.readable)
+    }
+
+    pub(super) fn read(&mut self, bytes: usize) {
+        if let Some(app) = &self.app {
+            Meter::add(&app.meter.received, bytes);
+        }
+    }
+
+    /// What the kernel says of the application's connection.
+    pub(super) fn ready(&mut self, readable: bool, writable: bool, hung_up: bool, broken: bool) {
+        if let Some(app) = &mut self.app {
+            app.readable |= readable;
+            app.writable |= writable;
+            app.hung_up |= hung_up;
+            app.broken |= broken;
+        }
+    }
+
+    /// Hands bytes of the peer to the application, and keeps what it does not take. Says how many
+    /// it took.
+    pub(super) fn deliver(&mut self, from: &[u8], pieces: &[Piece]) -> io::Result<usize> {
+        let Some(app) = self
+            .app
+            .as_mut()
+            .filter(|app| app.writable && self.pending.is_empty())
+        else {
+            self.slow |= self.app.is_some();
+            for piece in pieces {
+                self.pending.extend(&from[piece.bytes.clone()]);
+            }
+            return Ok(0);
+        };
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (mut taken, mut done) = (0, 0);
+        while done < pieces.len() && app.writable {
+            let batch = &pieces[done..pieces.len().min(done + SLICES)];
+            let mut offered = 0;
+            for (slice, piece) in slices.iter_mut().zip(batch) {
+                *slice = IoSlice::new(&from[piece.bytes.clone()]);
+                offered += piece.bytes.len();
+            }
+            let mut written = app.write(&slices[..batch.len()])?;
+            taken += written;
+            app.writable = written == offered;
+            done += batch.len();
+            if app.writable {
+                continue;
+            }
+            for piece in batch {
+                let Range { start, end } = piece.bytes;
+                let skipped = written.min(end - start);
+                written -= skipped;
+                self.pending.extend(&from[start + skipped..end]);
+            }
+        }
+        for piece in &pieces[done..] {
+            self.pending.extend(&from[piece.bytes.clone()]);
+        }
+        self.slow |= !self.pending.is_empty();
+        Ok(taken)
+    }
+
+    /// Hands over what was kept, and says how many bytes the application took; and tells it, after
+    /// the last, that there is no more.
+    pub(super) fn drain(&mut self) -> io::Result<usize> {
+        let Some(app) = &mut self.app else {
+            return Ok(0);
+        };
+        let mut taken = 0;
+        while app.writable && !self.pending.is_empty() {
+            let (front, back) = self.pending.as_slices();
+            let offered = self.pending.len();
+            let written = app.write(&[IoSlice::new(front), IoSlice::new(back)])?;
+            self.pending.drain(..written);
+            taken += written;
+            app.writable = written == offered;
+        }
+        if self.pending.is_empty() && self.pending.capacity() > 0 {
+            // An idle connection holds no memory.
+            self.pending = VecDeque::new();
+        }
+        if self.heard_all && self.pending.is_empty() && !self.shut {
+            self.shut = true;
+            match app.tcp.shutdown(Shutdown::Write) {
+                // The other side may be gone altogether by the time.
+                Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Whether both directions have come to their end.
+    pub(super) fn is_done(&self) -> bool {
+        self.said_all && self.shut
+    }
+
+    /// Ends it: the application's connection is closed in order, or else reset.
+    pub(super) fn finish(&mut self, end: Result<(), CarryError>) {
+        if self.end.is_some() {
+            return;
+        }
+        // What comes before a cut is kept for an application that is yet to come.
+        if let Some(app) = self.app.take() {
+            self.pending = VecDeque::new();
+            if end.is_ok() {
+                reset_when_closed(&app.tcp, false);
+            }
+        }
+        self.end = Some(end);
+        self.wake();
+    }
+
+    /// For an application that comes after the end: gives it what there is, and resets it.
+    pub(super) fn deliver_late(&mut self) {
+        // It may be gone as well, and then needs nothing.
+        let _ = self.drain();
+        self.app = None;
+        self.pending = VecDeque::new();
+    }
+
+    /// Ends it because of its tunnel. What has arrived before is delivered first, if it can be.
+    pub(super) fn cut(&mut self, error: TunnelError) {
+        // Its application may be gone as well, and then needs nothing.
+        let _ = self.drain();
+        self.finish(Err(CarryError::Tunnel(error)));
+    }
+}
+
+impl App {
+    /// Writes what the socket takes, which may be nothing.
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match (&self.tcp).write_vectored(slices) {
+                Ok(written) => {
+                    Meter::add(&self.meter.sent, written);
+                    return Ok(written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Why the connection broke.
+    pub(super) fn error(&self) -> Option<io::Error> {
+        self.tcp.take_error().unwrap_or_else(Some)
+    }
+}
+
+/// Whether closing a connection resets it instead of ending it. It is set as long as the connection
+/// is carried, so that a cut looks like one even when nobody is left to say so.
+pub(crate) fn reset_when_closed(tcp: &impl std::os::fd::AsFd, reset: bool) {
+    // Lingering for no time at all is how a socket is told. It can only fail on a socket that is
+    // dead, which the next use reports better.
+    let _ = SockRef::from(tcp).set_linger(reset.then_some(Duration::ZERO));
+}
