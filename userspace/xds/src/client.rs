@@ -3,7 +3,7 @@
 use std::{collections::HashSet, convert::Infallible, sync::Arc, time::Duration};
 
 use sluice_identity::ControlPlane;
-use sluice_model::Name;
+use sluice_model::{Mesh, Name};
 use sluice_proto::discovery::{DeltaDiscoveryRequest, Status as RpcStatus};
 use tokio::{
     sync::watch,
@@ -319,7 +319,8 @@ impl Client {
         let applied = self.store.apply(std::mem::take(held));
         if let (Some(demand), Some(answers)) = (&self.demand, answers) {
             let rejected = applied.iter().flat_map(|applied| &applied.rejected);
-            answers.tell(demand, rejected.map(|(name, _)| name.as_str()).collect());
+            let rejected = rejected.map(|(name, _)| name.as_str()).collect();
+            answers.tell(demand, rejected, &self.store.mesh().load());
         }
         self.announce(applied.iter().any(|applied| applied.changed));
         let verdicts = received.into_iter().zip(&applied);
@@ -371,12 +372,13 @@ impl Answers {
     }
 
     /// Tells those who wait. What was refused answers nothing.
-    fn tell(&self, demand: &Demand, rejected: HashSet<&str>) {
+    fn tell(&self, demand: &Demand, rejected: HashSet<&str>, mesh: &Mesh) {
         let present = self.present.iter();
         let present = present.filter(|(own, _)| !rejected.contains(&**own));
         demand.answered(
             present.map(|(_, name)| &**name),
             self.absent.iter().map(String::as_str),
+            mesh,
         );
     }
 }

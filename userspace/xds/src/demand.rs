@@ -243,6 +243,7 @@ impl Demand {
         &self,
         present: impl Iterator<Item = &'a str>,
         absent: impl Iterator<Item = &'a str>,
+        mesh: &Mesh,
     ) {
         let mut entries = self.entries();
         for name in absent {
@@ -252,6 +253,12 @@ impl Demand {
         }
         for name in present {
             if let Some(entry) = entries.get_mut(name) {
+                entry.answer = Answer::Present;
+            }
+        }
+        // Such as an address within a range, of which no resource has the name.
+        for entry in entries.values_mut() {
+            if matches!(entry.answer, Answer::Pending { .. }) && entry.key.is_in(mesh) {
                 entry.answer = Answer::Present;
             }
         }
