@@ -7,16 +7,16 @@ use std::{
 };
 
 use http::{StatusCode, uri::Authority};
-use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Session};
+use sluice_hbone::{Baggage, Incoming, ServeError, Session};
 use sluice_model::{Name, ServiceKey, TrustDomain, Workload};
 use sluice_telemetry::metrics::{Denial, Phase, Reporter};
 use sluice_xds::{Key, Unanswered};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::spawn_local};
 
 use super::{
     PATIENCE,
     admission::{self, Known, Refusal, Visitor},
-    failure::Failure,
+    carry,
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::Report,
@@ -40,10 +40,6 @@ pub(super) enum Error {
     Refused(#[from] Refusal),
     #[error("the tunnel: {0}")]
     Tunnel(#[source] sluice_hbone::TunnelError),
-    #[error("{0}")]
-    Carry(#[from] CarryError),
-    #[error("{0}")]
-    Cut(#[from] Cut),
 }
 
 /// Why a whole tunnel ended.
@@ -68,7 +64,7 @@ impl Error {
             Self::UnknownHost(_) | Self::UnknownService(_) | Self::Refused(_) => {
                 Some(StatusCode::SERVICE_UNAVAILABLE)
             }
-            Self::Tunnel(_) | Self::Carry(_) | Self::Cut(_) => None,
+            Self::Tunnel(_) => None,
         }
     }
 }
@@ -144,32 +140,25 @@ async fn stream(
     peer: SocketAddr,
     local: SocketAddr,
 ) {
-    let mut report = Report::inbound(&shard.shared, &pod, &incoming, peer, local);
-    let result = run(&shard, &pod, incoming, peer, local, &mut report).await;
-    report.finish(result.err().map(Failure::from));
-}
-
-async fn run(
-    shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
-    incoming: Incoming,
-    peer: SocketAddr,
-    local: SocketAddr,
-    report: &mut Report,
-) -> Result<(), Error> {
-    let (tcp, mut flow, baggage) = match reach(shard, pod, &incoming, peer, local, report).await {
-        Ok(reached) => reached,
+    let mut report = Box::new(Report::inbound(&shard.shared, &pod, &incoming, peer, local));
+    let reached = reach(&shard, &pod, &incoming, peer, local, &mut report).await;
+    let error = match reached {
+        Ok((tcp, flow, baggage)) => match incoming.accept(&baggage) {
+            Ok(stream) => {
+                report.opened();
+                spawn_local(carry::through(stream, tcp, flow, report));
+                return;
+            }
+            Err(error) => Error::Tunnel(error),
+        },
         Err(error) => {
             if let Some(status) = error.status() {
                 incoming.refuse(status);
             }
-            return Err(error);
+            error
         }
     };
-    let stream = incoming.accept(&baggage).map_err(Error::Tunnel)?;
-    report.opened();
-    let carried = flow.unless_cut(stream.carry(tcp, &report.meter));
-    Ok(carried.await??)
+    report.finish(Some(error.into()));
 }
 
 /// Checks the request and connects to the application.

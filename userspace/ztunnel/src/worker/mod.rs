@@ -6,6 +6,7 @@
 
 mod admin;
 mod admission;
+mod carry;
 mod control;
 mod dial;
 mod dns;

@@ -40,7 +40,7 @@ pub(in crate::worker) async fn serve(
         return;
     }
     match tcp.into_std() {
-        Ok(tcp) => outbound::carry(shard, pod, tcp, peer, orig).await,
+        Ok(tcp) => outbound::connect(shard, pod, tcp, peer, orig).await,
         Err(error) => tracing::warn!(%error, %peer, "DNS by TCP ended"),
     }
 }
