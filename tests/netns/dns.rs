@@ -312,6 +312,68 @@ fn other_queries_by_tcp_go_through() {
 }
 
 #[test]
+fn a_server_that_speaks_first_is_not_kept_waiting() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let _server = podtool::serve(stage.s.topology.wire(), "tcp", Serve::Greet, "[::]:53")?;
+        for server in servers() {
+            let started = Instant::now();
+            let connection = Connection::open(&stage.client, &server)?;
+            connection.line()?;
+            let took = started.elapsed();
+            ensure!(took < Duration::from_secs(3), "{server}: {took:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_host_without_an_address_is_given_one_that_leads_to_it() {
+    scenario(|s| {
+        let Stage { s, client, server } = Stage::build(s)?;
+        s.mesh.apply_namespace("outside", None)?;
+        let host = s.pod("b", "outside", "host")?;
+        let _greets = podtool::serve(&host, "host", Serve::Greet, "[::]:7000")?;
+        let entry = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+             metadata: {{name: api, namespace: shop}}\n\
+             spec: {{hosts: [api.example.com], resolution: STATIC, \
+             ports: [{{number: 80, name: tcp, protocol: TCP, targetPort: 7000}}], \
+             endpoints: [{{address: {}}}]}}\n",
+            host.v4()
+        );
+        s.mesh.config().apply("entry", &entry)?;
+        s.mesh.settle()?;
+        let given: serde_json::Value =
+            serde_json::from_str(&s.mesh.ask_control("/config/addresses")?)?;
+        for (kind, range) in [
+            (RecordType::A, "240.240.0.0/16"),
+            (RecordType::AAAA, "2001:2::/48"),
+        ] {
+            let bytes = query("api.example.com.", kind)?.to_vec()?;
+            let answer = ask(&client, &servers()[0], &bytes, CONNECTED)?;
+            let answer = Message::from_vec(&answer.bytes)?;
+            let [vip] = addresses(&answer)[..] else {
+                anyhow::bail!("not one address: {answer}");
+            };
+            let range: ipnet::IpNet = range.parse()?;
+            ensure!(range.contains(&vip), "{vip}");
+            ensure!(given.to_string().contains(&vip.to_string()), "{given}");
+            // By it the host is reached, as the host that it is.
+            let connection = Connection::open(&client, &SocketAddr::new(vip, 80).to_string())?;
+            connection.line()?;
+            drop(connection);
+            s.mesh.ztunnel("a").wait_for_access(&[
+                ("direction", "outbound"),
+                ("dst.service", "api.example.com"),
+            ])?;
+        }
+        drop(server);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_server_that_does_not_answer_fails_the_query_in_time() {
     scenario(|s| {
         let Stage { s, client, server } = Stage::build(s)?;

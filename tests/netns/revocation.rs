@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
 use sluice_tests::eventually::PATIENCE;
 use sluice_tests::mesh::Options;
 use sluice_tests::podtool::{self, Connection, Event, Flood, Serve};
@@ -186,8 +189,100 @@ fn a_revoked_certificate_is_refused_and_a_broken_list_changes_nothing() {
         s.mesh.ztunnel_mut("b").wait_until_ready()?;
         eventually(refused)?;
         greet(&good)?;
+        // And for a broker that starts now: those who are revoked stay so.
+        let far = s.mesh.ztunnel_mut("b");
+        far.stop(PATIENCE)?;
+        far.restart()?;
+        s.mesh.wait_until_enrolled(&server)?;
+        eventually(refused)?;
+        greet(&good)?;
         Ok(())
     });
+}
+
+/// A root of ours, with its key.
+fn own_root(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(DnType::CommonName, name);
+    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+}
+
+#[test]
+fn a_supplied_ca_is_replaced_under_traffic_without_a_failed_connection() -> Result<()> {
+    let [old, new] = [own_root("old")?, own_root("new")?];
+    let directory = tempfile::tempdir()?;
+    let write = |name: &str, text: &str| {
+        let (file, draft) = (directory.path().join(name), directory.path().join("draft"));
+        fs::write(&draft, text).and_then(|()| fs::rename(&draft, &file))
+    };
+    write("ca-key.pem", &old.key().serialize_pem())?;
+    write("root-cert.pem", &old.pem())?;
+    let options = Options {
+        cacerts: Some(directory.path().to_owned()),
+        ztunnel: ["--certificate-ttl", "6"].map(str::to_owned).into(),
+        ..Options::default()
+    };
+    scenario_with(&["a", "b"], options, |s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "web")?;
+        let server = s.enrolled_pod("b", "shop", "catalog")?;
+        let _server = podtool::serve(&server, "catalog", Serve::Echo, "[::]:80")?;
+        let address = format!("{}:80", server.v4());
+        let flood = podtool::start_flood(
+            &client,
+            "flood",
+            &address,
+            &["--seconds", "32", "--rate", "40", "--concurrency", "8"],
+        )?;
+        let steps = [
+            ("root-cert.pem", old.pem() + &new.pem()),
+            ("ca-key.pem", new.key().serialize_pem()),
+            ("root-cert.pem", new.pem()),
+        ];
+        for (name, text) in steps {
+            write(name, &text)?;
+            // Twice, since a certificate may have been under way.
+            for _ in 0..2 {
+                let before = [serial(s, &client)?, serial(s, &server)?];
+                eventually(|| {
+                    let now = [serial(s, &client)?, serial(s, &server)?];
+                    let renewed = now.iter().zip(&before).all(|(now, before)| now != before);
+                    ensure!(renewed, "certificates are not renewed after {name}");
+                    Ok(())
+                })?;
+            }
+        }
+        let flood = eventually_within(PATIENCE * 3, || Flood::parse(&flood.log()?))?;
+        ensure!(
+            flood.attempted > 1000 && flood.ok == flood.attempted,
+            "{flood:?}"
+        );
+        // The new CA's are let in, the old one's are not.
+        let tunnel = |key: &KeyPair, root: String| {
+            let ca = tempfile::tempdir()?;
+            fs::write(ca.path().join("ca-key.pem"), key.serialize_pem())?;
+            fs::write(ca.path().join("root-cert.pem"), root)?;
+            let authority = Authority::of_mesh(ca.path())?;
+            let credentials = authority.issue("spiffe://cluster.local/ns/shop/sa/web")?;
+            inside(&client.netns, async || {
+                let address = SocketAddr::new(server.v4().into(), 15008);
+                let tunnel = Tunnel::open(address, &credentials).await?;
+                let (status, _) = tunnel.connect(&address_of(&server)).await?;
+                ensure!(status.is_success(), "{status}");
+                Ok(())
+            })
+        };
+        tunnel(new.key(), new.pem())?;
+        ensure!(tunnel(old.key(), old.pem()).is_err(), "the old CA counts");
+        Ok(())
+    });
+    Ok(())
+}
+
+fn address_of(server: &Pod) -> String {
+    format!("{}:80", server.v4())
 }
 
 /// The root of the CA, in the state directory.

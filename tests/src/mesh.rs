@@ -17,12 +17,17 @@ use crate::objects;
 use crate::process::{self, Process};
 use crate::run::Run;
 use crate::topology::{Pod, Topology, WIRE_V4, Wire};
-use crate::ztunnel::{Uplink, Ztunnel};
+use crate::ztunnel::{Proofs, Uplink, Ztunnel};
 
 const CONTROL_PORT: u16 = 15012;
+/// Of the second control plane.
+const SPARE_PORT: u16 = 15013;
 /// In the wire's namespace.
 const CONTROL_STATUS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15014);
+/// The second control plane's, as well.
+const SPARE_STATUS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15016);
 /// Its listener appears in a pod's namespace when the pod is enrolled.
 pub const HBONE_PORT: u16 = 15008;
 
@@ -35,6 +40,13 @@ pub struct Options {
     pub control: Vec<String>,
     /// A revocation list that the ztunnels begin with.
     pub crl: Option<String>,
+    /// The directory of a CA that the control plane is given.
+    pub cacerts: Option<PathBuf>,
+    /// The ztunnel of the first node reaches the control plane by a Unix socket, and needs nothing
+    /// else there.
+    pub local: bool,
+    /// A second control plane for when the first is gone, with the same configuration and CA.
+    pub spare: bool,
 }
 
 /// A mesh that runs; stopped when dropped.
@@ -42,6 +54,7 @@ pub struct Options {
 pub struct Mesh {
     ztunnels: Vec<Ztunnel>,
     control: Option<Process>,
+    _spare: Option<Process>,
     config: ConfigDirectory,
     options: Options,
     state: PathBuf,
@@ -65,6 +78,7 @@ impl Mesh {
         let mut mesh = Self {
             ztunnels: Vec::new(),
             control: None,
+            _spare: None,
             config: ConfigDirectory::create(&directory)?,
             options,
             state,
@@ -90,17 +104,36 @@ impl Mesh {
             tokens += &format!("{} {token}\n", node.name());
             let path = self.tokens.with_extension(node.name());
             fs::write(&path, token).with_context(|| format!("writing {}", path.display()))?;
-            uplinks.push(Uplink {
-                control: format!("https://{WIRE_V4}:{CONTROL_PORT}"),
-                root_certificate: self.state.join("root-cert.pem"),
-                config: self.config.path().to_owned(),
+            let local = self.options.local && uplinks.is_empty();
+            let control = match (local, self.options.spare) {
+                (true, _) => format!("unix://{}", self.socket().display()),
+                (false, false) => control_url(CONTROL_PORT),
+                (false, true) => [CONTROL_PORT, SPARE_PORT].map(control_url).join(","),
+            };
+            let ca = self.options.cacerts.as_ref().unwrap_or(&self.state);
+            let proofs = Proofs {
+                root_certificate: ca.join("root-cert.pem"),
                 token: path,
+            };
+            uplinks.push(Uplink {
+                control,
+                proofs: (!local).then_some(proofs),
+                config: self.config.path().to_owned(),
                 extra: self.options.ztunnel.clone(),
             });
+        }
+        if let (true, [node, ..]) = (self.options.local, topology.nodes()) {
+            let socket = self.socket().display().to_string();
+            let flags = ["--listen-unix", &socket, "--unix-node", node.name()];
+            self.options.control.extend(flags.map(str::to_owned));
         }
         fs::write(&self.tokens, tokens)
             .with_context(|| format!("writing {}", self.tokens.display()))?;
         self.start_control()?;
+        if self.options.spare {
+            let spare = self.spawn_control("control-spare", SPARE_PORT, SPARE_STATUS)?;
+            self._spare = Some(spare);
+        }
         for (node, uplink) in topology.nodes().iter().zip(uplinks) {
             self.ztunnels.push(Ztunnel::start(node, uplink)?);
         }
@@ -112,9 +145,16 @@ impl Mesh {
 
     /// Starts the control plane, the first time or after [`Self::stop_control`].
     pub fn start_control(&mut self) -> Result<()> {
+        let control = self.spawn_control("control", CONTROL_PORT, CONTROL_STATUS)?;
+        self.control = Some(control);
+        Ok(())
+    }
+
+    /// Starts a control plane, and waits until it is ready.
+    fn spawn_control(&self, name: &str, port: u16, status: SocketAddr) -> Result<Process> {
         let mut command = self.wire.command(self.run.binaries().control()?);
         command.arg("--dir").arg(self.config.path());
-        command.args(["--listen", &format!("{WIRE_V4}:{CONTROL_PORT}")]);
+        command.args(["--listen", &format!("{WIRE_V4}:{port}")]);
         command.arg("--state-dir").arg(&self.state);
         command.arg("--join-tokens").arg(&self.tokens);
         command.args([
@@ -123,15 +163,22 @@ impl Mesh {
             "--root-namespace",
             "istio-system",
         ]);
-        command.args(["--status-listen", &CONTROL_STATUS.to_string()]);
+        if let Some(cacerts) = &self.options.cacerts {
+            command.arg("--cacerts").arg(cacerts);
+        }
+        command.args(["--status-listen", &status.to_string()]);
         command.args(&self.options.control);
-        let control = self
-            .control
-            .insert(Process::start(&self.run, "control", command)?);
+        let mut control = Process::start(&self.run, name, command)?;
         eventually(|| {
             control.check()?;
-            http::get_ok(&self.wire.netns, CONTROL_STATUS, "/healthz/ready").map(drop)
-        })
+            http::get_ok(&self.wire.netns, status, "/healthz/ready").map(drop)
+        })?;
+        Ok(control)
+    }
+
+    /// The Unix socket of the control plane, if it has one.
+    fn socket(&self) -> PathBuf {
+        self.state.join("control.sock")
     }
 
     /// Ends the control plane; the ztunnels go on with what they know.
@@ -310,6 +357,10 @@ impl Mesh {
         }
         anyhow::Error::msg(text)
     }
+}
+
+fn control_url(port: u16) -> String {
+    format!("https://{WIRE_V4}:{port}")
 }
 
 fn random_token() -> Result<String> {

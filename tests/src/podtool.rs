@@ -133,20 +133,36 @@ impl Answer {
     }
 }
 
+/// Makes connections to an echo server, each of which works, and keeps them until it is dropped.
+pub fn hold(place: &Place, name: &str, address: &str, count: u32) -> Result<Process> {
+    let count = count.to_string();
+    start_until(
+        place,
+        name,
+        &["hold", address, "--count", &count],
+        "holding",
+    )
+}
+
 fn start_server(place: &Place, name: &str, arguments: &[&str]) -> Result<Process> {
+    start_until(place, name, arguments, "listening ")
+}
+
+/// Starts a process, and waits until it has told something.
+fn start_until(place: &Place, name: &str, arguments: &[&str], told: &str) -> Result<Process> {
     let mut command = place.command(place.run.binaries().podtool()?);
     command.args(arguments);
-    let mut server = Process::start(&place.run, name, command)?;
+    let mut process = Process::start(&place.run, name, command)?;
     eventually(|| {
-        server.check()?;
+        process.check()?;
         ensure!(
-            server.log()?.contains("listening "),
-            "{name} does not listen: podtool {}",
+            process.log()?.contains(told),
+            "{name} does not say `{told}`: podtool {}",
             arguments.join(" ")
         );
         Ok(())
     })?;
-    Ok(server)
+    Ok(process)
 }
 
 /// What a connection has told.

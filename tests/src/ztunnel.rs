@@ -27,10 +27,17 @@ pub const BPFFS: &str = "/sys/fs/bpf/sluice";
 #[derive(Debug, Clone)]
 pub(crate) struct Uplink {
     pub(crate) control: String,
-    pub(crate) root_certificate: PathBuf,
+    /// Not for a control plane on the same machine.
+    pub(crate) proofs: Option<Proofs>,
     pub(crate) config: PathBuf,
-    pub(crate) token: PathBuf,
     pub(crate) extra: Vec<String>,
+}
+
+/// How ztunnel and control plane prove themselves to each other over a network.
+#[derive(Debug, Clone)]
+pub(crate) struct Proofs {
+    pub(crate) root_certificate: PathBuf,
+    pub(crate) token: PathBuf,
 }
 
 /// A ztunnel on a node; stopped when dropped.
@@ -293,19 +300,22 @@ impl Drop for Ztunnel {
 }
 
 /// What a broker on this node is started with.
-fn flags(node: &Node, uplink: &Uplink, run_dir: &Path) -> [(&'static str, OsString); 10] {
-    [
+fn flags(node: &Node, uplink: &Uplink, run_dir: &Path) -> Vec<(&'static str, OsString)> {
+    let mut flags: Vec<(&'static str, OsString)> = vec![
         ("--node", node.name().into()),
         ("--control", (&uplink.control).into()),
         ("--config-dir", (&uplink.config).into()),
-        ("--control-root", (&uplink.root_certificate).into()),
-        ("--token-file", (&uplink.token).into()),
         ("--pods-cgroup", node.pods_cgroup().path().into()),
         ("--bpffs", BPFFS.into()),
         ("--instance", instance(node).into()),
         ("--run-dir", run_dir.into()),
         ("--trust-domain", "cluster.local".into()),
-    ]
+    ];
+    if let Some(proofs) = &uplink.proofs {
+        flags.push(("--control-root", (&proofs.root_certificate).into()));
+        flags.push(("--token-file", (&proofs.token).into()));
+    }
+    flags
 }
 
 fn instance(node: &Node) -> String {

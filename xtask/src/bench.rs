@@ -77,7 +77,10 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
         .iter()
         .filter(|scenario| wanted(scenario.name))
         .collect();
-    ensure!(!scenarios.is_empty(), "no scenario has this in its name");
+    ensure!(
+        !scenarios.is_empty() || wanted(measure::MEMORY),
+        "no scenario has this in its name"
+    );
 
     let topology = Topology::new(run, &["a", "b"])?;
     let mesh = match arguments.no_mesh {
@@ -114,6 +117,16 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
         }
     }
     let mut report = Report::default();
+    if let (Some(mesh), Some(side)) = (&mesh, &meshed)
+        && wanted(measure::MEMORY)
+        && !arguments.same_node
+    {
+        println!("── {}", measure::MEMORY);
+        for figure in measure::memory(mesh, side)? {
+            println!("   {:<8} {figure}", side.server.namespace());
+            report.add(true, figure);
+        }
+    }
     for round in 1..=arguments.rounds {
         for scenario in &scenarios {
             println!(
@@ -128,10 +141,14 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
             for side in sides.into_iter().flatten() {
                 let with_mesh = side.server.namespace() == "meshed";
                 let mesh = mesh.as_ref().filter(|_| with_mesh);
-                let before = mesh.map(used).transpose()?;
+                let before = mesh.map(Usage::of_ztunnels).transpose()?;
                 let mut figures = scenario.measure(&side.client, &side.server, seconds)?;
                 if let (Some(mesh), Some(before)) = (mesh, before) {
-                    figures.extend(scenario.cost(&figures[0], seconds, used(mesh)? - before));
+                    figures.extend(scenario.cost(
+                        &figures[0],
+                        seconds,
+                        Usage::of_ztunnels(mesh)? - before,
+                    ));
                 }
                 for figure in figures {
                     println!("   {:<8} {figure}", side.server.namespace());
@@ -142,16 +159,6 @@ fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
     }
     println!("\n{}", report.table());
     Ok(())
-}
-
-/// What the ztunnels of all nodes have used so far.
-fn used(mesh: &Mesh) -> Result<Usage> {
-    let mut pids = Vec::new();
-    for ztunnel in mesh.ztunnels() {
-        pids.push(ztunnel.broker_pid());
-        pids.push(ztunnel.worker()?.pid);
-    }
-    pids.into_iter().map(Usage::of).sum()
 }
 
 impl Side {

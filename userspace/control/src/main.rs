@@ -90,6 +90,11 @@ struct Callers {
     /// A socket for the ztunnel of this host, which needs no token there: its user counts.
     #[arg(long, value_name = "PATH", requires = "unix_node")]
     listen_unix: Option<PathBuf>,
+    /// How often the caller of a stream is judged again, in seconds: when its token has expired or was
+    /// withdrawn, the stream ends.
+    #[arg(long, default_value_t = Discovery::RECHECK.as_secs(), value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    recheck_callers: u64,
     #[command(flatten)]
     unix: Unix,
     #[command(flatten)]
@@ -226,6 +231,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let counters = ControlMetrics::register(&metrics);
     let clients = Clients::new(counters.clients.clone());
 
+    let recheck = Duration::from_secs(args.callers.recheck_callers);
     let callers = Arc::new(args.callers.authenticator()?);
     let trust_domain = args.translation.trust_domain.clone();
     let authority = Arc::new(Authority::open(args.ca(), trust_domain)?);
@@ -254,7 +260,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         callers.clone(),
         clients.clone(),
         counters.clone(),
-    );
+    )
+    .recheck_every(recheck);
     let certificates = Certificates::new(authority.clone(), callers, published.clone(), counters);
     let pages = status::router(published, clients, readiness, metrics);
     first_snapshot.done();

@@ -110,6 +110,11 @@ impl Metrics {
 
     /// All metrics in the text format of Prometheus, which every scraper and `promtool` reads.
     pub fn encode(&self) -> String {
+        plain(&self.encode_openmetrics())
+    }
+
+    /// All metrics in the text format of OpenMetrics 1.0.
+    pub fn encode_openmetrics(&self) -> String {
         let mut text = String::new();
         self.with(|registry| {
             if prometheus_client::encoding::text::encode(&mut text, registry).is_err() {
@@ -117,7 +122,7 @@ impl Metrics {
                 tracing::warn!("a metric cannot be encoded");
             }
         });
-        plain(&text)
+        text
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut prometheus_client::registry::Registry) -> T) -> T {

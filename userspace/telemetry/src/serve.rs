@@ -31,6 +31,9 @@ pub const JSON: &str = "application/json";
 /// The content type of [`crate::metrics::Metrics::encode`].
 pub const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// The content type of [`crate::metrics::Metrics::encode_openmetrics`].
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// An answer.
 #[derive(Clone, Debug)]
 pub struct Reply {
@@ -59,7 +62,14 @@ impl Reply {
     }
 }
 
-type Handler = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
+/// What a request says beside its path.
+struct Asked<'a> {
+    query: &'a str,
+    /// The types of content that are wanted (RFC 9110, 12.5.1); empty when it does not say.
+    accept: &'a str,
+}
+
+type Handler = Arc<dyn Fn(&Asked<'_>) -> Reply + Send + Sync>;
 
 /// What answers which path. Only GET is served.
 #[derive(Clone, Default)]
@@ -75,11 +85,15 @@ impl Router {
     /// Answers `GET path` by calling `handler` with the query, which is empty without a `?`. The
     /// handler must not block for long.
     pub fn get(
-        mut self,
+        self,
         path: &'static str,
         handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        self.routes.insert(path, Arc::new(handler));
+        self.route(path, Arc::new(move |asked| handler(asked.query)))
+    }
+
+    fn route(mut self, path: &'static str, handler: Handler) -> Self {
+        self.routes.insert(path, handler);
         self
     }
 
@@ -88,20 +102,26 @@ impl Router {
         self.get("/healthz/ready", move |_| readiness.reply())
     }
 
-    /// Serves metrics at the paths where scrapers look for them.
+    /// Serves metrics at the paths where scrapers look for them, in the format that they ask for.
     pub fn metrics(self, metrics: Arc<crate::metrics::Metrics>) -> Self {
-        let reply = move |_: &str| Reply::ok(PROMETHEUS, metrics.encode());
-        self.get("/stats/prometheus", reply.clone())
-            .get("/metrics", reply)
+        let reply: Handler = Arc::new(move |asked| {
+            if prefers_openmetrics(asked.accept) {
+                Reply::ok(OPENMETRICS, metrics.encode_openmetrics())
+            } else {
+                Reply::ok(PROMETHEUS, metrics.encode())
+            }
+        });
+        self.route("/stats/prometheus", reply.clone())
+            .route("/metrics", reply)
     }
 
-    fn reply(&self, method: &Method, path: &str, query: &str) -> Response<Full<Bytes>> {
+    fn reply(&self, method: &Method, path: &str, asked: &Asked<'_>) -> Response<Full<Bytes>> {
         let reply = match self.routes.get(path) {
             None => Reply::text(StatusCode::NOT_FOUND, "no such page\n"),
             Some(_) if method != Method::GET => {
                 Reply::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n")
             }
-            Some(handler) => handler(query),
+            Some(handler) => handler(asked),
         };
         let mut response = Response::new(Full::new(reply.body));
         *response.status_mut() = reply.status;
@@ -148,11 +168,13 @@ pub async fn serve(listener: TcpListener, router: Router) -> Infallible {
 async fn serve_connection(stream: TcpStream, router: &Router) {
     let service = service_fn(|request: Request<Incoming>| {
         let uri = request.uri();
-        let response = router.reply(
-            request.method(),
-            uri.path(),
-            uri.query().unwrap_or_default(),
-        );
+        let accept = request.headers().get(header::ACCEPT);
+        let accept = accept.and_then(|value| value.to_str().ok());
+        let asked = Asked {
+            query: uri.query().unwrap_or_default(),
+            accept: accept.unwrap_or_default(),
+        };
+        let response = router.reply(request.method(), uri.path(), &asked);
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let served = http1::Builder::new()
@@ -163,6 +185,24 @@ async fn serve_connection(stream: TcpStream, router: &Router) {
     if let Err(error) = served {
         tracing::debug!(%error, "telemetry client");
     }
+}
+
+/// Whether a scraper asks for OpenMetrics, and likes it no less than plain text. One that takes
+/// anything gets plain text.
+fn prefers_openmetrics(accept: &str) -> bool {
+    let weight = |wanted: &str| {
+        let mut ranges = accept.split(',').map(|range| range.split(';'));
+        ranges.find_map(|mut range| {
+            range
+                .next()
+                .filter(|media| media.trim().eq_ignore_ascii_case(wanted))?;
+            let mut parameters = range.filter_map(|parameter| parameter.split_once('='));
+            let weight = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+            Some(weight.map_or(1.0, |(_, value)| value.trim().parse().unwrap_or(0.0)))
+        })
+    };
+    let openmetrics: f64 = weight("application/openmetrics-text").unwrap_or(0.0);
+    openmetrics > 0.0 && openmetrics >= weight("text/plain").unwrap_or(0.0)
 }
 
 /// What there is to say of a process that is ready.

@@ -217,13 +217,81 @@ fn connections_are_counted_under_istios_names() {
 
 /// Sends one request and returns the status line and the body.
 async fn ask(address: std::net::SocketAddr, method: &str, path: &str) -> (String, String) {
+    let (head, body) = exchange(address, method, path, "").await;
+    (head.lines().next().unwrap().to_owned(), body)
+}
+
+/// The answer to a request with these headers, each with its end: head and body.
+async fn exchange(
+    address: std::net::SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
+    (head.to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let metrics = Arc::new(Metrics::new("ztunnel", "0.1.0"));
+    let events = Counter::<u64>::default();
+    metrics.register("sluice_events", "Events", events.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, Router::new().metrics(metrics)));
+    let plain = "content-type: text/plain; version=0.0.4; charset=utf-8";
+    let openmetrics = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.6,\
+                      application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.3";
+    for (accept, expected) in [
+        (None, plain),
+        (Some("*/*"), plain),
+        (Some("text/html, nonsense;;q=, */*;q=0.1"), plain),
+        (Some("application/openmetrics-text;q=0"), plain),
+        (
+            Some("application/openmetrics-text;q=0.2, text/plain;q=0.3"),
+            plain,
+        ),
+        (Some("application/openmetrics-text"), openmetrics),
+        (
+            Some("Application/OpenMetrics-Text; Q=0.5, */*"),
+            openmetrics,
+        ),
+        (Some(prometheus), openmetrics),
+    ] {
+        let headers = accept.map(|accept| format!("Accept: {accept}\r\n"));
+        for path in ["/metrics", "/stats/prometheus"] {
+            let (head, body) =
+                exchange(address, "GET", path, headers.as_deref().unwrap_or_default()).await;
+            assert!(
+                head.lines().any(|line| line == expected),
+                "{accept:?}: {head}"
+            );
+            let described = body
+                .lines()
+                .find(|line| line.starts_with("# TYPE sluice_events"));
+            let is_open = expected == openmetrics;
+            let name = if is_open {
+                "sluice_events"
+            } else {
+                "sluice_events_total"
+            };
+            assert_eq!(
+                described,
+                Some(&*format!("# TYPE {name} counter")),
+                "{accept:?}"
+            );
+            assert!(body.contains("\nsluice_events_total 0\n"), "{body}");
+            assert_eq!(body.ends_with("# EOF\n"), is_open, "{accept:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -243,6 +243,7 @@ fn client(address: String) {
             metadata: BTreeMap::new(),
         },
         patience: Config::PATIENCE,
+        on_demand: None,
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

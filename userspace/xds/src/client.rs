@@ -1,20 +1,22 @@
 //! The stream, and its return after it broke.
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::HashSet, convert::Infallible, sync::Arc, time::Duration};
 
 use sluice_identity::ControlPlane;
+use sluice_model::{Mesh, Name};
 use sluice_proto::discovery::{DeltaDiscoveryRequest, Status as RpcStatus};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, Interval, interval_at, sleep},
 };
 use tonic::metadata::MetadataMap;
 
 use crate::{
     Error, Node, Snapshot, Status, View,
     decode::Part,
-    resource::Resource,
+    demand::Demand,
     store::{Kind, Response, Store},
+    version::Version,
     wire::{self, Outgoing, Requests, Responses},
 };
 
@@ -38,6 +40,23 @@ pub struct Config {
     /// How long an address may keep silent, as long as it has not said everything and there is
     /// another one to try.
     pub patience: Duration,
+    /// Asks for workloads and services by name, once they are needed, in place of all.
+    pub on_demand: Option<OnDemand>,
+}
+
+/// How a mesh is kept of which only a part is known.
+#[derive(Clone, Copy, Debug)]
+pub struct OnDemand {
+    /// What nobody has used for so long is forgotten.
+    pub unused: Duration,
+}
+
+impl Default for OnDemand {
+    fn default() -> Self {
+        Self {
+            unused: Duration::from_secs(3600),
+        }
+    }
 }
 
 impl Config {
@@ -51,6 +70,20 @@ pub struct Client {
     config: Config,
     store: Store,
     status: watch::Sender<Status>,
+    demand: Option<Arc<Demand>>,
+}
+
+/// The name that stands for everything.
+const WILDCARD: &str = "*";
+
+/// What makes a stream go on.
+enum Event {
+    /// Of the control plane; `None` when it ended the stream.
+    Part(Option<Part>),
+    /// Somebody needs what has these names.
+    Wanted(Vec<Name>),
+    /// It is time to forget what nobody uses.
+    Review,
 }
 
 /// How a stream went, for the choice of the next wait.
@@ -63,16 +96,22 @@ struct Session {
 
 impl Client {
     pub fn new(config: Config) -> Self {
+        let demand = config.on_demand.map(|_| Arc::default());
         Self {
             config,
             store: Store::default(),
             status: watch::Sender::default(),
+            demand,
         }
     }
 
     /// The mesh that this client keeps.
     pub fn view(&self) -> View {
-        View::new(self.store.mesh().clone(), self.status.subscribe())
+        View::new(
+            self.store.mesh().clone(),
+            self.status.subscribe(),
+            self.demand.clone(),
+        )
     }
 
     /// Begins with a snapshot: it is the mesh until the control plane answers. What has gone
@@ -92,6 +131,7 @@ impl Client {
     /// Connects, and connects again, forever. No failure empties the mesh.
     pub async fn run(mut self) -> Infallible {
         let mut backoff = FIRST_BACKOFF;
+        let mut reviews = self.config.on_demand.map(reviews);
         loop {
             let start = Instant::now();
             let mut session = Session::default();
@@ -99,7 +139,7 @@ impl Client {
             let addresses = self.config.control_plane.addresses.clone();
             let address = addresses.current().to_owned();
             let ended = tokio::select! {
-                ended = self.session(&address, &mut session) => ended,
+                ended = self.session(&address, &mut session, &mut reviews) => ended,
                 never = complain(&view) => match never {},
             };
             self.status
@@ -127,37 +167,48 @@ impl Client {
     }
 
     /// Runs one stream to its end, which is `Ok` when the control plane closed it in order.
-    async fn session(&mut self, address: &str, session: &mut Session) -> Result<(), Error> {
+    async fn session(
+        &mut self,
+        address: &str,
+        session: &mut Session,
+        reviews: &mut Option<Interval>,
+    ) -> Result<(), Error> {
         let (requests, mut responses) = self.unless_silent(self.open(address)).await?;
         self.status.send_modify(|status| status.connected = true);
-        let mut arrived = Vec::new();
-        while let Some(part) = self.unless_silent(responses.next()).await? {
-            let place = arrived.len();
-            let envelope = match part {
-                Part::Resource(bytes) => {
-                    arrived.push(Resource::parse(place, bytes, self.store.interner()));
+        let mut response = Response::default();
+        loop {
+            let event = tokio::select! {
+                part = self.unless_silent(responses.next()) => Event::Part(part?),
+                names = wanted(self.demand.as_deref()) => Event::Wanted(names),
+                () = due(reviews) => Event::Review,
+            };
+            let answers = match event {
+                Event::Part(None) => return Ok(()),
+                Event::Part(Some(Part::Resource(bytes))) => {
+                    response.push(bytes, self.store.interner());
                     continue;
                 }
-                Part::TooLarge(length) => {
-                    arrived.push(Resource::too_large(place, length));
+                Event::Part(Some(Part::TooLarge(length))) => {
+                    response.push_too_large(length);
                     continue;
                 }
-                Part::End(envelope) => envelope,
+                Event::Part(Some(Part::End(envelope))) => {
+                    session.answered = true;
+                    let mut whole = std::mem::take(&mut response);
+                    whole.envelope = envelope;
+                    self.handle(whole, &mut session.held)
+                }
+                Event::Wanted(names) => vec![change(names, Vec::new())],
+                Event::Review => self.forget(),
             };
-            session.answered = true;
-            let response = Response {
-                envelope,
-                resources: std::mem::take(&mut arrived),
-            };
-            for verdict in self.handle(response, &mut session.held) {
-                if requests.send(verdict.into()).await.is_err() {
+            for request in answers {
+                if requests.send(request.into()).await.is_err() {
                     // The sending half has gone; the receiving half tells why.
                     responses.next().await?;
                     return Ok(());
                 }
             }
         }
-        Ok(())
     }
 
     /// Waits for what the control plane does next, but not forever while another may do more.
@@ -189,17 +240,57 @@ impl Client {
         Ok(opened)
     }
 
-    /// The first request for each type: everything, except for what we have.
+    /// The first request for each type: everything, or nothing yet, except for what we have and
+    /// what is waited for.
     fn subscriptions(&self) -> impl Iterator<Item = Outgoing> {
         let mesh = self.store.mesh().load_full();
         Kind::ALL.into_iter().map(move |kind| {
-            let request = DeltaDiscoveryRequest {
+            let mut request = DeltaDiscoveryRequest {
                 node: Some((&self.config.node).into()),
                 type_url: kind.type_url().to_owned(),
                 ..Default::default()
             };
-            Outgoing::with_versions(&request, self.store.versions(kind, &mesh))
+            let mut missing = Vec::new();
+            if let (Kind::Address, Some(demand)) = (kind, &self.demand) {
+                // Naming nothing would mean everything.
+                request.resource_names_subscribe = vec![WILDCARD.to_owned()];
+                request.resource_names_unsubscribe = vec![WILDCARD.to_owned()];
+                missing = demand.begin(&mesh);
+            }
+            let none = Version::none();
+            let missing = missing.iter().map(|name| (&**name, &none));
+            let versions = self.store.versions(kind, &mesh).chain(missing);
+            Outgoing::with_versions(&request, versions)
         })
+    }
+
+    /// The types that the control plane tells all of, and that a mesh is not whole without.
+    fn is_told(&self, is_there: impl Fn(Kind) -> bool) -> bool {
+        let is_asked_by_name = |kind| kind == Kind::Address && self.demand.is_some();
+        let mut all = Kind::ALL.into_iter();
+        all.all(|kind| is_asked_by_name(kind) || is_there(kind))
+    }
+
+    /// Forgets what nobody has used for long, and tells the control plane so.
+    fn forget(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let (Some(demand), Some(on_demand)) = (&self.demand, self.config.on_demand) else {
+            return Vec::new();
+        };
+        let mesh = self.store.mesh().load_full();
+        let mut review = demand.forget(on_demand.unused, &mesh);
+        let dropped = self.store.forget(&review);
+        if !dropped.is_empty() {
+            self.announce(true);
+        }
+        let mut names = std::mem::take(&mut review.forgotten);
+        names.extend(dropped);
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() {
+            return Vec::new();
+        }
+        tracing::debug!(names = names.len(), "what nobody uses is forgotten");
+        vec![change(Vec::new(), names)]
     }
 
     /// Applies a response, and returns the requests that accept or refuse what was applied.
@@ -217,14 +308,20 @@ impl Client {
         };
         held.push((kind, response));
         let is_there = |kind| held.iter().any(|(other, _)| *other == kind);
-        if self.status.borrow().snapshot.is_some() && !Kind::ALL.into_iter().all(is_there) {
+        if self.status.borrow().snapshot.is_some() && !self.is_told(is_there) {
             return Vec::new();
         }
         let received: Vec<_> = held
             .iter()
             .map(|(_, response)| Received::of(response))
             .collect();
+        let answers = self.demand.as_ref().map(|_| Answers::of(held));
         let applied = self.store.apply(std::mem::take(held));
+        if let (Some(demand), Some(answers)) = (&self.demand, answers) {
+            let rejected = applied.iter().flat_map(|applied| &applied.rejected);
+            let rejected = rejected.map(|(name, _)| name.as_str()).collect();
+            answers.tell(demand, rejected, &self.store.mesh().load());
+        }
         self.announce(applied.iter().any(|applied| applied.changed));
         let verdicts = received.into_iter().zip(&applied);
         verdicts
@@ -233,7 +330,7 @@ impl Client {
     }
 
     fn announce(&self, changed: bool) {
-        let answered = self.store.is_synced();
+        let answered = self.is_told(|kind| self.store.is_answered(kind));
         self.status.send_if_modified(|status| {
             let first = answered && !status.is_live();
             if first {
@@ -244,6 +341,76 @@ impl Client {
             status.version += u64::from(changed);
             changed || first
         });
+    }
+}
+
+/// What responses say of names.
+#[derive(Debug, Default)]
+struct Answers {
+    /// Resources, and the names that they answer to.
+    present: Vec<(Name, Name)>,
+    absent: Vec<String>,
+}
+
+impl Answers {
+    fn of(responses: &[(Kind, Response)]) -> Self {
+        let mut answers = Self::default();
+        for (_, response) in responses.iter().filter(|(kind, _)| *kind == Kind::Address) {
+            let own = response.resources.iter().map(|resource| {
+                let name = resource.name();
+                (name.clone(), name)
+            });
+            let aliases = response.aliases.iter();
+            let aliases = aliases
+                .map(|(place, alias)| (response.resources[*place].name(), alias.as_str().into()));
+            answers.present.extend(own.chain(aliases));
+            answers
+                .absent
+                .extend(response.envelope.removed.iter().cloned());
+        }
+        answers
+    }
+
+    /// Tells those who wait. What was refused answers nothing.
+    fn tell(&self, demand: &Demand, rejected: HashSet<&str>, mesh: &Mesh) {
+        let present = self.present.iter();
+        let present = present.filter(|(own, _)| !rejected.contains(&**own));
+        demand.answered(
+            present.map(|(_, name)| &**name),
+            self.absent.iter().map(String::as_str),
+            mesh,
+        );
+    }
+}
+
+/// When to look for what nobody uses.
+fn reviews(on_demand: OnDemand) -> Interval {
+    let first = Instant::now() + on_demand.unused;
+    interval_at(first, on_demand.unused / 2)
+}
+
+async fn due(reviews: &mut Option<Interval>) {
+    match reviews {
+        Some(reviews) => _ = reviews.tick().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wanted(demand: Option<&Demand>) -> Vec<Name> {
+    match demand {
+        Some(demand) => demand.unsent().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A request that asks for more names, or for less.
+fn change(subscribe: Vec<Name>, unsubscribe: Vec<Name>) -> DeltaDiscoveryRequest {
+    let owned = |names: Vec<Name>| names.iter().map(ToString::to_string).collect();
+    DeltaDiscoveryRequest {
+        type_url: Kind::Address.type_url().to_owned(),
+        resource_names_subscribe: owned(subscribe),
+        resource_names_unsubscribe: owned(unsubscribe),
+        ..Default::default()
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod client;
 mod decode;
+mod demand;
 mod error;
 mod node;
 mod resource;
@@ -15,8 +16,9 @@ mod version;
 mod view;
 mod wire;
 
-pub use client::{Client, Config};
+pub use client::{Client, Config, OnDemand};
 pub use decode::Malformed;
+pub use demand::{Key, Needed, Unanswered};
 pub use error::Error;
 pub use node::Node;
 pub use snapshot::{Snapshot, SnapshotError};

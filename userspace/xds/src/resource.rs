@@ -34,12 +34,23 @@ pub(crate) struct Refused {
 }
 
 impl Resource {
-    /// Understands the bytes of a `Resource`, which is number `place` of its response.
-    pub(crate) fn parse(place: usize, bytes: Bytes, interner: &mut Interner) -> Self {
-        let resource = match discovery::Resource::decode(bytes) {
-            Ok(resource) => resource,
-            Err(error) => return Self::nameless(place, error.to_string()),
-        };
+    /// Understands the bytes of a `Resource`, which is number `place` of its response; with the
+    /// other names that it answers to.
+    pub(crate) fn parse(
+        place: usize,
+        bytes: Bytes,
+        interner: &mut Interner,
+    ) -> (Self, Vec<String>) {
+        match discovery::Resource::decode(bytes) {
+            Ok(mut resource) => {
+                let aliases = std::mem::take(&mut resource.aliases);
+                (Self::of(resource, interner), aliases)
+            }
+            Err(error) => (Self::nameless(place, error.to_string()), Vec::new()),
+        }
+    }
+
+    fn of(resource: discovery::Resource, interner: &mut Interner) -> Self {
         match understand(&resource) {
             Ok(Update::Workload(workload)) => {
                 Self::Workload(interner.share(workload), resource.version.into())

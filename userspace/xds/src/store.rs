@@ -10,7 +10,9 @@ use bytes::Bytes;
 use sluice_model::{Interner, Mesh, Name, Uid, Update, mesh::Edit};
 use sluice_proto::{convert::names, security, workload};
 
-use crate::{decode::Envelope, resource::Resource, snapshot::Snapshot, version::Version};
+use crate::{
+    decode::Envelope, demand::Review, resource::Resource, snapshot::Snapshot, version::Version,
+};
 
 /// A type of resource that we subscribe to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +45,25 @@ impl Kind {
 pub(crate) struct Response {
     pub(crate) envelope: Envelope,
     pub(crate) resources: Vec<Resource>,
+    /// Other names that resources answer to, with the places of these.
+    pub(crate) aliases: Vec<(usize, String)>,
+}
+
+impl Response {
+    /// Takes the bytes of a `Resource` in.
+    pub(crate) fn push(&mut self, bytes: Bytes, interner: &mut Interner) {
+        let place = self.resources.len();
+        let (resource, aliases) = Resource::parse(place, bytes, interner);
+        self.resources.push(resource);
+        self.aliases
+            .extend(aliases.into_iter().map(|alias| (place, alias)));
+    }
+
+    /// Takes in that there was a resource of so many bytes that they were not kept.
+    pub(crate) fn push_too_large(&mut self, length: usize) {
+        let place = self.resources.len();
+        self.resources.push(Resource::too_large(place, length));
+    }
 }
 
 /// Keeps the mesh, and which version of which resource it is made of.
@@ -89,9 +110,42 @@ impl Store {
         &self.mesh
     }
 
-    /// Every type has been answered.
-    pub(crate) fn is_synced(&self) -> bool {
-        self.addresses.answered && self.policies.answered
+    /// The control plane has said of this type what it knew at first.
+    pub(crate) fn is_answered(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Address => self.addresses.answered,
+            Kind::Authorization => self.policies.answered,
+        }
+    }
+
+    /// Drops workloads and services that are not needed, and returns their names.
+    pub(crate) fn forget(&mut self, review: &Review) -> Vec<Name> {
+        let mesh = self.mesh.load_full();
+        let workloads = mesh.workloads().map(|workload| &workload.uid);
+        let workloads: Vec<_> = workloads
+            .filter(|uid| !review.workloads.contains(*uid))
+            .collect();
+        let services = mesh.services().map(|service| service.key());
+        let services: Vec<_> = services
+            .filter(|key| !review.services.contains(key))
+            .collect();
+        if workloads.is_empty() && services.is_empty() {
+            return Vec::new();
+        }
+        let mut edit = mesh.edit();
+        let mut names = Vec::new();
+        for uid in workloads {
+            names.push(uid.0.clone());
+            edit.apply(Update::RemoveWorkload(uid.clone()));
+        }
+        for key in services {
+            let name = Name::from(key.to_string());
+            self.addresses.others.remove(&name);
+            names.push(name);
+            edit.apply(Update::RemoveService(key));
+        }
+        self.mesh.store(Arc::new(edit.finish()));
+        names
     }
 
     /// What a new stream need not send again.
@@ -136,12 +190,11 @@ impl Store {
 
     /// A response of these resources.
     pub(crate) fn response(&mut self, resources: Vec<Bytes>) -> Response {
-        let resources = resources.into_iter().enumerate();
-        let parse = |(place, bytes)| Resource::parse(place, bytes, &mut self.interner);
-        Response {
-            resources: resources.map(parse).collect(),
-            ..Default::default()
+        let mut response = Response::default();
+        for bytes in resources {
+            response.push(bytes, &mut self.interner);
         }
+        response
     }
 
     /// Applies all of these responses that is right, at once: nobody sees half of it.
@@ -185,6 +238,7 @@ impl Store {
         let Response {
             envelope,
             resources,
+            aliases: _,
         } = response;
         // Removals first, since what is added may have taken over an address of what is removed. A
         // resource that is named as both has been removed and made anew.

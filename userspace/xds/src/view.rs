@@ -1,10 +1,18 @@
 //! The snapshot, as everybody but the client sees it.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::{ArcSwap, Guard};
 use sluice_model::Mesh;
 use tokio::sync::watch;
+
+use crate::{
+    Key, Needed, Unanswered,
+    demand::{Answer, Demand, STALE_PATIENCE},
+};
 
 /// How the client is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,11 +42,70 @@ impl Status {
 pub struct View {
     mesh: Arc<ArcSwap<Mesh>>,
     status: watch::Receiver<Status>,
+    /// Where the mesh is known in parts, those that were asked for.
+    demand: Option<Arc<Demand>>,
 }
 
 impl View {
-    pub(crate) fn new(mesh: Arc<ArcSwap<Mesh>>, status: watch::Receiver<Status>) -> Self {
-        Self { mesh, status }
+    pub(crate) fn new(
+        mesh: Arc<ArcSwap<Mesh>>,
+        status: watch::Receiver<Status>,
+        demand: Option<Arc<Demand>>,
+    ) -> Self {
+        Self {
+            mesh,
+            status,
+            demand,
+        }
+    }
+
+    /// Makes the mesh know what a key stands for, if there is such a thing: asks for it, and waits
+    /// for the answer. A mesh that is known whole needs neither.
+    ///
+    /// # Errors
+    /// When it is not known what the key stands for, and so neither that it stands for nothing.
+    pub async fn learn(&self, key: &Key, patience: Duration) -> Result<Needed, Unanswered> {
+        let needed = self.want(key)?;
+        let Some(demand) = &self.demand else {
+            return Ok(needed);
+        };
+        let mut answers = demand.answers();
+        let stale = demand.answer(key) == Some(Answer::Pending { stale: true });
+        let patience = if stale { STALE_PATIENCE } else { patience };
+        let answered = async {
+            loop {
+                answers.borrow_and_update();
+                let answer = demand.answer(key);
+                if key.is_in(&self.mesh.load()) {
+                    return Ok(());
+                }
+                match answer {
+                    Some(Answer::Absent(_)) => return Ok(()),
+                    Some(Answer::Present) => return Err(Unanswered::Elsewhere(key.to_string())),
+                    Some(Answer::Pending { .. }) | None => {}
+                }
+                if answers.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        match tokio::time::timeout(patience, answered).await {
+            Ok(answered) => answered?,
+            Err(_) if stale => demand.believe(key),
+            Err(_) => return Err(Unanswered::Silent(key.to_string(), patience)),
+        }
+        Ok(needed)
+    }
+
+    /// As [`View::learn`], without waiting.
+    ///
+    /// # Errors
+    /// When too much is asked for already.
+    pub fn want(&self, key: &Key) -> Result<Needed, Unanswered> {
+        let Some(demand) = &self.demand else {
+            return Ok(Needed::default());
+        };
+        demand.want(key, key.is_in(&self.mesh.load()), self.status().connected)
     }
 
     /// The mesh of this moment, for a short look; hold it no longer than that.

@@ -108,6 +108,10 @@ struct BrokerArgs {
     /// The name of the network that the pods are in; empty in a mesh of one network.
     #[arg(long, default_value = "")]
     network: String,
+    /// Ask the control plane for workloads and services when connections need them, in place of
+    /// knowing all of them; needs --dns-capture false.
+    #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    on_demand: bool,
     /// Threads that carry traffic [default: one per core].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -167,6 +171,12 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         && (args.control_root.is_none() || args.token_file.is_none())
     {
         bail!("--control-root and --token-file are needed for --control {address}");
+    }
+    if args.on_demand && args.dns_capture {
+        bail!(
+            "--on-demand and --dns-capture cannot be combined: names can be answered only by a \
+             ztunnel that knows all services; add --dns-capture false"
+        );
     }
     let threads = match args.threads {
         Some(threads) => threads.max(1),
@@ -228,6 +238,7 @@ fn settings(args: &BrokerArgs) -> Settings {
         },
         bypass: args.bypass,
         certificate_ttl: args.certificate_ttl,
+        on_demand: args.on_demand,
     }
 }
 

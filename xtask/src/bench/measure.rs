@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sluice_tests::process::Process;
-use sluice_tests::{Pod, eventually};
+use sluice_tests::{Mesh, Pod, eventually, podtool};
 
-use super::usage::Usage;
+use super::{Side, usage::Usage};
 use crate::demo::servers::{self, HTTP_PORT};
 
 const IPERF_PORT: u16 = 5201;
 const SOCKPERF_PORT: u16 = 11111;
+const ECHO_PORT: u16 = 7007;
 
 /// What is measured, by one run of a program in the client's pod.
 #[derive(Debug)]
@@ -130,6 +131,36 @@ impl Scenario {
             value: used.cpu.as_secs_f64() * cost.scale / work,
         })
     }
+}
+
+/// The name of what [`memory`] measures.
+pub(crate) const MEMORY: &str = "memory of idle ztunnels";
+/// How many connections idle for it: enough to drown what else happens, and few enough for the
+/// descriptors of a process.
+const IDLE: u32 = 2000;
+
+/// What ztunnels hold while nothing happens, by connection and without any.
+pub(crate) fn memory(mesh: &Mesh, side: &Side) -> Result<Vec<Figure>> {
+    let address = format!("{}:{ECHO_PORT}", side.server.v4());
+    let _server = podtool::serve(&side.server, "echo", podtool::Serve::Echo, &address)?;
+    // The first connection makes a tunnel, which is not what is asked for.
+    let _first = podtool::hold(&side.client, "hold-first", &address, 1)?;
+    let ztunnels = mesh.ztunnels().len() as f64;
+    let before = Usage::of_ztunnels(mesh)?;
+    let _held = podtool::hold(&side.client, "hold", &address, IDLE)?;
+    let used = Usage::of_ztunnels(mesh)? - before;
+    Ok(vec![
+        Figure {
+            what: "memory of a ztunnel",
+            unit: "MB",
+            value: before.memory / ztunnels / 1e6,
+        },
+        Figure {
+            what: "of a connection and side",
+            unit: "bytes",
+            value: used.memory / ztunnels / f64::from(IDLE),
+        },
+    ])
 }
 
 /// The servers that the scenarios talk to.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use sluice_tests::Mesh;
 
 /// The kernel counts processor time in these (`USER_HZ`, a constant of its interface on Linux).
 const TICK: Duration = Duration::from_millis(10);
@@ -31,6 +32,18 @@ impl Usage {
             cpu: cpu(&read("stat")?).context("no processor time in stat")?,
             memory: memory(&read("smaps_rollup")?).context("no Pss in smaps_rollup")?,
         })
+    }
+}
+
+impl Usage {
+    /// What the ztunnels of all nodes have used, their brokers and workers together.
+    pub(crate) fn of_ztunnels(mesh: &Mesh) -> Result<Self> {
+        let mut pids = Vec::new();
+        for ztunnel in mesh.ztunnels() {
+            pids.push(ztunnel.broker_pid());
+            pids.push(ztunnel.worker()?.pid);
+        }
+        pids.into_iter().map(Self::of).sum()
     }
 }
 

@@ -16,8 +16,9 @@ const APT: &str = "/usr/bin/apt-get";
 /// A package's own scripts ask this program whether they may start its service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Packages of ours that bring a service, and the service.
-const SERVICES: [(&str, &str); 2] = [
+const SERVICES: [(&str, &str); 3] = [
     ("nginx-light", "nginx.service"),
+    ("prometheus", "prometheus.service"),
     ("redis-server", "redis-server.service"),
 ];
 

@@ -30,7 +30,9 @@ impl Group {
         match self {
             Self::Bpf => "to build the eBPF programs",
             Self::Run => "to run nodes and pods (demo, netns tests)",
-            Self::Peers => "to test with Envoy, as peer and as oracle (direct and netns tests)",
+            Self::Peers => {
+                "to test with Envoy, as peer and as oracle, and promtool (direct and netns tests)"
+            }
             Self::Bench => "to measure (bench)",
         }
     }
@@ -157,6 +159,12 @@ const NEEDS: &[Need] = &[
         "the SMTP server in pods (it speaks first)",
     ),
     program(Group::Peers, "python3-pip", "pip3", "brings Envoy"),
+    program(
+        Group::Peers,
+        "prometheus",
+        "promtool",
+        "the judge of metrics",
+    ),
     program(Group::Bench, "iperf3", "iperf3", "throughput"),
     program(Group::Bench, "sockperf", "sockperf", "latency"),
     program(Group::Bench, "wrk", "wrk", "requests per second"),

@@ -64,6 +64,22 @@ pub(crate) fn flood(arguments: &Arguments) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes connections that work, and keeps them.
+pub(crate) fn hold(arguments: &Arguments) -> io::Result<()> {
+    let count = arguments.option("count")?.unwrap_or(100);
+    let timeout = Duration::from_secs(10);
+    let mut held = Vec::new();
+    for number in 0..count {
+        let stream = TcpStream::connect_timeout(&arguments.address, timeout)?;
+        exchange(&stream, number, timeout).map_err(io::Error::other)?;
+        held.push(stream);
+    }
+    tell("holding");
+    loop {
+        thread::park();
+    }
+}
+
 /// Takes the next connection's number until all are done. With a rate, number n begins at
 /// n × interval, so that a slow one does not slow the others down, given threads enough.
 fn one_by_one(plan: &Plan, next: &AtomicU64, begin: Instant) -> Outcomes {
@@ -90,14 +106,20 @@ fn one_by_one(plan: &Plan, next: &AtomicU64, begin: Instant) -> Outcomes {
 
 fn one(plan: &Plan, number: u64, connect_times: &mut Vec<u64>) -> Result<(), String> {
     let begin = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&plan.address, plan.timeout)
+    let stream = TcpStream::connect_timeout(&plan.address, plan.timeout)
         .map_err(|error| format!("connect_{}", reason(&error)))?;
     connect_times.push(u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX));
+    exchange(&stream, number, plan.timeout)
+}
+
+/// Says a line, and wants it back.
+fn exchange(stream: &TcpStream, number: u64, timeout: Duration) -> Result<(), String> {
     let question = format!("number {number}\n");
-    let exchange = |stream: &mut TcpStream| -> io::Result<String> {
-        stream.set_read_timeout(Some(plan.timeout))?;
-        stream.set_write_timeout(Some(plan.timeout))?;
-        stream.write_all(question.as_bytes())?;
+    let talk = || -> io::Result<String> {
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        let mut writer = stream;
+        writer.write_all(question.as_bytes())?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer)?;
         if answer.is_empty() {
@@ -106,7 +128,7 @@ fn one(plan: &Plan, number: u64, connect_times: &mut Vec<u64>) -> Result<(), Str
             Ok(answer)
         }
     };
-    match exchange(&mut stream) {
+    match talk() {
         Ok(answer) if answer == question => Ok(()),
         Ok(_) => Err("exchange_wrong".into()),
         Err(error) => Err(format!("exchange_{}", reason(&error))),

@@ -30,6 +30,8 @@ usage: podtool VERB ADDRESS [--option VALUE]...
   flood ADDRESS              many connections, each with one echoed line; prints JSON.
                              --count N or --seconds S, --rate PER_SECOND (default: as fast as
                              it can), --concurrency N, --timeout-ms MS
+  hold ADDRESS               --count N connections, each with one echoed line; prints `holding`, and
+                             keeps them until it is ended
   serve ADDRESS              --mode echo     sends back what it gets (default)
                              --mode greet    speaks first: `220 …`, then answers lines
                              --mode sum      answers length and checksum after the end
@@ -66,6 +68,7 @@ fn run() -> io::Result<()> {
         "connect" => client::connect(&arguments),
         "half-close" => client::half_close(&arguments),
         "flood" => flood::flood(&arguments),
+        "hold" => flood::hold(&arguments),
         "serve" => server::serve(&arguments),
         "ask" => datagram::ask(&arguments),
         "answer" => datagram::serve(&arguments),

@@ -434,6 +434,9 @@ fn dry_runs_and_actions_are_kept() {
     }
 }
 
+#[path = "contract_tests.rs"]
+mod contract;
+
 #[path = "discovery_tests.rs"]
 mod discovery;
 

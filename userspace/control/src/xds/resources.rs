@@ -1,9 +1,11 @@
 //! What is served, encoded once and shared by all clients.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
     sync::{Arc, OnceLock},
 };
 
@@ -12,7 +14,7 @@ use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, string},
 };
-use sluice_model::{Name, NetworkAddress};
+use sluice_model::{Name, NetworkAddress, NetworkRange};
 use sluice_proto::{convert::names, discovery, security, workload};
 
 use crate::translate::Translation;
@@ -55,6 +57,8 @@ pub(crate) struct Set {
     pub(crate) by_name: BTreeMap<Name, Arc<Entry>>,
     /// Other names for a resource.
     aliases: HashMap<Name, Name>,
+    /// Services that have ranges of addresses, the longest prefix first.
+    ranges: Vec<(NetworkRange, Name)>,
     /// The workloads of each service.
     members: HashMap<Name, Vec<Name>>,
     /// Changes when anything in the set does.
@@ -115,6 +119,9 @@ impl Resources {
             let name: Name = service.key().to_string().into();
             let address: workload::Address = workload::Service::from(service).into();
             addresses.insert(&name, &address, service.vips.iter().cloned());
+            let ranges = service.ranges.iter().cloned();
+            let ranges = ranges.map(|range| (range, name.clone()));
+            addresses.set.ranges.extend(ranges);
         }
         let mut authorizations = Builder::after(&self.authorizations, Type::Authorization);
         for policy in &translation.policies {
@@ -148,9 +155,22 @@ impl Resources {
 impl Set {
     /// The resource of that name or alias, with its own name.
     pub(crate) fn find(&self, name: &Name) -> Option<(&Name, &Entry)> {
-        let own = self.aliases.get(name).unwrap_or(name);
+        let alias = self.aliases.get(name);
+        let own = alias.or_else(|| self.with_range(name)).unwrap_or(name);
         let (name, entry) = self.by_name.get_key_value(own)?;
         Some((name, entry))
+    }
+
+    /// The service in whose range an address is, as `NETWORK/IP`.
+    fn with_range(&self, address: &str) -> Option<&Name> {
+        if self.ranges.is_empty() {
+            return None;
+        }
+        let (network, ip) = address.split_once('/')?;
+        let ip: IpAddr = ip.parse().ok()?;
+        let mut ranges = self.ranges.iter();
+        let found = ranges.find(|(of, _)| *of.network == *network && of.range.contains(&ip));
+        found.map(|(_, name)| name)
     }
 
     /// Whoever asks for a service needs to know its workloads.
@@ -160,7 +180,7 @@ impl Set {
     }
 
     pub(super) fn is_alias(&self, name: &Name) -> bool {
-        self.aliases.contains_key(name)
+        self.aliases.contains_key(name) || self.with_range(name).is_some()
     }
 
     /// Whether [`Set::changes`] leads from `other` to this.
@@ -254,6 +274,8 @@ impl<'a> Builder<'a> {
     /// The set, or the one before when there is no difference.
     fn finish(self) -> Arc<Set> {
         let mut set = self.set;
+        set.ranges
+            .sort_by_key(|(of, _)| Reverse(of.range.prefix_len()));
         let gone = self.before.by_name.keys();
         let gone = gone.filter(|name| !set.by_name.contains_key(*name));
         set.changes = Changes {

@@ -3,14 +3,14 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use sluice_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::{mpsc, watch};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::{
     Client, Clients, Resources, Type,
@@ -19,7 +19,7 @@ use super::{
     transport::Answer,
 };
 use crate::{
-    auth::{Authenticator, Caller, Claim},
+    auth::{Authenticator, Caller, Claim, refuse},
     feed::Published,
     metrics::ControlMetrics,
 };
@@ -36,9 +36,13 @@ pub struct Discovery {
     callers: Arc<Authenticator>,
     clients: Clients,
     metrics: ControlMetrics,
+    recheck: Duration,
 }
 
 impl Discovery {
+    /// For [`Discovery::recheck_every`].
+    pub const RECHECK: Duration = Duration::from_secs(60);
+
     pub fn new(
         published: watch::Receiver<Arc<Published>>,
         callers: Arc<Authenticator>,
@@ -50,7 +54,14 @@ impl Discovery {
             callers,
             clients,
             metrics,
+            recheck: Self::RECHECK,
         }
+    }
+
+    /// How often it is asked whether the caller of a stream may still have it.
+    #[must_use]
+    pub fn recheck_every(self, recheck: Duration) -> Self {
+        Self { recheck, ..self }
     }
 }
 
@@ -62,11 +73,38 @@ impl Discovery {
         self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<mpsc::Receiver<Result<Answer, Status>>, Status> {
-        let caller = self.callers.authenticate(&Claim::of(&request)).await?;
+        let claim = Claim::of(&request);
+        let caller = self.callers.authenticate(&claim).await?;
         let (answers, received) = mpsc::channel(BACKLOG);
+        let refused = refused(self.callers, claim, caller.clone(), self.recheck);
         let session = Session::new(&self.clients, caller, self.metrics);
-        tokio::spawn(session.run(request.into_inner(), self.published, answers));
+        tokio::spawn(session.run(request.into_inner(), self.published, answers, refused));
         Ok(received)
+    }
+}
+
+/// Waits until a caller has to be refused that was not before: its token has expired, or was
+/// withdrawn, or is for another node now. While nobody can tell, it may stay.
+async fn refused(
+    callers: Arc<Authenticator>,
+    claim: Claim,
+    caller: Caller,
+    recheck: Duration,
+) -> Status {
+    loop {
+        tokio::time::sleep(recheck).await;
+        match callers.authenticate(&claim).await {
+            Ok(now) if now.node == caller.node => {}
+            Ok(now) => {
+                let why = format!(
+                    "its token is for node {} now, and was for {}",
+                    now.node, caller.node
+                );
+                return refuse(caller.peer, &why);
+            }
+            Err(status) if status.code() == Code::Unavailable => {}
+            Err(status) => return status,
+        }
     }
 }
 
@@ -107,7 +145,9 @@ impl Session {
         mut requests: Streaming<DeltaDiscoveryRequest>,
         mut published: watch::Receiver<Arc<Published>>,
         answers: Answers,
+        refused: impl Future<Output = Status>,
     ) {
+        tokio::pin!(refused);
         let node = self.caller.node.clone();
         tracing::info!(%node, peer = %self.caller.peer, "client connected");
         loop {
@@ -127,6 +167,12 @@ impl Session {
                     Err(_) => break,
                 },
                 () = answers.closed() => break,
+                status = &mut refused => {
+                    tracing::warn!(%node, "client's stream is ended: it is not admitted any more");
+                    // One that does not read finds the stream ended all the same.
+                    let _ = answers.try_send(Err(status));
+                    break;
+                }
             }
             let current = published.borrow_and_update().clone();
             let changed = change.then_some(current.changed);

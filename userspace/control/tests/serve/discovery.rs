@@ -1,6 +1,6 @@
 //! Delta discovery.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message;
 use sluice_model::{Mesh, Update, Workload, authz::Connection, workload::TunnelProtocol};
@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::{
     log::Log,
-    world::{SHOP, World, eventually, pod},
+    world::{SHOP, Setup, World, eventually, pod},
 };
 
 const STRICT: &str = "apiVersion: security.istio.io/v1
@@ -294,6 +294,43 @@ async fn strangers_are_refused() {
         world.try_stream(with("bearer another")).await.is_ok(),
         "given"
     );
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_does() {
+    let soon = || {
+        let time = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(500);
+        format!("n1 token-of-n1 {time}\n")
+    };
+    let withdrawn = || "n1 another\n".to_owned();
+    let elsewhere = || "n2 token-of-n1\n".to_owned();
+    let cases: [(&dyn Fn() -> String, &str); 3] = [
+        (&withdrawn, "its token is not a join token"),
+        (&soon, "its join token, of node n1, expired at"),
+        (&elsewhere, "its token is for node n2 now, and was for n1"),
+    ];
+    for (tokens, logged) in cases {
+        let world = World::with(Setup {
+            recheck: Duration::from_millis(50),
+            ..Setup::default()
+        })
+        .await;
+        let (log, _logging) = Log::begin();
+        let mut stream = world.stream().await;
+        stream.send(ask(workload::TYPE_URL)).await;
+        assert_eq!(names(&stream.next().await), ["c//Pod/shop/web"]);
+        assert!(stream.is_silent().await, "it stays while its token counts");
+        let mut other = world.try_stream(Some("Bearer token-of-n2")).await.unwrap();
+        world.write_tokens(&format!("{}n2 token-of-n2\n", tokens()));
+        let end = stream.end().await;
+        assert_eq!(end.code(), Code::Unauthenticated, "{logged}");
+        assert_eq!(end.message(), "authentication failure");
+        let line = log.refusal(logged);
+        assert!(line.contains(logged), "{line}");
+        other.send(ask(workload::TYPE_URL)).await;
+        other.next().await;
+        assert!(other.is_silent().await, "another's token still counts");
+    }
 }
 
 #[tokio::test]

@@ -148,6 +148,35 @@ async fn a_service_brings_its_workloads_for_as_long_as_they_are_its() {
 }
 
 #[tokio::test]
+async fn an_address_within_a_range_stands_for_its_service() {
+    let world = World::start().await;
+    let entry = |name: &str, range: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+             metadata: {{name: {name}, namespace: shop}}\nspec: {{hosts: [{name}.example.com], \
+             addresses: [{range}], resolution: NONE, ports: [{{number: 80, name: tcp, protocol: TCP}}]}}\n"
+        )
+    };
+    world
+        .publish("wide.yaml", &entry("wide", "198.51.0.0/16"))
+        .await;
+    world
+        .publish("narrow.yaml", &entry("narrow", "198.51.100.0/24"))
+        .await;
+    for (address, service) in [
+        ("/198.51.100.7", "shop/narrow.example.com"),
+        ("/198.51.99.7", "shop/wide.example.com"),
+    ] {
+        let mut stream = begin(&world).await;
+        stream.send(change(&[address], &[])).await;
+        assert_eq!(content(&stream.next().await), (vec![service], vec![]));
+    }
+    let mut stream = begin(&world).await;
+    stream.send(change(&["/198.52.0.1"], &[])).await;
+    assert_eq!(content(&stream.next().await).1, ["/198.52.0.1"]);
+}
+
+#[tokio::test]
 async fn what_a_client_has_counts_on_its_next_connection() {
     let world = World::start().await;
     world.publish("db.yaml", &pod("db", "10.0.0.2")).await;

@@ -80,6 +80,8 @@ pub(crate) struct Setup {
     /// When changes are told.
     pub(crate) debounce: directory::Config,
     pub(crate) accounts: Option<Accounts>,
+    /// How often it is asked whether callers may stay.
+    pub(crate) recheck: Duration,
 }
 
 impl Default for Setup {
@@ -88,6 +90,7 @@ impl Default for Setup {
             uids: [rustix::process::geteuid().as_raw()].into(),
             debounce: directory::Config::new(""),
             accounts: None,
+            recheck: Discovery::RECHECK,
         }
     }
 }
@@ -184,7 +187,8 @@ impl World {
             callers.clone(),
             clients.clone(),
             counters.clone(),
-        );
+        )
+        .recheck_every(setup.recheck);
         let certificates = Certificates::new(authority, callers, published.clone(), counters);
         let pages = status::router(
             published.clone(),
@@ -342,6 +346,18 @@ impl Stream {
             .expect("no response")
             .unwrap()
             .expect("the stream ended")
+    }
+
+    /// How the stream ends.
+    pub(crate) async fn end(&mut self) -> Status {
+        loop {
+            let next = timeout(PATIENCE, self.responses.message()).await;
+            match next.expect("the stream goes on") {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok("in good order"),
+                Err(status) => return status,
+            }
+        }
     }
 
     /// Nothing comes for a while that is long compared with how fast changes travel.

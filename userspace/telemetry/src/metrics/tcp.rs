@@ -21,7 +21,7 @@ use super::labels::{ResponseFlags, TcpLabels};
 #[derive(Clone, Debug, Default)]
 pub struct TcpMetrics {
     /// Written when labels are seen for the first time; read once per connection.
-    series: Arc<RwLock<HashMap<TcpLabels, Arc<Counters>>>>,
+    series: Arc<RwLock<HashMap<Arc<TcpLabels>, Arc<Counters>>>>,
 }
 
 #[derive(Debug, Default)]
@@ -42,23 +42,27 @@ impl TcpMetrics {
             flags: ResponseFlags::None,
             ..labels
         };
-        let counters = self.counters(&labels);
+        let (labels, counters) = self.series(labels);
         counters.opened.fetch_add(1, Relaxed);
         ConnectionMetrics {
             metrics: self.clone(),
             labels,
+            flags: ResponseFlags::None,
             counters,
         }
     }
 
-    fn counters(&self, labels: &TcpLabels) -> Arc<Counters> {
+    /// Labels, kept once for all connections that have them, and what is counted under them.
+    fn series(&self, labels: TcpLabels) -> (Arc<TcpLabels>, Arc<Counters>) {
         let read = self.series.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(counters) = read.get(labels) {
-            return counters.clone();
+        if let Some((labels, counters)) = read.get_key_value(&labels) {
+            return (labels.clone(), counters.clone());
         }
         drop(read);
+        let labels = Arc::new(labels);
         let mut write = self.series.write().unwrap_or_else(PoisonError::into_inner);
-        write.entry(labels.clone()).or_default().clone()
+        let counters = write.entry(labels.clone()).or_default().clone();
+        (labels, counters)
     }
 }
 
@@ -67,7 +71,8 @@ impl TcpMetrics {
 #[derive(Debug)]
 pub struct ConnectionMetrics {
     metrics: TcpMetrics,
-    labels: TcpLabels,
+    labels: Arc<TcpLabels>,
+    flags: ResponseFlags,
     counters: Arc<Counters>,
 }
 
@@ -84,19 +89,22 @@ impl ConnectionMetrics {
 
     /// Says why the connection failed. The first reason stays.
     pub fn failed(&mut self, flags: ResponseFlags) {
-        if self.labels.flags == ResponseFlags::None {
-            self.labels.flags = flags;
+        if self.flags == ResponseFlags::None {
+            self.flags = flags;
         }
     }
 }
 
 impl Drop for ConnectionMetrics {
     fn drop(&mut self) {
-        if self.labels.flags == ResponseFlags::None {
+        if self.flags == ResponseFlags::None {
             self.counters.closed.fetch_add(1, Relaxed);
             return;
         }
-        let failed = self.metrics.counters(&self.labels);
+        let (_, failed) = self.metrics.series(TcpLabels {
+            flags: self.flags,
+            ..TcpLabels::clone(&self.labels)
+        });
         failed.closed.fetch_add(1, Relaxed);
         failed.failed.fetch_add(1, Relaxed);
     }
@@ -136,7 +144,7 @@ const COLUMNS: [(&str, &str, Column); 5] = [
 impl Collector for TcpMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         // A copy, so that new connections do not wait for the text to be written.
-        let series: Vec<(TcpLabels, Arc<Counters>)> = self
+        let series: Vec<(Arc<TcpLabels>, Arc<Counters>)> = self
             .series
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -149,7 +157,7 @@ impl Collector for TcpMetrics {
                 let value = column(counters).load(Relaxed);
                 if value != 0 {
                     metric
-                        .encode_family(labels)?
+                        .encode_family(&**labels)?
                         .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
                 }
             }

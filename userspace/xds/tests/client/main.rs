@@ -2,6 +2,7 @@
 
 mod addresses;
 mod misbehaving;
+mod on_demand;
 mod server;
 mod snapshot;
 mod socket;
@@ -56,6 +57,7 @@ fn config(addresses: impl Into<Addresses>) -> Config {
             metadata: BTreeMap::new(),
         },
         patience: Duration::from_millis(200),
+        on_demand: None,
     }
 }
 

@@ -1,10 +1,13 @@
 //! The file of revocation lists, followed for the worker.
+//!
+//! The last good lists are kept on disk as well: they are public, and a broker that starts while the
+//! file cannot be used must not let in those whom they name.
 
 use std::{
     fs::{self, File},
     io::{self, Seek as _, Write as _},
     os::fd::AsFd as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
@@ -12,14 +15,20 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use sluice_identity::{Due, RevocationLists};
 
+use super::durable;
 use crate::{
     link::{Link, ToWorker},
     one_line,
 };
 
+/// The name of the file with the last good lists.
+const KEPT: &str = "crl";
+
 /// What the file held when it could be used last.
 pub(super) struct RevocationFile {
     path: PathBuf,
+    /// Where the last good lists are kept.
+    kept: PathBuf,
     good: Option<Good>,
     /// Whether the worker that runs has them.
     passed_on: bool,
@@ -32,14 +41,42 @@ struct Good {
     due: Option<Due>,
 }
 
+impl Good {
+    fn parse(content: Vec<u8>) -> Result<Self> {
+        let due = RevocationLists::parse(&content)?.due().cloned();
+        Ok(Self { content, due })
+    }
+
+    /// What a broker before has kept, if anything.
+    fn kept(path: &Path) -> Option<Self> {
+        let content = match fs::read(path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!(%error, %path, "the revocation lists that were kept cannot be read");
+                return None;
+            }
+        };
+        let parsed = Self::parse(content);
+        if let Err(error) = &parsed {
+            let (path, error) = (path.display(), one_line(error));
+            tracing::warn!(error, %path, "the revocation lists that were kept are damaged");
+        }
+        parsed.ok()
+    }
+}
+
 impl RevocationFile {
     /// Reads the file for the first time. Lists that cannot be used do not keep the node out of the
     /// mesh: what no list tells about counts as not revoked.
-    pub(super) fn open(path: PathBuf) -> Result<Self> {
+    pub(super) fn open(path: PathBuf, state_dir: &Path) -> Result<Self> {
         fs::metadata(&path).with_context(|| format!("read {} (--crl)", path.display()))?;
+        let kept = state_dir.join(KEPT);
         let mut file = Self {
+            good: Good::kept(&kept),
             path,
-            good: None,
+            kept,
             passed_on: false,
             complaint: None,
         };
@@ -77,14 +114,20 @@ impl RevocationFile {
         {
             return Ok(());
         }
-        let due = RevocationLists::parse(&content)?.due().cloned();
+        let new = Good::parse(content)?;
         // Who brings an old list back would bring revoked certificates back.
-        if let (Some(due), Some(_)) = (&due, &self.good)
+        if let (Some(due), Some(_)) = (&new.due, &self.good)
             && due.at <= SystemTime::now()
         {
             bail!("the list of {} has expired", due.issuer);
         }
-        self.good = Some(Good { content, due });
+        if let Err(error) = durable::replace(&self.kept, |file| file.write_all(&new.content)) {
+            tracing::warn!(
+                error = one_line(&error),
+                "the revocation lists are not kept: a start without the file finds older ones, or none"
+            );
+        }
+        self.good = Some(new);
         self.passed_on = false;
         Ok(())
     }

@@ -9,9 +9,9 @@ use std::{
     io::{self, Write as _},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::fs::{FileExt as _, OpenOptionsExt as _},
+        unix::fs::FileExt as _,
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, SyncSender},
@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use super::durable;
 use crate::{
     link::{
         Link, Memory, ToWorker,
@@ -184,28 +185,18 @@ fn save_all(wake: &Receiver<()>, mesh: &Mutex<Mesh>, path: &Path) {
 
 /// Replaces the file by a copy at once, and opens it.
 fn save(from: &File, path: &Path) -> Result<File> {
-    let new: PathBuf = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let mut to = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+    durable::replace(path, |to| {
         let mut buffer = vec![0; 64 << 10];
         let mut at = 0;
         loop {
             let read = from.read_at(&mut buffer, at)?;
             if read == 0 {
-                break;
+                return Ok(());
             }
             to.write_all(&buffer[..read])?;
             at += read as u64;
         }
-        to.sync_all()
-    };
-    write().with_context(|| format!("write {}", new.display()))?;
-    fs::rename(&new, path).with_context(|| format!("replace {}", path.display()))?;
+    })?;
     open(path).with_context(|| format!("read {}", path.display()))
 }
 

@@ -5,6 +5,7 @@
 //! only wait for something and report it.
 
 mod crl;
+mod durable;
 mod egress;
 mod flows;
 mod memory;

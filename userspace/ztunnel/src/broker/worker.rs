@@ -64,12 +64,16 @@ impl Worker {
     pub(super) fn new(config: &Config, events: Sender<Event>, flows: Flows) -> Result<Self> {
         let credentials =
             Credentials::read(config.token_file.clone(), config.control_root.clone())?;
+        // Makes the directory, in which lists are kept too.
+        let memories = Memories::open(&config.state_dir)?;
+        let crl = config.crl.clone();
+        let crl = crl.map(|path| RevocationFile::open(path, &config.state_dir));
         Ok(Self {
             config: config.clone(),
             events,
             credentials,
-            crl: config.crl.clone().map(RevocationFile::open).transpose()?,
-            memories: Memories::open(&config.state_dir)?,
+            memories,
+            crl: crl.transpose()?,
             flows,
             running: None,
             pause: FIRST_PAUSE,

@@ -79,6 +79,8 @@ pub struct Settings {
     pub bypass: bool,
     /// Requested validity of certificates, in seconds.
     pub certificate_ttl: u64,
+    /// Ask the control plane for what connections need, in place of everything.
+    pub on_demand: bool,
 }
 
 /// From broker to worker. The first message on the worker's own link is `Start`, and on a thread's

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream as StdStream},
+    net::{IpAddr, SocketAddr, TcpStream as StdStream},
     rc::Rc,
     sync::Arc,
 };
@@ -61,12 +61,13 @@ pub(super) struct Known {
     policies: Applicable,
 }
 
-/// Waits until the pod and the policies that protect it are known.
-pub(super) async fn known(shard: &Shard, pod: &Pod) -> Result<Known, Refusal> {
+/// Waits until the pod and the policies that protect it are known, and not long for its visitor.
+pub(super) async fn known(shard: &Shard, pod: &Pod, visitor: IpAddr) -> Result<Known, Refusal> {
     // Workloads may arrive before the policies.
     if !shard.shared.synced().await {
         return Err(Refusal::NotSynced);
     }
+    shard.shared.visitor(visitor).await;
     let known = |mesh: &Arc<Mesh>| {
         Some(Known {
             mesh: mesh.clone(),

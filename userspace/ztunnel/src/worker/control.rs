@@ -1,7 +1,12 @@
 //! The worker's main thread: the control plane, certificates, the broker's news, operators.
 
 use std::{
-    collections::BTreeMap, fs::File, io::Read as _, net::Ipv4Addr, os::fd::OwnedFd, sync::Arc,
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read as _,
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,7 +15,7 @@ use sluice_identity::{Addresses, CaClient, ControlPlane, Live, Manager, Revocati
 use sluice_kernel::Counters;
 use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{metrics::Metrics, serve::Readiness};
-use sluice_xds::{Client, Snapshot};
+use sluice_xds::{Client, Key, Needed, OnDemand, Snapshot};
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -130,6 +135,7 @@ fn share(
         control_plane,
         node: node(&settings),
         patience: sluice_xds::Config::PATIENCE,
+        on_demand: settings.on_demand.then(OnDemand::default),
     });
     if let Some(snapshot) = snapshot {
         client.restore(snapshot);
@@ -232,6 +238,7 @@ impl Broker {
     async fn follow(&self, shared: &Arc<Shared>, token: &Live, roots: &Live) -> Result<()> {
         let mut identities = Identities::default();
         let mut straight = Straight::default();
+        let mut needed: HashMap<PodId, Needed> = HashMap::new();
         loop {
             let received = self
                 .link
@@ -245,6 +252,10 @@ impl Broker {
                 ToWorker::AddPod { pod, .. } => {
                     let identity = identities.add(shared, &pod);
                     let uid = Uid::pod(&shared.settings.cluster, &pod.namespace, &pod.name);
+                    match shared.mesh.want(&Key::Workload(uid.clone())) {
+                        Ok(own) => _ = needed.insert(pod.id, own),
+                        Err(error) => tracing::error!(%error, "a pod of this node"),
+                    }
                     self.pods.send_modify(|pods| {
                         pods.insert(pod.id, uid.clone());
                     });
@@ -260,6 +271,7 @@ impl Broker {
                 }
                 ToWorker::RemovePod(id) => {
                     identities.remove(shared, id);
+                    needed.remove(&id);
                     self.pods.send_modify(|pods| {
                         pods.remove(&id);
                     });
@@ -308,7 +320,7 @@ fn revoke(shared: &Shared, fds: Vec<OwnedFd>) {
 /// Which identities the node's pods use: a certificate is made when the first pod appears, and
 /// forgotten with the last.
 #[derive(Default)]
-struct Identities(std::collections::HashMap<PodId, SpiffeId>);
+struct Identities(HashMap<PodId, SpiffeId>);
 
 impl Identities {
     fn add(&mut self, shared: &Shared, pod: &PodInfo) -> Option<SpiffeId> {

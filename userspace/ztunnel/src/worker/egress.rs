@@ -48,7 +48,9 @@ pub(super) async fn tell(
             );
         }
         fitted = wanted.fits();
-        let wanted = if fitted { wanted } else { wanted.lifted() };
+        // What was never asked for is not known here, and has to come to the worker to be.
+        let in_kernel = fitted && !shared.settings.on_demand;
+        let wanted = if in_kernel { wanted } else { wanted.lifted() };
         for message in told.catch_up(wanted) {
             link.send_when_room(&ToBroker::Egress(message), &[]).await?;
         }

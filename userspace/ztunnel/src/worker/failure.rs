@@ -2,13 +2,13 @@
 
 use std::{fmt, net::SocketAddr};
 
-use sluice_hbone::OpenError;
+use sluice_hbone::{CarryError, OpenError};
 use sluice_identity::Distrust;
 use sluice_telemetry::metrics::{Denial, Phase, ResponseFlags};
 
 use crate::link::message::Ending;
 
-use super::{admission::Refusal, flows::Cut, inbound, outbound, plaintext, route};
+use super::{admission::Refusal, flows::Cut, inbound, outbound, route};
 
 /// Why a connection failed, in words and as a flag.
 #[derive(Debug)]
@@ -115,18 +115,25 @@ impl From<inbound::Error> for Failure {
     fn from(error: inbound::Error) -> Self {
         match &error {
             inbound::Error::Refused(refusal) => Self::refusal(refusal),
-            inbound::Error::Cut(cut) => Self::cut(cut),
             _ => Self::new(&error, ResponseFlags::Connect),
         }
     }
 }
 
-impl From<plaintext::Error> for Failure {
-    fn from(error: plaintext::Error) -> Self {
-        match &error {
-            plaintext::Error::Refused(refusal) => Self::refusal(refusal),
-            plaintext::Error::Cut(cut) => Self::cut(cut),
-            plaintext::Error::Carry(_) => Self::new(&error, ResponseFlags::Connect),
-        }
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::refusal(&refusal)
+    }
+}
+
+impl From<CarryError> for Failure {
+    fn from(error: CarryError) -> Self {
+        Self::new(&error, ResponseFlags::Connect)
+    }
+}
+
+impl From<Cut> for Failure {
+    fn from(cut: Cut) -> Self {
+        Self::cut(&cut)
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use sluice_identity::{Distrust, Peer};
 use sluice_model::{SpiffeId, TrustDomain, Uid, authz::DenyReason};
+use sluice_xds::Needed;
 use tokio::sync::oneshot;
 
 /// What a connection was let through on.
@@ -102,6 +103,7 @@ impl Flows {
             flows: self.clone(),
             id,
             is_cut,
+            needed: Vec::new(),
         }
     }
 
@@ -132,9 +134,17 @@ pub(super) struct Flow {
     flows: Rc<Flows>,
     id: u64,
     is_cut: oneshot::Receiver<Cut>,
+    /// What it needs to stay known.
+    needed: Vec<Needed>,
 }
 
 impl Flow {
+    /// Keeps names of the mesh known for as long as the connection lasts.
+    pub(super) fn needing(mut self, needed: Vec<Needed>) -> Self {
+        self.needed = needed;
+        self
+    }
+
     /// Does something for the connection, unless it is cut before that is done. A cut is what is
     /// reported, also when its tunnel ends with it.
     pub(super) async fn unless_cut<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Cut> {

@@ -7,15 +7,16 @@ use std::{
 };
 
 use http::{StatusCode, uri::Authority};
-use sluice_hbone::{Baggage, CarryError, Incoming, ServeError, Session};
-use sluice_model::{Name, TrustDomain};
+use sluice_hbone::{Baggage, Incoming, ServeError, Session};
+use sluice_model::{Name, ServiceKey, TrustDomain, Workload};
 use sluice_telemetry::metrics::{Denial, Phase, Reporter};
-use tokio::net::TcpStream;
+use sluice_xds::{Key, Unanswered};
+use tokio::{net::TcpStream, task::spawn_local};
 
 use super::{
     PATIENCE,
     admission::{self, Known, Refusal, Visitor},
-    failure::Failure,
+    carry,
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::Report,
@@ -34,13 +35,11 @@ pub(super) enum Error {
     #[error("{0} is no service of this workload")]
     UnknownHost(Authority),
     #[error("{0}")]
+    UnknownService(#[source] Unanswered),
+    #[error("{0}")]
     Refused(#[from] Refusal),
     #[error("the tunnel: {0}")]
     Tunnel(#[source] sluice_hbone::TunnelError),
-    #[error("{0}")]
-    Carry(#[from] CarryError),
-    #[error("{0}")]
-    Cut(#[from] Cut),
 }
 
 /// Why a whole tunnel ended.
@@ -62,8 +61,10 @@ impl Error {
             Self::Refused(Refusal::Denied(_) | Refusal::Untrusted(_) | Refusal::Cut(_)) => {
                 Some(StatusCode::UNAUTHORIZED)
             }
-            Self::UnknownHost(_) | Self::Refused(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
-            Self::Tunnel(_) | Self::Carry(_) | Self::Cut(_) => None,
+            Self::UnknownHost(_) | Self::UnknownService(_) | Self::Refused(_) => {
+                Some(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::Tunnel(_) => None,
         }
     }
 }
@@ -139,32 +140,25 @@ async fn stream(
     peer: SocketAddr,
     local: SocketAddr,
 ) {
-    let mut report = Report::inbound(&shard.shared, &pod, &incoming, peer, local);
-    let result = run(&shard, &pod, incoming, peer, local, &mut report).await;
-    report.finish(result.err().map(Failure::from));
-}
-
-async fn run(
-    shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
-    incoming: Incoming,
-    peer: SocketAddr,
-    local: SocketAddr,
-    report: &mut Report,
-) -> Result<(), Error> {
-    let (tcp, mut flow, baggage) = match reach(shard, pod, &incoming, peer, local, report).await {
-        Ok(reached) => reached,
+    let mut report = Box::new(Report::inbound(&shard.shared, &pod, &incoming, peer, local));
+    let reached = reach(&shard, &pod, &incoming, peer, local, &mut report).await;
+    let error = match reached {
+        Ok((tcp, flow, baggage)) => match incoming.accept(&baggage) {
+            Ok(stream) => {
+                report.opened();
+                spawn_local(carry::through(stream, tcp, flow, report));
+                return;
+            }
+            Err(error) => Error::Tunnel(error),
+        },
         Err(error) => {
             if let Some(status) = error.status() {
                 incoming.refuse(status);
             }
-            return Err(error);
+            error
         }
     };
-    let stream = incoming.accept(&baggage).map_err(Error::Tunnel)?;
-    report.opened();
-    let carried = flow.unless_cut(stream.carry(tcp, &report.meter));
-    Ok(carried.await??)
+    report.finish(Some(error.into()));
 }
 
 /// Checks the request and connects to the application.
@@ -177,7 +171,13 @@ async fn reach(
     report: &mut Report,
 ) -> Result<(StdStream, Flow, Baggage), Error> {
     let authority = incoming.authority().ok_or(Error::NotConnect)?;
-    let known = admission::known(shard, pod).await?;
+    let mut known = admission::known(shard, pod, peer.ip()).await?;
+    if let Some(service) = named_service(&known.workload, authority) {
+        let key = Key::Service(service);
+        let learnt = shard.shared.mesh.learn(&key, PATIENCE).await;
+        let _needed = learnt.map_err(Error::UnknownService)?;
+        known = admission::known(shard, pod, peer.ip()).await?;
+    }
     let port = destination_port(&known, authority, local)?;
     let visitor = Visitor {
         peer: Some(&incoming.peer),
@@ -200,6 +200,21 @@ fn client_address(incoming: &Incoming, peer: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The host of an authority; an IPv6 address without its brackets.
+fn bare_host(authority: &Authority) -> &str {
+    let host = authority.host();
+    host.strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
+/// The service of a workload that an authority names, if it names one.
+fn named_service(workload: &Workload, authority: &Authority) -> Option<ServiceKey> {
+    let hostname: Name = bare_host(authority).into();
+    let mut keys = workload.services.keys();
+    keys.find(|key| key.hostname == hostname).cloned()
+}
+
 /// The application's port that an authority asks for.
 fn destination_port(
     Known { mesh, workload, .. }: &Known,
@@ -211,21 +226,14 @@ fn destination_port(
         .port_u16()
         .filter(|port| *port != 0)
         .ok_or_else(bad)?;
-    let host = authority.host();
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
+    let bare = bare_host(authority);
     match bare.parse::<std::net::IpAddr>() {
         Ok(ip) if ip.to_canonical() == local.ip() => Ok(port),
         Ok(_) => Err(Error::NotHere(authority.clone(), local)),
         Err(_) => {
-            let hostname: Name = bare.into();
-            let key = workload
-                .services
-                .keys()
-                .find(|key| key.hostname == hostname);
-            let endpoint = key.and_then(|key| mesh.service(key)).and_then(|service| {
+            let key = named_service(workload, authority);
+            let service = key.and_then(|key| mesh.service(&key));
+            let endpoint = service.and_then(|service| {
                 mesh.endpoints(service, port)
                     .into_iter()
                     .find(|endpoint| endpoint.workload.uid == workload.uid)

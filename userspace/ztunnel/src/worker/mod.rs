@@ -6,6 +6,7 @@
 
 mod admin;
 mod admission;
+mod carry;
 mod control;
 mod dial;
 mod dns;
@@ -27,14 +28,14 @@ mod shard;
 mod straight;
 mod words;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use sluice_identity::{Addresses, Manager};
 use sluice_kernel::Counters;
-use sluice_model::{Mesh, Name, TrustDomain, Workload};
+use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload};
 use sluice_telemetry::metrics::Metrics;
-use sluice_xds::View;
+use sluice_xds::{Key, Needed, Unanswered, View};
 
 use memory::Memories;
 use neighbours::Wishes;
@@ -45,6 +46,9 @@ use crate::link::{Link, Received, Settings, ToWorker};
 /// How long a connection waits for what must arrive by itself: the first snapshot, its workload,
 /// its certificate.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a connection waits for what it could do without: the name of its other end.
+const COURTESY: Duration = Duration::from_millis(500);
 
 /// What all threads of a worker know.
 #[derive(Debug)]
@@ -65,6 +69,26 @@ impl Shared {
     async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
         self.eventually(|mesh| mesh.workload(&pod.uid).cloned())
             .await
+    }
+
+    /// Makes the mesh know what a captured connection goes to, and the way there.
+    async fn destination(&self, dst: OrigDst) -> Result<Vec<Needed>, Unanswered> {
+        let address = NetworkAddress::new(self.network.clone(), dst.0.ip());
+        let mut needed = vec![self.mesh.learn(&Key::Address(address), PATIENCE).await?];
+        let waypoint = route::waypoint(&self.mesh.load(), &self.network, dst);
+        if let Some(key) = waypoint {
+            needed.push(self.mesh.learn(&key, PATIENCE).await?);
+        }
+        Ok(needed)
+    }
+
+    /// Makes the mesh know who is at an address, if that does not take long: it is good to know,
+    /// and nothing is decided by it.
+    async fn visitor(&self, ip: IpAddr) {
+        let address = NetworkAddress::new(self.network.clone(), ip);
+        if let Err(error) = self.mesh.learn(&Key::Address(address), COURTESY).await {
+            tracing::debug!(%error, "a visitor remains unknown");
+        }
     }
 
     /// The first `Some` that a snapshot yields, or `None` when patience ends.

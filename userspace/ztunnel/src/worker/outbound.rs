@@ -10,15 +10,13 @@ use std::{
 };
 
 use http::StatusCode;
-use sluice_hbone::{
-    CarryError, ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey,
-};
+use sluice_hbone::{ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey};
 use sluice_model::{Name, OrigDst, Uid, Workload};
-use tokio::net::TcpStream;
+use sluice_xds::{Needed, Unanswered};
+use tokio::{net::TcpStream, task::spawn_local};
 
 use super::{
-    PATIENCE,
-    failure::Failure,
+    PATIENCE, carry,
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::Report,
@@ -43,6 +41,8 @@ pub(super) enum Error {
     NotSynced,
     #[error("the workload is not known to the control plane")]
     UnknownWorkload,
+    #[error("{0}")]
+    UnknownDestination(#[from] Unanswered),
     #[error("{}", explain(*.0, .1))]
     Open(SocketAddr, #[source] OpenError),
     #[error("connect to {0}: {why}", why = words::connect(.1))]
@@ -50,15 +50,13 @@ pub(super) enum Error {
     #[error("{0}, the host of a service, has no address: {1}")]
     Resolve(Name, #[source] resolver::Error),
     #[error("{0}")]
-    Carry(#[from] CarryError),
-    #[error("{0}")]
     Cut(#[from] Cut),
 }
 
 /// Serves one captured connection from its accept to its end.
 pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: StdStream, peer: SocketAddr) {
     if let Some(orig) = original(&shard, &pod, &tcp, peer) {
-        carry(shard, pod, tcp, peer, orig).await;
+        connect(shard, pod, tcp, peer, orig).await;
     }
 }
 
@@ -85,7 +83,7 @@ pub(super) fn original(
 }
 
 /// Carries a connection of which nothing has been read to where it wanted to go.
-pub(super) async fn carry(
+pub(super) async fn connect(
     shard: Rc<Shard>,
     pod: Rc<Pod>,
     tcp: StdStream,
@@ -95,39 +93,23 @@ pub(super) async fn carry(
     // The captured socket's own address is loopback's; to everybody else it is the pod's.
     let ip = pod.ip(Family::of(orig.0.ip())).unwrap_or_else(|| peer.ip());
     let client = SocketAddr::new(ip, peer.port());
-    let mut report = Report::outbound(&shard.shared, &pod, client, orig.0);
-    let result = run(&shard, &pod, tcp, client, orig, &mut report).await;
-    report.finish(result.err().map(Failure::from));
-}
-
-async fn run(
-    shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
-    tcp: StdStream,
-    client: SocketAddr,
-    orig: OrigDst,
-    report: &mut Report,
-) -> Result<(), Error> {
-    match reach(shard, pod, client, orig, report).await {
-        Ok(Reached::Plain(peer, mut flow)) => {
+    let mut report = Box::new(Report::outbound(&shard.shared, &pod, client, orig.0));
+    // What the connection goes to stays known for as long as it lasts.
+    let mut needed = Vec::new();
+    match reach(&shard, &pod, client, orig, &mut needed, &mut report).await {
+        Ok(Reached::Plain(peer, flow)) => {
             report.opened();
-            let carried = async {
-                let [tcp, peer] = [tcp, peer].map(TcpStream::from_std);
-                let tcp = tcp.map_err(CarryError::Application)?;
-                let peer = peer.map_err(CarryError::Peer)?;
-                sluice_hbone::join(tcp, peer, &report.meter).await
-            };
-            Ok(flow.unless_cut(carried).await??)
+            spawn_local(carry::join(tcp, peer, flow.needing(needed), report));
         }
-        Ok(Reached::Tunnel(opened, mut flow)) => {
+        Ok(Reached::Tunnel(opened, flow)) => {
             report.peer(&pod.identity, opened.peer.identity());
             report.opened();
-            let carried = opened.stream.carry(tcp, &report.meter);
-            Ok(flow.unless_cut(carried).await??)
+            let flow = flow.needing(needed);
+            spawn_local(carry::through(opened.stream, tcp, flow, report));
         }
         Err(error) => {
             sluice_hbone::reset(tcp);
-            Err(error)
+            report.finish(Some(error.into()));
         }
     }
 }
@@ -143,6 +125,7 @@ async fn reach(
     pod: &Rc<Pod>,
     address: SocketAddr,
     orig: OrigDst,
+    needed: &mut Vec<Needed>,
     report: &mut Report,
 ) -> Result<Reached, Error> {
     let shared = &shard.shared;
@@ -152,6 +135,7 @@ async fn reach(
     // What it may reach is part of what the control plane says of it.
     let source = shared.workload(pod).await.ok_or(Error::UnknownWorkload)?;
     report.source(Some(&source));
+    *needed = shared.destination(orig).await?;
     let client = Client {
         network: &shared.network,
         workload: &source,
@@ -337,7 +321,7 @@ impl Error {
             Self::Refused(_)
             | Self::NotSynced
             | Self::UnknownWorkload
-            | Self::Carry(_)
+            | Self::UnknownDestination(_)
             | Self::Cut(_) => false,
         }
     }

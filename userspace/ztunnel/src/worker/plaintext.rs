@@ -5,60 +5,33 @@ use std::{
     rc::Rc,
 };
 
-use sluice_hbone::CarryError;
-use tokio::net::TcpStream;
+use tokio::task::spawn_local;
 
 use super::{
     admission::{self, Refusal, Visitor},
-    failure::Failure,
-    flows::{Cut, Flow},
+    carry,
+    flows::Flow,
     pods::Pod,
     report::Report,
     shard::Shard,
 };
 
-/// Why a plaintext connection was refused or broke.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("{0}")]
-    Refused(#[from] Refusal),
-    #[error("{0}")]
-    Carry(#[from] CarryError),
-    #[error("{0}")]
-    Cut(#[from] Cut),
-}
-
 /// Serves one connection from its accept to its end.
-pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: StdStream, peer: SocketAddr) {
     // sk_lookup steers without rewriting, so the local address is what the client dialled.
     let Ok(local) = tcp.local_addr() else { return };
     let destination = SocketAddr::new(local.ip().to_canonical(), local.port());
-    let mut report = Report::plaintext(&shard.shared, &pod, peer, destination);
-    let result = run(&shard, &pod, tcp, peer, destination, &mut report).await;
-    report.finish(result.err().map(Failure::from));
-}
-
-async fn run(
-    shard: &Rc<Shard>,
-    pod: &Pod,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    destination: SocketAddr,
-    report: &mut Report,
-) -> Result<(), Error> {
-    let (application, mut flow) = match reach(shard, pod, peer, destination, report).await {
-        Ok(reached) => reached,
+    let mut report = Box::new(Report::plaintext(&shard.shared, &pod, peer, destination));
+    match reach(&shard, &pod, peer, destination, &mut report).await {
+        Ok((application, flow)) => {
+            report.opened();
+            spawn_local(carry::join(application, tcp, flow, report));
+        }
         Err(refusal) => {
             sluice_hbone::reset(tcp);
-            return Err(refusal.into());
+            report.finish(Some(refusal.into()));
         }
-    };
-    report.opened();
-    let carried = async {
-        let application = TcpStream::from_std(application).map_err(CarryError::Application)?;
-        sluice_hbone::join(application, tcp, &report.meter).await
-    };
-    Ok(flow.unless_cut(carried).await??)
+    }
 }
 
 async fn reach(
@@ -73,7 +46,7 @@ async fn reach(
         address: peer,
         shown: peer,
     };
-    admission::known(shard, pod)
+    admission::known(shard, pod, peer.ip())
         .await?
         .admit(shard, pod, visitor, destination, report)
         .await

@@ -10,6 +10,7 @@ use sluice_model::{
     service::{GatewayAddress, GatewayDestination, Mode},
     workload::{Egress, Health, TunnelProtocol},
 };
+use sluice_xds::Key;
 use std::sync::Arc;
 
 /// A decision about an outbound connection.
@@ -93,6 +94,17 @@ pub(super) struct Client<'a> {
     pub(super) network: &'a Name,
     /// What the control plane knows of the pod.
     pub(super) workload: &'a Workload,
+}
+
+/// What has to be known beside what `dst` stands for, to decide about a connection to it: the
+/// waypoint, if there is one.
+pub(super) fn waypoint(mesh: &Mesh, network: &Name, OrigDst(dst): OrigDst) -> Option<Key> {
+    let waypoint = match mesh.destination(network, dst.ip()) {
+        Destination::Service(service) => service.waypoint.clone(),
+        Destination::Workload(workload) => workload.waypoint.clone(),
+        Destination::Unknown => None,
+    };
+    waypoint.map(|waypoint| Key::from(&waypoint.destination))
 }
 
 /// Decides. `tried` are endpoints that were found not to answer; `roll` is random, below 1.

@@ -200,21 +200,26 @@ impl Shard {
 
     fn serve(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, tcp: StdStream, peer: SocketAddr) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        if kind == Listener::Outbound {
-            spawn_local(outbound::serve(self, pod, tcp, peer));
-            return;
+        match kind {
+            Listener::Outbound => _ = spawn_local(outbound::serve(self, pod, tcp, peer)),
+            Listener::Plaintext => _ = spawn_local(plaintext::serve(self, pod, tcp, peer)),
+            Listener::Hbone | Listener::DnsByTcp => self.serve_here(pod, kind, tcp, peer),
+            // Not accepted, but received.
+            Listener::Dns => {}
         }
+    }
+
+    /// Serves a connection whose first bytes are read here.
+    fn serve_here(self: Rc<Self>, pod: Rc<Pod>, kind: Listener, tcp: StdStream, peer: SocketAddr) {
         let tcp = match TcpStream::from_std(tcp) {
             Ok(tcp) => tcp,
             Err(error) => return tracing::warn!(%error, ?kind, "a connection is lost"),
         };
-        match kind {
-            Listener::Plaintext => spawn_local(plaintext::serve(self, pod, tcp, peer)),
-            Listener::Hbone => spawn_local(inbound::serve(self, pod, tcp, peer)),
-            Listener::DnsByTcp => spawn_local(dns::serve_tcp(self, pod, tcp, peer)),
-            // Served above; and not accepted, but received.
-            Listener::Outbound | Listener::Dns => return,
-        };
+        if kind == Listener::Hbone {
+            spawn_local(inbound::serve(self, pod, tcp, peer));
+        } else {
+            spawn_local(dns::serve_tcp(self, pod, tcp, peer));
+        }
     }
 }
 

@@ -12,8 +12,11 @@ use tokio::{
 use super::{Question, Turn, from_mesh, labels};
 use crate::worker::{outbound, pods::Pod, shard::Shard};
 
-/// How long a connection may say nothing.
+/// How long a connection may say nothing between two questions.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long it may say nothing at its beginning. Resolvers ask as soon as they are connected; whoever
+/// does not is no resolver, and perhaps waits for the server to speak.
+const FIRST: Duration = Duration::from_millis(250);
 /// More than a question for an address can be.
 const LOOK: usize = 1024;
 
@@ -37,7 +40,7 @@ pub(in crate::worker) async fn serve(
         return;
     }
     match tcp.into_std() {
-        Ok(tcp) => outbound::carry(shard, pod, tcp, peer, orig).await,
+        Ok(tcp) => outbound::connect(shard, pod, tcp, peer, orig).await,
         Err(error) => tracing::warn!(%error, %peer, "DNS by TCP ended"),
     }
 }
@@ -45,7 +48,7 @@ pub(in crate::worker) async fn serve(
 /// The question that a connection begins with, if it came in one piece. It is not taken out.
 async fn first(tcp: &TcpStream) -> Option<Question> {
     let mut bytes = [0; LOOK];
-    let size = timeout(IDLE, tcp.peek(&mut bytes)).await.ok()?.ok()?;
+    let size = timeout(FIRST, tcp.peek(&mut bytes)).await.ok()?.ok()?;
     let (length, rest) = bytes[..size].split_first_chunk::<2>()?;
     let length = usize::from(u16::from_be_bytes(*length));
     Question::read(rest.get(..length)?)
