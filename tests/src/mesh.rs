@@ -266,8 +266,9 @@ impl Mesh {
 
     /// Whether what the mesh does not know is not captured.
     pub(crate) fn bypasses(&self) -> bool {
-        let off = ["--bypass", "false"];
-        !self.options.ztunnel.windows(2).any(|two| two == off)
+        let arguments = &self.options.ztunnel;
+        let off = arguments.windows(2).any(|two| two == ["--bypass", "false"]);
+        !off && !arguments.iter().any(|one| one.starts_with("--on-demand"))
     }
 
     #[must_use]

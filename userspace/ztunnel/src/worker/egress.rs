@@ -37,7 +37,7 @@ pub(super) async fn tell(
         let seen = shared.mesh.status().version;
         let wanted = {
             let here = pods.borrow_and_update();
-            let bypass = shared.settings.bypass;
+            let bypass = shared.settings.bypass && !shared.settings.on_demand;
             Wanted::of(&shared.mesh.load(), &shared.network, &here, bypass)
         };
         if fitted && !wanted.fits() {
