@@ -114,6 +114,7 @@ pub(crate) async fn to_application(incoming: Incoming) {
 /// Where tunnels end: a listener that serves every connection as one.
 pub(crate) struct Destination {
     pub(crate) addr: SocketAddr,
+    pub(crate) engine: Engine,
     accepted: Rc<Cell<usize>>,
     tunnels: Rc<RefCell<Vec<Serving>>>,
     ended: Mutex<mpsc::UnboundedReceiver<Result<(), ServeError>>>,
@@ -134,14 +135,15 @@ impl Destination {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (ends, ended) = mpsc::unbounded_channel();
+        let engine = Engine::start().unwrap();
         let destination = Self {
             addr: listener.local_addr().unwrap(),
+            engine: engine.clone(),
             accepted: Rc::default(),
             tunnels: Rc::default(),
             ended: Mutex::new(ended),
         };
         let svid = svid.clone();
-        let engine = Engine::start().unwrap();
         let (accepted, tunnels) = (destination.accepted.clone(), destination.tunnels.clone());
         spawn_local(async move {
             loop {
@@ -200,6 +202,7 @@ impl Destination {
 /// Where tunnels begin: a pool, and applications whose connections it takes.
 pub(crate) struct Source {
     pub(crate) svid: Arc<Svid>,
+    pub(crate) engine: Engine,
     pub(crate) pool: Pool,
     pub(crate) key: TunnelKey,
     dialled: Cell<usize>,
@@ -230,6 +233,7 @@ impl Source {
         socket.set_recv_buffer_size(SOCKET_BUFFER).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let captured = socket.listen(64).unwrap();
+        let engine = Engine::start().unwrap();
         Rc::new(Self {
             captured_at: captured.local_addr().unwrap(),
             captured: Mutex::new(captured),
@@ -240,7 +244,8 @@ impl Source {
                 destination,
             },
             svid,
-            pool: Pool::new(Engine::start().unwrap()),
+            pool: Pool::new(engine.clone()),
+            engine,
             dialled: Cell::new(0),
         })
     }
@@ -278,15 +283,25 @@ impl Source {
 
     /// Connects an application with another one, through a tunnel.
     pub(crate) async fn connect(self: &Rc<Self>, application: SocketAddr) -> Connection {
+        self.connect_with(&self.key, application).await
+    }
+
+    /// As [`Self::connect`], through a tunnel of this key.
+    pub(crate) async fn connect_with(
+        self: &Rc<Self>,
+        key: &TunnelKey,
+        application: SocketAddr,
+    ) -> Connection {
         let (app, captured) = {
             let listener = self.captured.lock().await;
             let (app, captured) = tokio::join!(connect(self.captured_at), listener.accept());
             (app.unwrap(), captured.unwrap().0)
         };
-        let source = self.clone();
+        let (source, key) = (self.clone(), key.clone());
         let proxy = spawn_local(async move {
             let meter = Rc::new(Meter::default());
-            let opened = source.open(&application.to_string()).await;
+            let wanted = request(&application.to_string());
+            let opened = source.open_with(&key, &wanted).await;
             let stream = opened.map_err(Failure::Open)?.stream;
             let captured = captured.into_std().unwrap();
             let carried = stream.carry(captured, &meter).await;

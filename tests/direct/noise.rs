@@ -97,12 +97,12 @@ impl Dice {
         self.0 % limit
     }
 
-    fn one_in(&mut self, chances: u64) -> bool {
+    pub(crate) fn one_in(&mut self, chances: u64) -> bool {
         self.below(chances) == 0
     }
 
     /// Lets others go first, now and then for a while.
-    async fn pause(&mut self) {
+    pub(crate) async fn pause(&mut self) {
         if self.one_in(8) {
             tokio::task::yield_now().await;
         }

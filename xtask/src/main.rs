@@ -1,9 +1,10 @@
-//! The project's commands: `cargo xtask setup | build | test | demo | bench`.
+//! The project's commands: `cargo xtask setup | build | test | demo | bench | fuzz`.
 
 mod bench;
 mod build;
 mod cargo;
 mod demo;
+mod fuzz;
 mod setup;
 mod supervise;
 mod table;
@@ -37,6 +38,7 @@ enum Verb {
     Test(test::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -56,5 +58,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
     }
 }

@@ -236,6 +236,17 @@ impl Engine {
         Ok(Self(Rc::new(Handle { shared, driver })))
     }
 
+    /// How many tunnels there are, those included that are about to end.
+    pub fn tunnels(&self) -> usize {
+        self.0.shared.core.borrow().tunnels.len()
+    }
+
+    /// How many streams there are, in all tunnels: those included that have ended, and whose end
+    /// nobody has taken note of.
+    pub fn streams(&self) -> usize {
+        self.0.shared.core.borrow().rest.streams.len()
+    }
+
     /// Runs something in the engine, after which it has work to do.
     fn with<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
         let result = act(&mut self.0.shared.core.borrow_mut());
@@ -357,7 +368,12 @@ impl Engine {
             {
                 tunnel.give_up(id, ErrorCode::CANCEL, &mut core.rest);
             }
-            core.rest.streams.remove(id);
+            if let Some(stream) = core.rest.streams.remove(id)
+                && stream.orphan
+                && let Some(tunnel) = core.tunnels.get_mut(stream.tunnel)
+            {
+                tunnel.orphans -= 1;
+            }
         });
     }
 
@@ -504,6 +520,10 @@ impl Core {
     /// Does what can be done now, a bounded part of it; says whether there is more.
     fn pass(&mut self) -> io::Result<bool> {
         self.rest.now = Instant::now();
+        if self.rest.now - self.ticked >= TICK {
+            // Also when there is always more to do.
+            self.tick();
+        }
         let more = self.look()?;
         for _ in 0..self.readable.len() {
             let Some(id) = self.readable.pop_front() else {

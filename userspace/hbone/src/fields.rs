@@ -6,10 +6,7 @@ use http::{
     uri::Authority,
 };
 
-use crate::limits;
-
-/// What an entry costs in a header list beyond its bytes (RFC 9113 §6.5.2).
-const OVERHEAD: usize = 32;
+use crate::{hpack::OVERHEAD, limits};
 
 /// What a client asks for.
 #[derive(Debug)]

@@ -70,6 +70,10 @@ impl Violation {
 impl From<HpackError> for Violation {
     fn from(error: HpackError) -> Self {
         let what = match error {
+            HpackError::TooLong => {
+                let what = "a header block that holds more than anybody needs";
+                return Self::of(ErrorCode::ENHANCE_YOUR_CALM, what);
+            }
             HpackError::Truncated => "a header block that ends within a field",
             HpackError::Number => "a header block with a number that is too large",
             HpackError::Index => "a header field of which there is none in the table",

@@ -12,6 +12,8 @@ use table::Table;
 /// The dynamic table that a peer may use, in bytes as RFC 7541 §4.1 reckons; what every peer assumes
 /// until it is told otherwise (RFC 9113 §6.5.2).
 const TABLE_SIZE: usize = 4096;
+/// What a field costs beyond its bytes (RFC 7541 §4.1, RFC 9113 §6.5.2).
+pub(crate) const OVERHEAD: usize = 32;
 
 /// What is wrong with a header block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +28,8 @@ pub enum HpackError {
     Huffman,
     #[error("a header block makes its table larger than allowed")]
     TableSize,
+    #[error("a header block holds more than anybody needs")]
+    TooLong,
 }
 
 /// Decodes the header blocks of one direction of a connection, in their order.
@@ -41,22 +45,31 @@ impl Decoder {
         }
     }
 
-    /// Calls `field` for each name and value of a whole block.
+    /// Calls `field` for each name and value of a whole block. They may cost `most` bytes: a byte
+    /// of a block may stand for a field as large as the table.
     ///
     /// # Errors
     /// After which the connection cannot go on (RFC 9113 §4.3).
     pub(crate) fn decode(
         &mut self,
         block: &[u8],
+        most: usize,
         mut field: impl FnMut(&[u8], &[u8]),
     ) -> Result<(), HpackError> {
         let mut input = Input(block);
         let mut begun = false;
+        let mut left = most;
+        let mut field = |name: &[u8], value: &[u8]| {
+            let cost = name.len() + value.len() + OVERHEAD;
+            left = left.checked_sub(cost).ok_or(HpackError::TooLong)?;
+            field(name, value);
+            Ok(())
+        };
         while let Some(first) = input.peek() {
             if first & 0x80 != 0 {
                 let index = input.number(7)?;
                 let (name, value) = self.table.get(index).ok_or(HpackError::Index)?;
-                field(name, value);
+                field(name, value)?;
             } else if first & 0xe0 == 0x20 {
                 let size = input.number(5)?;
                 // Only at the beginning of a block (§4.2).
@@ -75,7 +88,7 @@ impl Decoder {
                     name.to_vec().into()
                 };
                 let value = input.string()?;
-                field(&name, &value);
+                field(&name, &value)?;
                 if remembered {
                     self.table.insert(&name, &value);
                 }

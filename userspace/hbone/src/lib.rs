@@ -15,6 +15,8 @@ mod error;
 mod fields;
 mod frame;
 mod hpack;
+#[cfg(feature = "inspect")]
+pub mod inspect;
 mod limits;
 mod pool;
 mod request;

@@ -15,6 +15,9 @@ pub(crate) const GROWTH: u32 = 32 << 20;
 pub(crate) const TUNNEL_WINDOW: u32 = 16 << 20;
 /// The largest request header we take, in bytes.
 pub(crate) const MAX_HEADER_LIST: u32 = 64 << 10;
+/// The largest header block that is read at all, in bytes, before and after its decompression. What
+/// is only somewhat too large is read, and refused alone: it may change the tables.
+pub(crate) const MAX_BLOCK: usize = 2 * MAX_HEADER_LIST as usize;
 /// Streams that a client may have open at a time in a tunnel to us.
 pub(crate) const MAX_STREAMS_IN: u32 = 200;
 /// Streams that we put into one tunnel, if its server allows as many.
@@ -24,8 +27,15 @@ pub(crate) const MAX_STREAMS_OUT: usize = 100;
 /// once, and so many more each second. More of them are an attack.
 pub(crate) const IDLE_FRAMES: i64 = 10_000;
 pub(crate) const IDLE_FRAMES_PER_SECOND: i64 = 1_000;
-/// Requests that a peer may have taken back before anybody looked at them.
+/// Frames of credit that a peer may send, for its stream and the tunnel, for so many bytes of ours.
+pub(crate) const CREDIT_FOR: usize = 1 << 10;
+/// Requests that a peer may have taken back, or broken, before anybody looked at them: so many at
+/// once, and so many more each second.
 pub(crate) const UNSEEN_RESETS: u32 = 100;
+pub(crate) const UNSEEN_RESETS_PER_SECOND: u32 = 10;
+/// Requests that a peer may have taken back, or broken, and that somebody still works for. With more
+/// of them there is room for no others.
+pub(crate) const MAX_ORPHANS: usize = 1000;
 /// What may wait in a tunnel, beyond its applications' bytes, for a peer that does not read.
 pub(crate) const MAX_LATE: usize = 256 << 10;
 

@@ -274,7 +274,10 @@ impl Outbox {
                 .fill(&late, sealer, spare)
                 .map_err(crate::tls::invalid)?;
             late.drain(..late.len() - rest);
-            self.late = late;
+            if !late.is_empty() {
+                // Otherwise what was needed once would be held for ever.
+                self.late = late;
+            }
         }
     }
 }

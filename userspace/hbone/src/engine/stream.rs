@@ -76,6 +76,8 @@ pub(super) struct Stream {
     pub(super) waker: Option<Waker>,
     /// Whether somebody outside of the engine knows of it.
     pub(super) held: bool,
+    /// Whether its tunnel counts it among those that the peer does not want any more.
+    pub(super) orphan: bool,
     /// Whether it is in the queue of those that can go on.
     pub(super) queued: bool,
     /// Whether it is in its tunnel's queue of those that wait for it.
@@ -104,6 +106,7 @@ impl Stream {
             end: None,
             waker: None,
             held: false,
+            orphan: false,
             queued: false,
             waiting: false,
         }

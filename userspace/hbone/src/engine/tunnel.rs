@@ -41,8 +41,10 @@ pub(super) enum Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
     No,
-    /// The peer was asked to begin no more streams.
-    LastCall,
+    /// The peer was asked to begin no more streams, and has so long to say that it has heard it.
+    LastCall {
+        until: Instant,
+    },
     /// Streams that the peer begins are refused; the last one closes the tunnel.
     Last,
 }
@@ -97,6 +99,8 @@ pub(super) struct Tunnel {
     /// Frames without content that the peer may still send.
     idle_frames: i64,
     unseen_resets: u32,
+    /// Requests that the peer does not want any more, and somebody still works for.
+    pub(super) orphans: usize,
     /// When the peer was heard of, and when it was asked because it was not.
     last_heard: Instant,
     asked: Option<Instant>,
@@ -149,6 +153,7 @@ impl Tunnel {
             initial_credit: DEFAULT_WINDOW,
             idle_frames: limits::IDLE_FRAMES,
             unseen_resets: 0,
+            orphans: 0,
             last_heard: now,
             asked: None,
             begun: now,
@@ -381,6 +386,7 @@ impl Tunnel {
         self.idle_frame()?;
         self.messages.push(bytes).map_err(TunnelError::tls)?;
         while let Some(wish) = self.messages.next().map_err(TunnelError::tls)? {
+            self.idle_frame()?;
             match wish {
                 Wish::NewKeys { answer } => {
                     self.opener = self.secrets.next_opener().map_err(TunnelError::tls)?;
@@ -408,11 +414,19 @@ impl Tunnel {
         match self.side {
             Side::Client => self.leaving = Leaving::Last,
             Side::Server => {
-                self.leaving = Leaving::LastCall;
+                let until = Instant::now() + limits::PING_TIMEOUT;
+                self.leaving = Leaving::LastCall { until };
                 self.go_away(MAX_STREAM, ErrorCode::NO_ERROR, rest);
                 self.say(kind::PING, 0, 0, &LAST_CALL, rest);
             }
         }
+        self.end_if_unused(rest);
+    }
+
+    /// Takes no more streams from here on.
+    fn called_last(&mut self, rest: &mut Rest) {
+        self.leaving = Leaving::Last;
+        self.go_away(self.last_seen, ErrorCode::NO_ERROR, rest);
         self.end_if_unused(rest);
     }
 
@@ -502,6 +516,14 @@ impl Tunnel {
         let more = (limits::IDLE_FRAMES_PER_SECOND as f64 * elapsed) as i64;
         if self.idle_frames < limits::IDLE_FRAMES {
             self.idle_frames = (self.idle_frames + more).min(limits::IDLE_FRAMES);
+        }
+        let forgiven = (f64::from(limits::UNSEEN_RESETS_PER_SECOND) * elapsed) as u32;
+        self.unseen_resets = self.unseen_resets.saturating_sub(forgiven);
+        if let Leaving::LastCall { until } = self.leaving
+            && now >= until
+        {
+            // It may say what it likes instead: what proved who it is may be outdated.
+            self.called_last(rest);
         }
         let young = matches!(*self.status.life(), Life::Young);
         if young && now - self.begun >= limits::HANDSHAKE_TIMEOUT {

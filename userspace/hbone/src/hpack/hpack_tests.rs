@@ -7,7 +7,7 @@ type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Fields, HpackError> {
     let mut fields = Vec::new();
-    decoder.decode(block, |name, value| {
+    decoder.decode(block, usize::MAX, |name, value| {
         fields.push((name.to_vec(), value.to_vec()));
     })?;
     Ok(fields)

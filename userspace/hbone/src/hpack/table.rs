@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::OVERHEAD;
+
 /// Appendix A.
 const STATIC: [(&str, &str); 61] = [
     (":authority", ""),
@@ -66,9 +68,6 @@ const STATIC: [(&str, &str); 61] = [
     ("via", ""),
     ("www-authenticate", ""),
 ];
-/// What an entry costs beyond its bytes (§4.1).
-const OVERHEAD: usize = 32;
-
 /// A field, name first.
 #[derive(Debug)]
 struct Entry {

@@ -106,8 +106,7 @@ impl Tunnel {
             return Err(Violation::of(ErrorCode::FLOW_CONTROL_ERROR, what));
         }
         if self.side == Side::Client && !stream.answered {
-            self.give_up(id, ErrorCode::PROTOCOL_ERROR, rest);
-            return Ok(());
+            return self.break_stream(id, ErrorCode::PROTOCOL_ERROR, rest);
         }
         // Nobody is interested in what a refusal says beyond its status.
         let refused = self.side == Side::Client && !stream.open;
@@ -228,8 +227,7 @@ impl Tunnel {
         self.idle_frame()?;
         let block = self.block.as_mut().filter(|b| b.stream == head.stream);
         let block = block.ok_or(Violation::protocol("a continuation of nothing"))?;
-        // What is only somewhat too long is read, and refused alone: it may change the tables.
-        if block.bytes.len() + payload.len() > 2 * limits::MAX_HEADER_LIST as usize {
+        if block.bytes.len() + payload.len() > limits::MAX_BLOCK {
             let what = "a header block without end";
             return Err(Violation::of(ErrorCode::ENHANCE_YOUR_CALM, what));
         }
@@ -248,7 +246,9 @@ impl Tunnel {
         // Every block changes the tables, also one that nobody is interested in.
         let mut fields = Fields::default();
         self.hpack
-            .decode(&block.bytes, |name, value| fields.push(name, value))?;
+            .decode(&block.bytes, limits::MAX_BLOCK, |name, value| {
+                fields.push(name, value);
+            })?;
         let Block {
             stream: number,
             end_stream,
@@ -259,8 +259,7 @@ impl Tunnel {
             (Some(id), Side::Server) => self.trailers(id, end_stream, fields, rest),
             (None, Side::Server) if number % 2 == 1 && number > self.last_seen => {
                 self.last_seen = number;
-                self.request(number, end_stream, fields, rest);
-                Ok(())
+                self.request(number, end_stream, fields, rest)
             }
             (None, _) => {
                 self.idle_frame()?;
@@ -270,21 +269,32 @@ impl Tunnel {
     }
 
     /// A client wants a stream.
-    fn request(&mut self, number: u32, end_stream: bool, fields: Fields, rest: &mut Rest) {
-        let full = self.streams.len() >= limits::MAX_STREAMS_IN as usize;
+    fn request(
+        &mut self,
+        number: u32,
+        end_stream: bool,
+        fields: Fields,
+        rest: &mut Rest,
+    ) -> Result<(), Violation> {
+        // Those that were taken back count until nobody works for them any more.
+        let full = self.streams.len() >= limits::MAX_STREAMS_IN as usize
+            || self.orphans >= limits::MAX_ORPHANS;
         if full || self.leaving == Leaving::Last {
-            return self.reset(number, ErrorCode::REFUSED_STREAM, rest);
+            self.reset(number, ErrorCode::REFUSED_STREAM, rest);
+            return self.idle_frame();
         }
         let request = match fields.request() {
             Ok(request) => request,
             Err(Malformed::Fields) => {
-                return self.reset(number, ErrorCode::PROTOCOL_ERROR, rest);
+                self.reset(number, ErrorCode::PROTOCOL_ERROR, rest);
+                return self.idle_frame();
             }
             Err(Malformed::TooLarge) => {
                 let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                 let block = request::encode_answer(status, &Baggage::default());
                 self.say_block(number, true, &block, rest);
-                return self.reset(number, ErrorCode::NO_ERROR, rest);
+                self.reset(number, ErrorCode::NO_ERROR, rest);
+                return self.idle_frame();
             }
         };
         let mut stream = Stream::new(self.id, number, self.initial_credit);
@@ -293,6 +303,7 @@ impl Tunnel {
         self.attach(number, id);
         self.expect_idle_frames(IDLE_FRAMES_OF_A_STREAM);
         self.status.arrived(id, request);
+        Ok(())
     }
 
     /// A server has answered a request, or says that it will.
@@ -320,7 +331,7 @@ impl Tunnel {
                 stream.heard_all = end_stream;
                 stream.wake();
             }
-            _ => self.give_up(id, ErrorCode::PROTOCOL_ERROR, rest),
+            _ => return self.break_stream(id, ErrorCode::PROTOCOL_ERROR, rest),
         }
         Ok(())
     }
@@ -341,8 +352,7 @@ impl Tunnel {
             return Err(Violation::of(ErrorCode::STREAM_CLOSED, what));
         }
         if !end_stream || fields.trailers().is_err() {
-            self.give_up(id, ErrorCode::PROTOCOL_ERROR, rest);
-            return Ok(());
+            return self.break_stream(id, ErrorCode::PROTOCOL_ERROR, rest);
         }
         let number = stream.number;
         self.heard_all(number, rest);
@@ -362,24 +372,51 @@ impl Tunnel {
             return self.begun(number);
         };
         self.detach(id, rest);
+        self.abandon(id, rest)?;
         let Some(stream) = rest.streams.get_mut(id) else {
             return Ok(());
         };
-        if !stream.held {
-            rest.streams.remove(id);
-            self.unseen_resets += 1;
-            if self.unseen_resets > limits::UNSEEN_RESETS {
-                let what = "requests that are taken back at once";
-                return Err(Violation::of(ErrorCode::ENHANCE_YOUR_CALM, what));
-            }
-            return Ok(());
-        }
         if code == ErrorCode::NO_ERROR && stream.heard_all && stream.open {
             // The peer wants to hear no more, having said everything (RFC 9113 §8.1).
             stream.said_all = true;
             self.go_on(id, rest);
         } else {
             stream.cut(TunnelError::Reset(code));
+        }
+        Ok(())
+    }
+
+    /// Resets a stream in which the peer broke the protocol.
+    fn break_stream(
+        &mut self,
+        id: StreamId,
+        code: ErrorCode,
+        rest: &mut Rest,
+    ) -> Result<(), Violation> {
+        self.give_up(id, code, rest);
+        self.abandon(id, rest)
+    }
+
+    /// Whether a peer that does not want the answer to a request any more may go on so: work that
+    /// has begun is not undone by that, and room for more is what it must not get.
+    fn abandon(&mut self, id: StreamId, rest: &mut Rest) -> Result<(), Violation> {
+        let Some(stream) = rest.streams.get_mut(id) else {
+            return Ok(());
+        };
+        if self.side == Side::Client {
+            return Ok(());
+        }
+        if stream.held {
+            if !std::mem::replace(&mut stream.orphan, true) {
+                self.orphans += 1;
+            }
+            return Ok(());
+        }
+        rest.streams.remove(id);
+        self.unseen_resets += 1;
+        if self.unseen_resets > limits::UNSEEN_RESETS {
+            let what = "requests that are taken back at once";
+            return Err(Violation::of(ErrorCode::ENHANCE_YOUR_CALM, what));
         }
         Ok(())
     }
@@ -397,6 +434,8 @@ impl Tunnel {
         }
         self.idle_frame()?;
         for [a, b, value @ ..] in settings {
+            // Each may be work for every stream.
+            self.idle_frame()?;
             let value = u32::from_be_bytes(*value);
             match u16::from_be_bytes([*a, *b]) {
                 setting::INITIAL_WINDOW_SIZE => self.initial_window(value, rest)?,
@@ -444,10 +483,8 @@ impl Tunnel {
         self.idle_frame()?;
         if !head.has(flag::ACK) {
             self.say(kind::PING, flag::ACK, 0, payload, rest);
-        } else if self.leaving == Leaving::LastCall && payload == LAST_CALL {
-            self.leaving = Leaving::Last;
-            self.go_away(self.last_seen, ErrorCode::NO_ERROR, rest);
-            self.end_if_unused(rest);
+        } else if matches!(self.leaving, Leaving::LastCall { .. }) && payload == LAST_CALL {
+            self.called_last(rest);
         }
         Ok(())
     }
@@ -508,12 +545,12 @@ impl Tunnel {
         };
         stream.credit += more;
         if more == 0 {
-            self.give_up(id, ErrorCode::PROTOCOL_ERROR, rest);
-        } else if stream.credit > MAX_WINDOW {
-            self.give_up(id, ErrorCode::FLOW_CONTROL_ERROR, rest);
-        } else {
-            rest.enqueue(id);
+            return self.break_stream(id, ErrorCode::PROTOCOL_ERROR, rest);
         }
+        if stream.credit > MAX_WINDOW {
+            return self.break_stream(id, ErrorCode::FLOW_CONTROL_ERROR, rest);
+        }
+        rest.enqueue(id);
         Ok(())
     }
 }

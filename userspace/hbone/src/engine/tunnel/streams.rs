@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     CarryError, ErrorCode, TunnelError,
-    frame::{MAX_PAYLOAD, MAX_STREAM, flag, kind},
+    frame::{MAX_STREAM, flag, kind},
     limits,
 };
 
@@ -219,6 +219,10 @@ impl Tunnel {
             match received {
                 Ok(None) => {
                     self.flush_some(rest);
+                    if self.failure.is_some() {
+                        // Nothing leaves any more, so there would never be room.
+                        return;
+                    }
                     let Some(again) = rest.streams.get_mut(id) else {
                         return;
                     };
@@ -238,8 +242,8 @@ impl Tunnel {
                     self.credit -= read as i64;
                     left -= read as i64;
                     stream.read(read);
-                    // Credit for these may come frame by frame, for the stream and the tunnel.
-                    self.expect_idle_frames(2 + (read / MAX_PAYLOAD) as i64 * 2);
+                    // Credit for these may come piece by piece.
+                    self.expect_idle_frames(2 + (read / limits::CREDIT_FOR) as i64 * 2);
                     self.mark_dirty(rest);
                     let Some(again) = rest.streams.get_mut(id) else {
                         return;
