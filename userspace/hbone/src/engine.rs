@@ -18,10 +18,11 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     fmt,
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     io,
     net::TcpStream,
     os::fd::{AsFd, OwnedFd},
+    pin::Pin,
     rc::Rc,
     task::Poll,
     time::Duration,
@@ -38,7 +39,7 @@ use slotmap::{Key as _, KeyData, SlotMap, new_key_type};
 use tokio::{
     io::unix::AsyncFd,
     sync::{Notify, watch},
-    task::{AbortHandle, spawn_local, yield_now},
+    task::{JoinHandle, spawn_local, yield_now},
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -200,12 +201,12 @@ pub struct Engine(Rc<Handle>);
 #[derive(Debug)]
 struct Handle {
     shared: Rc<Shared>,
-    driver: AbortHandle,
+    driver: RefCell<JoinHandle<()>>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.driver.get_mut().abort();
     }
 }
 
@@ -232,8 +233,17 @@ impl Engine {
             core: RefCell::new(Core::new(epoll)),
             work: Notify::new(),
         });
-        let driver = spawn_local(drive(shared.clone(), events)).abort_handle();
+        let driver = RefCell::new(spawn_local(drive(shared.clone(), events)));
         Ok(Self(Rc::new(Handle { shared, driver })))
+    }
+
+    /// Resolves when the engine has failed, which it has said why: nothing moves any more.
+    pub async fn failed(&self) {
+        poll_fn(|cx| {
+            let mut driver = self.0.driver.borrow_mut();
+            Pin::new(&mut *driver).poll(cx).map(|_| ())
+        })
+        .await;
     }
 
     /// How many tunnels there are, those included that are about to end.

@@ -82,7 +82,12 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
         });
         spawn_local(sweep(shard.clone()));
         spawn_local(review::follow(shard.clone()));
-        shard.follow_broker().await
+        let engine = shard.engine.clone();
+        tokio::select! {
+            ended = shard.follow_broker() => ended,
+            // The broker starts another worker.
+            () = engine.failed() => bail!("the tunnels' engine has failed"),
+        }
     })
 }
 
