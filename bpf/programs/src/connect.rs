@@ -12,9 +12,7 @@ use aya_log_ebpf::debug;
 use sluice_abi::{
     Addr,
     event::{Event, Kind},
-    maps::{
-        BYPASS, CAPTURED, CONFIG_KNOWN_UNTIL, DIRECT, DNS, OUTSIDE, OrigDst, REGISTRY_ONLY,
-    },
+    maps::{BYPASS, CAPTURED, CONFIG_KNOWN_UNTIL, DIRECT, DNS, OUTSIDE, OrigDst, REGISTRY_ONLY},
     verdict::{self, Connect, ConnectVerdict, Reason, UDP},
 };
 

@@ -79,7 +79,11 @@ impl Step {
                 accepted,
                 end,
             } => {
-                let authority = if *accepted { "10.0.0.1:1" } else { "10.0.0.1:2" };
+                let authority = if *accepted {
+                    "10.0.0.1:1"
+                } else {
+                    "10.0.0.1:2"
+                };
                 let block = [&[2, 7][..], b"CONNECT", &[1, 10], authority.as_bytes()].concat();
                 frame(1, 4 | u8::from(*end), (stream % 16).into(), &block)
             }
@@ -117,7 +121,11 @@ impl World {
         let local = LocalSet::new();
         let (engine, listener, echo) = local.block_on(&runtime, async {
             let bind = || TcpListener::bind("127.0.0.1:0");
-            (Engine::start().unwrap(), bind().await.unwrap(), bind().await.unwrap())
+            (
+                Engine::start().unwrap(),
+                bind().await.unwrap(),
+                bind().await.unwrap(),
+            )
         });
         let root = Root::new();
         let server = root.svid(DB);
@@ -207,7 +215,9 @@ async fn serve(echo: Rc<TcpListener>, incoming: Incoming) {
         }
     });
     if let Ok(stream) = incoming.accept(&Baggage::default()) {
-        let _ = stream.carry(one.into_std().unwrap(), &Rc::new(Meter::default())).await;
+        let _ = stream
+            .carry(one.into_std().unwrap(), &Rc::new(Meter::default()))
+            .await;
     }
 }
 
