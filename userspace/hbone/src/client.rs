@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     Baggage, ConnectRequest, Engine, OpenError, Stream,
-    engine::{Life, Status, TunnelId},
+    engine::{self, Life, Status, TunnelId},
     limits,
     pool::Opened,
     tls,
@@ -60,7 +60,9 @@ impl Tunnel {
             .map_err(|error| OpenError::Tls(Rc::new(error)))?;
         let peer = Peer::new(Side::Server, &tls.certificates, trust, version)
             .map_err(|error| OpenError::Peer(Rc::new(error)))?;
-        let (id, status) = engine.client(tcp, tls).map_err(connect_error)?;
+        let (id, status) = engine
+            .tunnel(engine::Side::Client, tcp, tls)
+            .map_err(connect_error)?;
         Ok(Self {
             engine: engine.clone(),
             id,

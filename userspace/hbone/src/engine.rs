@@ -55,7 +55,8 @@ pub(crate) use stream::reset_when_closed;
 use listener::Listening;
 use outbox::Spare;
 use stream::{Piece, Stream};
-use tunnel::{Side, Tunnel};
+pub(crate) use tunnel::Side;
+use tunnel::Tunnel;
 
 /// What one read of a tunnel takes at most, in bytes, beside a record that has come in part.
 const READ: usize = 256 << 10;
@@ -248,13 +249,13 @@ impl Engine {
 
     /// How many tunnels there are, those included that are about to end.
     pub fn tunnels(&self) -> usize {
-        self.0.shared.core.borrow().tunnels.len()
+        self.look(|core| core.tunnels.len())
     }
 
     /// How many streams there are, in all tunnels: those included that have ended, and whose end
     /// nobody has taken note of.
     pub fn streams(&self) -> usize {
-        self.0.shared.core.borrow().rest.streams.len()
+        self.look(|core| core.rest.streams.len())
     }
 
     /// Runs something in the engine, after which it has work to do.
@@ -270,23 +271,14 @@ impl Engine {
     }
 
     /// Takes a socket on which TLS has begun.
-    pub(crate) fn client(
+    pub(crate) fn tunnel(
         &self,
+        side: Side,
         tcp: tokio::net::TcpStream,
         tls: Established,
     ) -> io::Result<(TunnelId, Rc<Status>)> {
         let tcp = tcp.into_std()?;
-        self.with(|core| core.add(Side::Client, tcp, tls))
-    }
-
-    /// As [`Self::client`], on the other side.
-    pub(crate) fn server(
-        &self,
-        tcp: tokio::net::TcpStream,
-        tls: Established,
-    ) -> io::Result<(TunnelId, Rc<Status>)> {
-        let tcp = tcp.into_std()?;
-        self.with(|core| core.add(Side::Server, tcp, tls))
+        self.with(|core| core.add(side, tcp, tls))
     }
 
     /// Begins a stream with a request.
@@ -299,28 +291,25 @@ impl Engine {
 
     /// Waits for the answer to a request.
     pub(crate) async fn answer(&self, id: StreamId) -> Result<Box<Answer>, TunnelError> {
-        poll_fn(|cx| {
-            let mut core = self.0.shared.core.borrow_mut();
-            let Some(stream) = core.rest.streams.get_mut(id) else {
-                return Poll::Ready(Err(TunnelError::Ended));
-            };
+        let answer = |stream: &mut Stream| {
             if let Some(answer) = stream.answer.take() {
-                return Poll::Ready(Ok(answer));
+                return Some(Ok(answer));
             }
-            if let Some(Err(CarryError::Tunnel(error))) = &stream.end {
-                return Poll::Ready(Err(error.clone()));
+            match &stream.end {
+                Some(Err(CarryError::Tunnel(error))) => Some(Err(error.clone())),
+                _ => None,
             }
-            stream.waker = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await
+        };
+        let answer = self.wait_for(id, answer).await;
+        answer.unwrap_or(Err(TunnelError::Ended))
     }
 
     /// Somebody will answer a request; false when it was taken back.
     pub(crate) fn hold(&self, id: StreamId) -> bool {
-        let mut core = self.0.shared.core.borrow_mut();
-        let stream = core.rest.streams.get_mut(id);
-        stream.is_some_and(|stream| !std::mem::replace(&mut stream.held, true))
+        self.look(|core| {
+            let stream = core.rest.streams.get_mut(id);
+            stream.is_some_and(|stream| !std::mem::replace(&mut stream.held, true))
+        })
     }
 
     /// Answers a request.
@@ -353,16 +342,27 @@ impl Engine {
         meter: Rc<Meter>,
     ) -> Result<(), CarryError> {
         self.with(|core| core.attach(id, tcp, meter))?;
+        let end = self.wait_for(id, |stream| stream.end.take()).await;
+        end.unwrap_or(Err(CarryError::Tunnel(TunnelError::Ended)))
+    }
+
+    /// Waits until a stream has something; `None` when there is no such stream.
+    async fn wait_for<T>(
+        &self,
+        id: StreamId,
+        mut ready: impl FnMut(&mut Stream) -> Option<T>,
+    ) -> Option<T> {
         poll_fn(|cx| {
-            let mut core = self.0.shared.core.borrow_mut();
-            let Some(stream) = core.rest.streams.get_mut(id) else {
-                return Poll::Ready(Err(CarryError::Tunnel(TunnelError::Ended)));
-            };
-            if let Some(end) = stream.end.take() {
-                return Poll::Ready(end);
-            }
-            stream.waker = Some(cx.waker().clone());
-            Poll::Pending
+            self.look(|core| {
+                let Some(stream) = core.rest.streams.get_mut(id) else {
+                    return Poll::Ready(None);
+                };
+                if let Some(done) = ready(stream) {
+                    return Poll::Ready(Some(done));
+                }
+                stream.waker = Some(cx.waker().clone());
+                Poll::Pending
+            })
         })
         .await
     }

@@ -99,7 +99,7 @@ impl Records {
         };
         Ok(Self {
             sealer: Sealer::new(secrets(), suite)?,
-            opener: Opener::new(secrets(), suite)?,
+            opener: Opener::new(secrets())?,
         })
     }
 

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     Baggage, Engine, ForwardedFor, Stream, TunnelError,
-    engine::{Life, Status, TunnelId},
+    engine::{self, Life, Status, TunnelId},
     error::tls_reason,
     fields::Request,
     limits, request, tls,
@@ -132,7 +132,9 @@ impl Session {
             let tls = tls::accept(&mut tcp, tls).await.map_err(ServeError::Tls)?;
             let peer = Peer::new(Side::Client, &tls.certificates, trust, version)
                 .map_err(ServeError::Identity)?;
-            let (id, status) = engine.server(tcp, tls).map_err(ServeError::Tls)?;
+            let (id, status) = engine
+                .tunnel(engine::Side::Server, tcp, tls)
+                .map_err(ServeError::Tls)?;
             let session = Self {
                 expires: svid.not_after().min(peer.not_after()),
                 peer: Rc::new(peer),

@@ -49,11 +49,11 @@ impl Secrets {
     }
 
     pub(crate) fn next_opener(&mut self) -> Result<Opener, Error> {
-        let (secrets, suite) = match self {
-            Self::Client(tls) => (tls.update_rx_secret()?, tls.negotiated_cipher_suite()),
-            Self::Server(tls) => (tls.update_rx_secret()?, tls.negotiated_cipher_suite()),
+        let secrets = match self {
+            Self::Client(tls) => tls.update_rx_secret()?,
+            Self::Server(tls) => tls.update_rx_secret()?,
         };
-        Opener::new(secrets, suite)
+        Opener::new(secrets)
     }
 }
 

@@ -32,7 +32,7 @@ const LAST_CALL: [u8; 8] = *b"lastcall";
 const ARE_YOU_THERE: [u8; 8] = *b"sluiced?";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Client,
     Server,
 }

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use rustls::{
-    ClientConfig, Error, ExtractedSecrets, ServerConfig, SupportedCipherSuite,
+    ClientConfig, CommonState, Error, ExtractedSecrets, ServerConfig, SupportedCipherSuite,
     client::{ClientConnectionData, UnbufferedClientConnection},
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
@@ -69,10 +69,8 @@ trait Handshake: Sized {
         incoming: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
-    /// Whether there is something to tell the peer, before anything else is looked at.
-    fn has_words(&self) -> bool;
-
-    fn certificates(&self) -> Vec<CertificateDer<'static>>;
+    /// What both sides have.
+    fn common(&self) -> &CommonState;
 
     fn finish(self) -> Result<(ExtractedSecrets, Secrets, SupportedCipherSuite), Error>;
 }
@@ -87,12 +85,8 @@ impl Handshake for UnbufferedClientConnection {
         self.process_tls_records(incoming)
     }
 
-    fn has_words(&self) -> bool {
-        self.wants_write()
-    }
-
-    fn certificates(&self) -> Vec<CertificateDer<'static>> {
-        self.peer_certificates().unwrap_or_default().to_vec()
+    fn common(&self) -> &CommonState {
+        self
     }
 
     fn finish(self) -> Result<(ExtractedSecrets, Secrets, SupportedCipherSuite), Error> {
@@ -112,12 +106,8 @@ impl Handshake for UnbufferedServerConnection {
         self.process_tls_records(incoming)
     }
 
-    fn has_words(&self) -> bool {
-        self.wants_write()
-    }
-
-    fn certificates(&self) -> Vec<CertificateDer<'static>> {
-        self.peer_certificates().unwrap_or_default().to_vec()
+    fn common(&self) -> &CommonState {
+        self
     }
 
     fn finish(self) -> Result<(ExtractedSecrets, Secrets, SupportedCipherSuite), Error> {
@@ -170,11 +160,12 @@ async fn establish<H: Handshake>(tcp: &mut TcpStream, mut tls: H) -> io::Result<
             }
         }
     }
-    let certificates = tls.certificates();
+    let certificates = tls.common().peer_certificates();
+    let certificates = certificates.unwrap_or_default().to_vec();
     let (secrets, next, suite) = tls.finish().map_err(invalid)?;
     Ok(Established {
         sealer: Sealer::new(secrets.tx, suite).map_err(invalid)?,
-        opener: Opener::new(secrets.rx, suite).map_err(invalid)?,
+        opener: Opener::new(secrets.rx).map_err(invalid)?,
         secrets: next,
         certificates,
         said,
@@ -189,7 +180,8 @@ fn complain<H: Handshake>(
     mut records: Vec<u8>,
     mut outgoing: Vec<u8>,
 ) {
-    while tls.has_words()
+    // Before anything else is looked at.
+    while tls.common().wants_write()
         && let Ok(ConnectionState::EncodeTlsData(data)) = tls.process(&mut records).state
         && encode(data, &mut outgoing).is_ok()
     {}

@@ -136,10 +136,7 @@ pub(crate) fn length(bytes: &[u8]) -> Result<Option<usize>, Error> {
 pub(crate) struct Opener(Key);
 
 impl Opener {
-    pub(crate) fn new(
-        secrets: (u64, ConnectionTrafficSecrets),
-        _: SupportedCipherSuite,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(secrets: (u64, ConnectionTrafficSecrets)) -> Result<Self, Error> {
         Key::new(secrets).map(Self)
     }
 
