@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what the mesh costs, as ratios, all setups measured in turns.
 
 mod chart;
+mod growth;
 mod machine;
 mod peer;
 mod programs;
@@ -15,16 +16,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use sluice_tests::mesh::Options;
 use sluice_tests::{Mesh, Run, Topology};
 
 use crate::setup::Group;
 use crate::{cargo, demo, supervise};
+use growth::Dimension;
 use machine::Machine;
 use peer::Peer;
 use report::{Comparison, Report};
 use scenario::Scenario;
 use side::{Side, Way};
+
+/// Where reports are kept, in the checkout.
+const REPORTS: &str = "tests/bench";
 
 /// Measures throughput, latency, requests and new connections between two pods, with the mesh and
 /// without it, and with other meshes' proxies.
@@ -60,13 +66,17 @@ pub(crate) struct Arguments {
     no_mesh: bool,
     #[command(flatten)]
     programs: Programs,
+    /// Instead: how memory and rates change with ever more of these [default: all]
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 0.., require_equals = true,
+        value_name = "OF", conflicts_with_all = ["scenarios", "peer", "no_mesh", "chart"])]
+    growth: Option<Vec<Dimension>>,
     /// Write all values, medians and ratios to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Draw the ratios into this file
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
-    /// Write tests/bench/report.md, .json and .svg
+    /// Write tests/bench/report.md, .json and .svg, or growth.md and .json
     #[arg(long)]
     report: bool,
 }
@@ -110,11 +120,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             groups.push(Group::Bpf);
         }
         let run = arguments.programs.begin("bench", &groups)?;
+        if let Some(dimensions) = &arguments.growth {
+            return grow(&run, arguments, dimensions);
+        }
         let report = bench(&run, arguments, &scenarios)?;
         println!("\n{}", report.tables());
         write(&report, arguments)?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn grow(run: &Arc<Run>, arguments: &Arguments, dimensions: &[Dimension]) -> Result<ExitCode> {
+    let dimensions = match dimensions {
+        [] => Dimension::value_variants(),
+        some => some,
+    };
+    let (_, seconds) = extent(arguments);
+    let programs = &arguments.programs;
+    let growth = growth::measure(run, programs, dimensions, seconds, arguments.quick)?;
+    println!("\n{}", growth.tables());
+    let json = format!("{:#}\n", growth.json());
+    if let Some(file) = &arguments.json {
+        write_file(file, &json)?;
+    }
+    if arguments.report {
+        let directory = cargo::workspace()?.join(REPORTS);
+        write_file(&directory.join("growth.md"), &growth.markdown())?;
+        write_file(&directory.join("growth.json"), &json)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn bench(run: &Arc<Run>, arguments: &Arguments, scenarios: &[&Scenario]) -> Result<Report> {
@@ -215,7 +249,7 @@ fn write(report: &Report, arguments: &Arguments) -> Result<()> {
         write_file(file, &chart)?;
     }
     if arguments.report {
-        let directory = cargo::workspace()?.join("tests/bench");
+        let directory = cargo::workspace()?.join(REPORTS);
         write_file(&directory.join("report.md"), &report.markdown("report.svg"))?;
         write_file(&directory.join("report.json"), &json)?;
         write_file(&directory.join("report.svg"), &chart)?;

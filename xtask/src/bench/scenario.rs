@@ -27,7 +27,7 @@ pub(crate) enum Better {
 }
 
 impl Figure {
-    fn more(what: &'static str, unit: &'static str, value: f64) -> Self {
+    pub(crate) fn more(what: &'static str, unit: &'static str, value: f64) -> Self {
         let better = Better::Higher;
         Self {
             what,
@@ -37,7 +37,7 @@ impl Figure {
         }
     }
 
-    fn less(what: &'static str, unit: &'static str, value: f64) -> Self {
+    pub(crate) fn less(what: &'static str, unit: &'static str, value: f64) -> Self {
         let better = Better::Lower;
         Self {
             what,

@@ -52,9 +52,12 @@ impl Way {
         }
     }
 
+    /// Of the two pods between nodes.
+    pub(crate) const NAMESPACE_BETWEEN: &'static str = "meshed";
+
     fn namespace(self) -> &'static str {
         match self {
-            Self::Between => "meshed",
+            Self::Between => Self::NAMESPACE_BETWEEN,
             Self::SameNode => "near",
             Self::Outside => "outward",
         }

@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// nginx, which answers with its own name, whom it sees, and the marker.
 pub(crate) fn nginx(place: &Place, name: &str) -> Result<Process> {
     let directory = place.run.dir().join(format!("nginx-{name}"));
-    fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let file = directory.join("nginx.conf");
     // A worker as another user could not open what belongs to the run.
     let text = format!(
