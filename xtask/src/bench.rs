@@ -210,7 +210,7 @@ fn sides<'m>(
     let mut sides: Vec<Side<'m>> = Vec::new();
     for way in &arguments.way {
         if sides.iter().all(|side| side.setup != way.baseline()) {
-            sides.push(Side::plain(topology, mesh, *way)?);
+            sides.push(Side::plain(topology, *way)?);
         }
         if let Some(mesh) = mesh {
             sides.push(Side::meshed(topology, mesh, *way)?);

@@ -4,10 +4,11 @@ use std::fmt;
 use std::thread;
 
 use anyhow::{Result, anyhow, ensure};
+use sluice_tests::place::Place;
 use sluice_tests::{eventually, podtool};
 
 use super::programs::{self, ECHO_PORT, IPERF_PORT, Streams};
-use super::side::Side;
+use super::side::{Bystanders, Side};
 use super::usage::Usage;
 
 /// One measured value.
@@ -329,19 +330,20 @@ const KNOCKS: u32 = 200_000;
 /// The difference between a connect that passes our programs and one that does not. Where it goes
 /// is outside the mesh and out of reach, so that nothing else is in it but the system call.
 fn hook(side: &Side<'_>) -> Result<Vec<Figure>> {
-    let Some((what, without)) = &side.hook else {
+    let Some(Bystanders { free, stranger }) = &side.bystanders else {
         return Ok(Vec::new());
     };
-    let route = format!("route replace unreachable {NOWHERE}/32\n");
-    let mut times = [0.0; 2];
-    for (place, time) in [&***without, &*side.client].into_iter().zip(&mut times) {
+    let knock = |place: &Place| {
+        let route = format!("route replace unreachable {NOWHERE}/32\n");
         place.netns.ip_batch(&route)?;
-        *time = podtool::knock(place, &format!("{NOWHERE}:80"), KNOCKS)?;
-    }
-    let [without, with] = times;
+        podtool::knock(place, &format!("{NOWHERE}:80"), KNOCKS)
+    };
+    let without = knock(free)?;
+    let not_enrolled = knock(stranger)? - without;
+    let enrolled = knock(&side.client)? - without;
     Ok(vec![
-        Figure::less(what, "ns", with - without),
-        Figure::less("  connect without it", "ns", without),
+        Figure::less("connect hook, pod not enrolled", "ns", not_enrolled),
+        Figure::less("connect hook, pod enrolled", "ns", enrolled),
     ])
 }
 

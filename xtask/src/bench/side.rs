@@ -80,10 +80,19 @@ pub(crate) struct Side<'m> {
     pub(crate) server: Pod,
     /// Whether tunnels of proxies at both ends carry what passes.
     pub(crate) tunnelled: bool,
-    /// What the cost of `connect` is called here, and a place where no program adds to it.
-    pub(crate) hook: Option<(&'static str, Arc<Wire>)>,
+    /// Only beside our own pods between nodes.
+    pub(crate) bystanders: Option<Bystanders>,
     proxies: Proxies<'m>,
     _servers: Vec<Process>,
+}
+
+/// Who is not enrolled.
+#[derive(Debug)]
+pub(crate) struct Bystanders {
+    /// Where no program of ours is attached.
+    pub(crate) free: Arc<Wire>,
+    /// A pod, so that they are attached to it all the same.
+    pub(crate) stranger: Pod,
 }
 
 /// What works for a side.
@@ -96,17 +105,12 @@ enum Proxies<'m> {
 
 impl<'m> Side<'m> {
     /// Pods that no mesh knows.
-    pub(crate) fn plain(topology: &Topology, mesh: Option<&Mesh>, way: Way) -> Result<Self> {
+    pub(crate) fn plain(topology: &Topology, way: Way) -> Result<Self> {
         let namespace = match way {
             Way::SameNode => "plain-near",
             Way::Between | Way::Outside => "plain",
         };
-        let mut side = Self::build(topology, way.baseline(), namespace, way.server_node())?;
-        if mesh.is_some() && way != Way::SameNode {
-            let wire = Arc::clone(topology.wire());
-            side.hook = Some(("connect hook, pod not enrolled", wire));
-        }
-        Ok(side)
+        Self::build(topology, way.baseline(), namespace, way.server_node())
     }
 
     /// Pods of the mesh; for the way out of it, only the client is one.
@@ -127,8 +131,10 @@ impl<'m> Side<'m> {
         }
         if way == Way::Between {
             side.wait_until_tunnelled()?;
-            let wire = Arc::clone(topology.wire());
-            side.hook = Some(("connect hook, pod enrolled", wire));
+            side.bystanders = Some(Bystanders {
+                free: Arc::clone(topology.wire()),
+                stranger: pod(topology, "a", "stranger", "client")?,
+            });
         }
         Ok(side)
     }
@@ -148,22 +154,15 @@ impl<'m> Side<'m> {
     }
 
     fn build(topology: &Topology, setup: &str, namespace: &str, far: &str) -> Result<Self> {
-        let pod = |node: &str, name: &str| {
-            let spec = PodSpec {
-                namespace,
-                name,
-                service_account: name,
-            };
-            topology.node(node).pod(spec)
-        };
-        let (client, server) = (pod("a", "client")?, pod(far, "server")?);
+        let client = pod(topology, "a", namespace, "client")?;
+        let server = pod(topology, far, namespace, "server")?;
         let servers = programs::start_servers(&server)?;
         Ok(Self {
             setup: setup.to_owned(),
             client,
             server,
             tunnelled: false,
-            hook: None,
+            bystanders: None,
             proxies: Proxies::None,
             _servers: servers,
         })
@@ -216,4 +215,12 @@ impl<'m> Side<'m> {
     pub(crate) fn is_direct(&self) -> bool {
         self.setup == Way::SameNode.ours()
     }
+}
+
+fn pod(topology: &Topology, node: &str, namespace: &str, name: &str) -> Result<Pod> {
+    topology.node(node).pod(PodSpec {
+        namespace,
+        name,
+        service_account: name,
+    })
 }
