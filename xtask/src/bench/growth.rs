@@ -15,6 +15,7 @@ use super::machine::Machine;
 use super::programs::{self, ECHO_PORT};
 use super::scenario::{self, Figure};
 use super::side::{Side, Way};
+use super::usage::Usage;
 use crate::table;
 
 /// How long a mesh may take to learn what a step adds.
@@ -116,8 +117,9 @@ fn climb(
             .grow(topology, mesh, &side, dimension, *count)
             .with_context(|| format!("growing to {count} {}", dimension.name()))?;
         let mut figures = Vec::new();
-        let memory = side.usage()?.context("a mesh has proxies")?.memory;
-        figures.push(Figure::less("memory of a proxy", "MB", memory / 2.0 / 1e6));
+        let (broker, worker) = memory(mesh)?;
+        figures.push(Figure::less("memory of a broker", "MB", broker / 1e6));
+        figures.push(Figure::less("memory of a worker", "MB", worker / 1e6));
         for name in ["requests-16", "connections"] {
             figures.extend(scenario::by_name(name)?.measure(&side, seconds)?);
         }
@@ -128,6 +130,17 @@ fn climb(
         measured.push(Step { count, figures });
     }
     Ok(measured)
+}
+
+/// What a ztunnel's two processes hold, in bytes: the mean of all nodes.
+fn memory(mesh: &Mesh) -> Result<(f64, f64)> {
+    let (mut brokers, mut workers) = (0.0, 0.0);
+    for ztunnel in mesh.ztunnels() {
+        brokers += Usage::of(ztunnel.broker_pid())?.memory;
+        workers += Usage::of(ztunnel.worker()?.pid)?.memory;
+    }
+    let nodes = mesh.ztunnels().len() as f64;
+    Ok((brokers / nodes, workers / nodes))
 }
 
 /// What has been added, as long as it shall be there.
@@ -355,7 +368,7 @@ mod tests {
     #[test]
     fn steps_are_columns_and_figures_rows() {
         let step = |count, value| {
-            let figures = vec![Figure::less("memory of a proxy", "MB", value)];
+            let figures = vec![Figure::less("memory of a worker", "MB", value)];
             Step { count, figures }
         };
         let dimensions = vec![(Dimension::Pods, vec![step(0, 9.0), step(500, 30.25)])];
@@ -366,10 +379,10 @@ mod tests {
         };
         let (dimension, steps) = &growth.dimensions[0];
         assert_eq!(header(*dimension, steps), ["pods", "unit", "0", "500"]);
-        assert_eq!(cells(steps), [["memory of a proxy", "MB", "9.0", "30.2"]]);
+        assert_eq!(cells(steps), [["memory of a worker", "MB", "9.0", "30.2"]]);
         let text = growth.markdown();
         assert!(
-            text.contains("| memory of a proxy | MB | 9.0 | 30.2 |"),
+            text.contains("| memory of a worker | MB | 9.0 | 30.2 |"),
             "{text}"
         );
         let json: Value = serde_json::from_str(&growth.json().to_string()).unwrap();

@@ -325,7 +325,8 @@ fn memory(side: &Side<'_>) -> Result<Vec<Figure>> {
 
 /// An address that nobody has (RFC 5737), and that no route leads to.
 const NOWHERE: &str = "198.51.100.1";
-const KNOCKS: u32 = 200_000;
+const KNOCKS: u32 = 50_000;
+const REPEATS: u32 = 8;
 
 /// The difference between a connect that passes our programs and one that does not. Where it goes
 /// is outside the mesh and out of reach, so that nothing else is in it but the system call.
@@ -333,14 +334,21 @@ fn hook(side: &Side<'_>) -> Result<Vec<Figure>> {
     let Some(Bystanders { free, stranger }) = &side.bystanders else {
         return Ok(Vec::new());
     };
-    let knock = |place: &Place| {
+    let places: [&Place; 3] = [free, stranger, &side.client];
+    for place in places {
         let route = format!("route replace unreachable {NOWHERE}/32\n");
         place.netns.ip_batch(&route)?;
-        podtool::knock(place, &format!("{NOWHERE}:80"), KNOCKS)
-    };
-    let without = knock(free)?;
-    let not_enrolled = knock(stranger)? - without;
-    let enrolled = knock(&side.client)? - without;
+    }
+    // Whatever else runs can only make a loop slower: the fastest of each is what it takes.
+    let mut fastest = [f64::INFINITY; 3];
+    for _ in 0..REPEATS {
+        for (place, fastest) in places.into_iter().zip(&mut fastest) {
+            let each = podtool::knock(place, &format!("{NOWHERE}:80"), KNOCKS)?;
+            *fastest = fastest.min(each);
+        }
+    }
+    let [without, not_enrolled, enrolled] = fastest;
+    let (not_enrolled, enrolled) = (not_enrolled - without, enrolled - without);
     Ok(vec![
         Figure::less("connect hook, pod not enrolled", "ns", not_enrolled),
         Figure::less("connect hook, pod enrolled", "ns", enrolled),
