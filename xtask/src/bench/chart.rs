@@ -52,13 +52,13 @@ fn draw(body: &mut String, y: &mut f64, report: &Report, comparison: &Comparison
         ratios.collect()
     });
     let title = format!("{}: ratio to no mesh", comparison.title);
-    section(body, y, &title, &against_none, others);
+    section(body, y, &title, &against_none, others, 0);
     let against_peers = groups(report, comparison, |row| {
         let ratios = peers.iter().map(|peer| row.ratio(ours, peer));
         ratios.collect()
     });
     let title = format!("{}: ratio of {ours} to a peer", comparison.title);
-    section(body, y, &title, &against_peers, peers);
+    section(body, y, &title, &against_peers, peers, 1);
 }
 
 fn groups<'a>(
@@ -74,7 +74,15 @@ fn groups<'a>(
     report.rows(comparison).filter_map(group).collect()
 }
 
-fn section(body: &mut String, y: &mut f64, title: &str, groups: &[Group<'_>], names: &[String]) {
+/// `first` is the number of the first setup's colour: a setup has the same in all sections.
+fn section(
+    body: &mut String,
+    y: &mut f64,
+    title: &str,
+    groups: &[Group<'_>],
+    names: &[String],
+    first: usize,
+) {
     if groups.is_empty() {
         return;
     }
@@ -97,7 +105,7 @@ fn section(body: &mut String, y: &mut f64, title: &str, groups: &[Group<'_>], na
             body,
             "<rect x=\"{x}\" y=\"{}\" width=\"11\" height=\"11\" fill=\"{}\"/>",
             *y + 28.0,
-            colour(at)
+            colour(first + at)
         );
         text(body, x + 16.0, *y + 38.0, "", name);
         x += 30.0 + 8.0 * name.chars().count() as f64;
@@ -107,13 +115,11 @@ fn section(body: &mut String, y: &mut f64, title: &str, groups: &[Group<'_>], na
     for group in groups {
         let middle = *y + group.bars.len() as f64 * BAR / 2.0 + 4.0;
         let sign = match group.row.better {
-            Better::Higher => "▸ more is better",
-            Better::Lower => "◂ less is better",
+            Better::Higher => "▸",
+            Better::Lower => "◂",
         };
-        let label = group.row.what.trim();
-        text(body, 10.0, middle, "", label);
-        let _ = writeln!(body, "<title>{}: {sign}</title>", escape(label));
-        text(body, LEFT - 14.0, middle, "", &sign[..'▸'.len_utf8()]);
+        text(body, 10.0, middle, "", group.row.what.trim());
+        text(body, LEFT - 14.0, middle, "", sign);
         for (at, ratio) in &group.bars {
             let length = ratio.clamp(0.0, longest) * scale;
             let _ = writeln!(
@@ -121,7 +127,7 @@ fn section(body: &mut String, y: &mut f64, title: &str, groups: &[Group<'_>], na
                 "<rect x=\"{LEFT}\" y=\"{:.1}\" width=\"{length:.1}\" height=\"{}\" fill=\"{}\"/>",
                 *y,
                 BAR - 2.0,
-                colour(*at)
+                colour(first + at)
             );
             let number = format!("× {ratio:.2}");
             text(

@@ -208,9 +208,8 @@ fn http2_requests(output: &str) -> Result<f64> {
         .context("no req/s")
 }
 
-/// What the flood of podtool saw: connections per second, each with a line sent and come back, 16
-/// at a time, and the median until one is established.
-pub(crate) fn flood(client: &Pod, server: &Pod, seconds: u32) -> Result<(f64, f64)> {
+/// Connections per second, each with a line sent and come back, 16 at a time.
+pub(crate) fn flood(client: &Pod, server: &Pod, seconds: u32) -> Result<f64> {
     let address = format!("{}:{ECHO_PORT}", server.v4());
     let time = seconds.to_string();
     let options = ["--seconds", &time, "--concurrency", "16"];
@@ -221,10 +220,7 @@ pub(crate) fn flood(client: &Pod, server: &Pod, seconds: u32) -> Result<(f64, f6
         "connections failed: {:?}",
         flood.failures
     );
-    Ok((
-        flood.ok as f64 / f64::from(seconds),
-        flood.connect_p50_us as f64,
-    ))
+    Ok(flood.ok as f64 / f64::from(seconds))
 }
 
 #[cfg(test)]
