@@ -122,7 +122,7 @@ pub fn run(config: Config) -> Result<()> {
     let _running = claim(&config.run_dir)?;
     let (mut kernel, reader) = Kernel::load(&config.kernel).context("load the eBPF programs")?;
     // Among it the description of all the kernel's types.
-    sluice_kernel::heap::give_back();
+    sluice_kernel::memory::give_back();
     kernel.set_events(config.events)?;
     let flows = flows::Flows::default();
     let _events = flows::read(reader, flows.clone())?;
@@ -163,7 +163,10 @@ impl Broker {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Pods(wanted) => self.pods.reconcile(wanted, &self.worker),
-            Event::WorkerReady { pid } => tracing::info!(pid, "worker serves"),
+            Event::WorkerReady { pid } => {
+                tracing::info!(pid, "worker serves");
+                sluice_kernel::memory::give_back_program();
+            }
             Event::WorkerExited { pid, status } => {
                 self.worker.exited(pid, &status);
                 self.pods.orphan();
