@@ -23,7 +23,6 @@ mod privileges;
 mod report;
 mod resolver;
 mod review;
-mod route;
 mod shard;
 mod straight;
 mod words;
@@ -33,7 +32,7 @@ use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use sluice_identity::{Addresses, Manager};
 use sluice_kernel::Counters;
-use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload};
+use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload, route};
 use sluice_telemetry::metrics::Metrics;
 use sluice_xds::{Key, Needed, Unanswered, View};
 
@@ -76,8 +75,8 @@ impl Shared {
         let address = NetworkAddress::new(self.network.clone(), dst.0.ip());
         let mut needed = vec![self.mesh.learn(&Key::Address(address), PATIENCE).await?];
         let waypoint = route::waypoint(&self.mesh.load(), &self.network, dst);
-        if let Some(key) = waypoint {
-            needed.push(self.mesh.learn(&key, PATIENCE).await?);
+        if let Some(waypoint) = waypoint {
+            needed.push(self.mesh.learn(&Key::from(&waypoint), PATIENCE).await?);
         }
         Ok(needed)
     }

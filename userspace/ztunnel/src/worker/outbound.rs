@@ -9,9 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::StatusCode;
+use http::{StatusCode, uri::Authority};
 use sluice_hbone::{ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey};
-use sluice_model::{Name, OrigDst, Uid, Workload};
+use sluice_model::{
+    Name, OrigDst, Uid, Workload,
+    route::{self, Client, Hop, Named, Refusal, Route},
+};
 use sluice_xds::{Needed, Unanswered};
 use tokio::{net::TcpStream, task::spawn_local};
 
@@ -21,7 +24,6 @@ use super::{
     pods::Pod,
     report::Report,
     resolver,
-    route::{self, Client, Hop, Named, Refusal, Route},
     shard::Shard,
     words,
 };
@@ -353,7 +355,7 @@ async fn open(
     hop: &Hop,
 ) -> Result<Opened, OpenError> {
     let request = ConnectRequest {
-        authority: hop.authority.clone(),
+        authority: authority(hop.authority),
         forwarded: ForwardedFor {
             client,
             host: hop
@@ -375,6 +377,12 @@ async fn open(
         .pool
         .open(&key, &request, || dial(shard, pod, hop))
         .await
+}
+
+fn authority(address: SocketAddr) -> Authority {
+    // Without the scope of an IPv6 address, which means nothing to others.
+    let address = SocketAddr::new(address.ip(), address.port());
+    Authority::try_from(address.to_string()).expect("an address and a port")
 }
 
 async fn dial(shard: &Rc<Shard>, pod: &Rc<Pod>, hop: &Hop) -> Result<Dialled, OpenError> {

@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use sluice_identity::Peer;
 use sluice_model::{
-    Mesh, Name, SpiffeId, TrustDomain, Workload,
+    Mesh, Name, TrustDomain, Workload, admission,
     authz::{Applicable, Connection, Decision},
     mesh::Destination,
     workload::Egress,
@@ -117,12 +117,13 @@ pub(super) fn visitor(
     policies: &Applicable,
     connection: &Connection<'_>,
 ) -> Option<Cut> {
-    let domain = connection.source_identity.map(SpiffeId::trust_domain);
-    if let Some(foreign) = domain.filter(|domain| !workload.trusts(domain)) {
-        return Some(Cut::Untrusted(foreign.clone()));
-    }
-    match policies.judge(connection).decision {
-        Decision::Deny(reason) => Some(Cut::Denied(reason)),
-        Decision::Allow(_) => None,
+    match admission::judge(workload, policies, connection) {
+        Ok(judgement) => match judgement.decision {
+            Decision::Deny(reason) => Some(Cut::Denied(reason)),
+            Decision::Allow(_) => None,
+        },
+        Err(admission::Refusal::Untrusted(foreign)) => Some(Cut::Untrusted(foreign)),
+        // Nobody was let in there.
+        Err(admission::Refusal::IllegalPort(_)) => Some(Cut::NotStraight(connection.destination)),
     }
 }
