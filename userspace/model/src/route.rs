@@ -75,7 +75,7 @@ pub enum Refusal {
     #[error("service {0} has no healthy endpoint for port {1}")]
     NoEndpoint(Name, u16),
     #[error("unknown waypoint {0}")]
-    UnknownWaypoint(String),
+    UnknownWaypoint(GatewayDestination),
     #[error("workload {0} has no address of the family of {1}")]
     NoAddress(Name, SocketAddr),
     #[error("attempted recursive call to ourselves")]
@@ -243,12 +243,7 @@ fn through_waypoint(
     dst: SocketAddr,
     service: Option<Arc<Service>>,
 ) -> Route {
-    let unknown = || {
-        Route::Refuse(Refusal::UnknownWaypoint(format!(
-            "{:?}",
-            waypoint.destination
-        )))
-    };
+    let unknown = || Route::Refuse(Refusal::UnknownWaypoint(waypoint.destination.clone()));
     let Some(gateway) = waypoint_workload(mesh, client, waypoint) else {
         return unknown();
     };

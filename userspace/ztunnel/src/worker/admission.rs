@@ -108,7 +108,8 @@ impl Known {
         }
         let mut flow = pod.flows.note(Claim::Inbound {
             peer: visitor.peer.cloned(),
-            source_ip: visitor.address.ip(),
+            // What it is judged by is the address of the connection; the port is a claim.
+            source: SocketAddr::new(visitor.address.ip(), visitor.shown.port()),
             destination,
         });
         let show = |socket: &_| {

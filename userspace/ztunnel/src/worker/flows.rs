@@ -6,7 +6,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
 };
 
@@ -23,7 +23,7 @@ pub(super) enum Claim {
     /// A visitor of the pod: in a tunnel, or in plaintext.
     Inbound {
         peer: Option<Rc<Peer>>,
-        source_ip: IpAddr,
+        source: SocketAddr,
         destination: SocketAddr,
     },
     /// The pod visits a workload, through a tunnel.
@@ -31,9 +31,20 @@ pub(super) enum Claim {
         /// `None` when the peer has not proven the workload's own identity, but its service's.
         destination: Option<Uid>,
         peer: Rc<Peer>,
+        way: Way,
     },
     /// The pod visits an address in plaintext.
-    Plain { destination: SocketAddr },
+    Plain(Way),
+}
+
+/// Between which addresses a pod's own connection goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    pub(super) source: SocketAddr,
+    /// What the application dialled.
+    pub(super) dialled: SocketAddr,
+    /// What was dialled for it.
+    pub(super) to: SocketAddr,
 }
 
 impl Claim {
@@ -42,7 +53,7 @@ impl Claim {
         match self {
             Self::Served(peer) | Self::Tunnel { peer, .. } => Some(peer),
             Self::Inbound { peer, .. } => peer.as_deref(),
-            Self::Plain { .. } => None,
+            Self::Plain(_) => None,
         }
     }
 
@@ -120,6 +131,12 @@ impl Flows {
                 let _ = entry.cut.send(reason);
             }
         }
+    }
+
+    /// Shows what is under way.
+    pub(super) fn for_each(&self, show: impl FnMut(&Claim)) {
+        let entries = self.entries.borrow();
+        entries.values().map(|entry| &entry.claim).for_each(show);
     }
 
     pub(super) fn is_empty(&self) -> bool {

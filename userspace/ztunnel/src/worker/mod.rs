@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod carry;
+mod connections;
 mod control;
 mod dial;
 mod dns;
@@ -35,6 +36,7 @@ use sluice_kernel::Counters;
 use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload, route};
 use sluice_telemetry::metrics::Metrics;
 use sluice_xds::{Key, Needed, Unanswered, View};
+use tokio::sync::Notify;
 
 use memory::Memories;
 use neighbours::Wishes;
@@ -154,7 +156,7 @@ pub fn run() -> Result<()> {
         }
     };
     privileges::drop_all(settings.uid).context("give up privileges")?;
-    sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
+    let levels = sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
     let memories = Memories::read(&settings, &kinds, kept);
     let mut fds = fds.into_iter();
     let counters = fds.next().context("the broker sent no counters")?;
@@ -163,6 +165,7 @@ pub fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let quit = Arc::new(Notify::new());
     let start = control::Start {
         settings,
         credentials: control::Credentials {
@@ -173,8 +176,15 @@ pub fn run() -> Result<()> {
         memories,
         counters,
         threads,
+        levels,
+        quit: quit.clone(),
     };
-    runtime.block_on(control::run(start, link))
+    runtime.block_on(async {
+        tokio::select! {
+            ended = control::run(start, link) => ended,
+            () = quit.notified() => Ok(()),
+        }
+    })
 }
 
 fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {

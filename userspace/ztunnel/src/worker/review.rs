@@ -11,7 +11,7 @@ use sluice_model::{
 };
 
 use super::{
-    flows::{Claim, Cut},
+    flows::{Claim, Cut, Way},
     pods::Pod,
     shard::Shard,
 };
@@ -80,19 +80,21 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
     pod.flows.review(|claim| match claim {
         Claim::Inbound {
             peer,
-            source_ip,
+            source,
             destination,
         } if visitors => {
             let connection = Connection {
                 source_identity: peer.as_deref().map(Peer::identity),
-                source_ip: *source_ip,
+                source_ip: source.ip(),
                 destination: *destination,
                 equivalent: &workload.equivalent_domains,
             };
             visitor(workload, &policies, &connection)
         }
         Claim::Inbound { .. } | Claim::Served(_) => None,
-        Claim::Tunnel { destination, peer } => {
+        Claim::Tunnel {
+            destination, peer, ..
+        } => {
             let destination = mesh.workload(destination.as_ref()?)?;
             let identity = peer.identity();
             let still = destination
@@ -100,13 +102,13 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
                 .is_ok_and(|ids| ids.contains(identity));
             (!still).then(|| Cut::PeerIdentity(identity.clone()))
         }
-        Claim::Plain { destination } => {
+        Claim::Plain(Way { dialled, .. }) => {
             let unknown = workload.egress == Egress::Registry
                 && matches!(
-                    mesh.destination(network, destination.ip()),
+                    mesh.destination(network, dialled.ip()),
                     Destination::Unknown
                 );
-            unknown.then_some(Cut::NotInRegistry(*destination))
+            unknown.then_some(Cut::NotInRegistry(*dialled))
         }
     });
 }
