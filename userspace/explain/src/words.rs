@@ -36,6 +36,12 @@ fn match_miss(one: &Match, connection: &Connection<'_>) -> String {
 }
 
 fn term_miss(term: &Term, connection: &Connection<'_>) -> String {
+    if let (true, Values::Principals(patterns), Some(identity)) =
+        (term.negated, &term.values, connection.source_identity)
+        && patterns.contains(&StringMatch::Presence)
+    {
+        return format!("is for those without a proven identity: the source is {identity}");
+    }
     let wants = if term.negated {
         "wants any but"
     } else {

@@ -59,7 +59,11 @@ fn arrival(end: &End) -> String {
     for policy in policies {
         text += &of_policy(policy);
     }
-    line(&mut text, "verdict", &format!("{outcome}: {reason}"));
+    // Some reasons say it themselves.
+    let outcome = Some(outcome.to_string()).filter(|outcome| !reason.starts_with(outcome));
+    let verdict = [outcome.as_deref(), Some(reason)];
+    let verdict: Vec<&str> = verdict.into_iter().flatten().collect();
+    line(&mut text, "verdict", &verdict.join(": "));
     text
 }
 
