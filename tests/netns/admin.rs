@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::outcome::{Outcome, attempt};
-use sluice_tests::podtool::{self, Connection, Serve};
+use sluice_tests::podtool::{self, Connection, Event, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::{Pod, eventually, http, objects, sluicectl};
@@ -37,8 +38,12 @@ impl Shop {
         })
     }
 
+    /// A connection that has reached the server.
     fn connect(&self) -> Result<Connection> {
-        Connection::open(&self.web, &format!("{VIP}:80"))
+        let connection = Connection::open(&self.web, &format!("{VIP}:80"))?;
+        let greeting = connection.event(PATIENCE)?;
+        ensure!(matches!(greeting, Some(Event::Line(_))), "{greeting:?}");
+        Ok(connection)
     }
 }
 
