@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sluice_tests::eventually::PATIENCE;
 use sluice_tests::outcome::{Outcome, attempt};
-use sluice_tests::podtool::{self, Connection, Event, Serve};
+use sluice_tests::podtool::{self, Connection, Event, Flood, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::{Pod, eventually, http, objects, sluicectl};
@@ -344,6 +344,49 @@ fn the_status_names_what_is_not_well() {
         ensure!(dump.status.code() == Some(1), "{}", dump.status);
         ensure!(dump.stdout.contains("name: catalog"), "{}", dump.stdout);
         ensure!(!dump.stdout.contains("PRIVATE KEY"), "a private key");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_profile_tells_where_processor_time_goes() {
+    scenario(|s| {
+        let shop = Shop::build(s)?;
+        let bad = ask(s, "a", "GET", "/debug/pprof/profile?seconds=0")?;
+        ensure!(bad.status == 400, "{}: {}", bad.status, bad.body);
+        // New connections, for as long as samples are taken and beyond.
+        let options = ["--seconds", "6", "--rate", "200", "--concurrency", "16"];
+        let _echo = podtool::serve(&shop.catalog, "echo", Serve::Echo, "[::]:8081")?;
+        let to = format!("{}:8081", shop.catalog.v4());
+        let mut flood = podtool::start_flood(&shop.web, "flood", &to, &options)?;
+        eventually(|| {
+            ensure!(flood.log()?.contains("begin"), "the flood has not begun");
+            Ok(())
+        })?;
+        let worker = s.mesh.ztunnel("a").worker()?;
+        let profile = ask(s, "a", "GET", "/debug/pprof/profile?seconds=2")?;
+        ensure!(
+            profile.status == 200,
+            "{}: {}",
+            profile.status,
+            profile.body
+        );
+        // Functions are named.
+        for name in [
+            "sluice_ztunnel::worker::shard::run",
+            "sluice_ztunnel::worker::outbound",
+        ] {
+            ensure!(
+                profile.body.contains(name),
+                "no {name} in {} bytes",
+                profile.body.len()
+            );
+        }
+        // Nobody has lost a connection by it, and the worker is still the same.
+        flood.wait(PATIENCE)?;
+        let flood = Flood::parse(&flood.log()?)?;
+        ensure!(flood.ok == flood.attempted && flood.ok > 0, "{flood:?}");
+        ensure!(s.mesh.ztunnel("a").worker()? == worker, "another worker");
         Ok(())
     });
 }

@@ -5,6 +5,7 @@ mod dump;
 mod explain;
 mod index;
 mod logging;
+mod profile;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -80,6 +81,7 @@ impl Operators {
             .get("/certificates", move |_| {
                 pretty(&json!(dump::certificates(&certified.shared)))
             })
+            .get_later("/debug/pprof/profile", profile::cpu)
             .post("/logging", move |query| logging::change(&levels, query))
             .post("/quitquitquit", move |_| {
                 tracing::warn!("an operator ends this worker; the broker starts the next");
