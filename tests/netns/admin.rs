@@ -196,6 +196,45 @@ fn connections(s: &Scenario, shop: &Shop, connection: &Connection) -> Result<()>
 }
 
 #[test]
+fn what_goes_straight_in_the_kernel_is_listed_as_well() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let web = s.enrolled_pod("a", "shop", "web")?;
+        let catalog = s.enrolled_pod("a", "shop", "catalog")?;
+        let _server = podtool::serve(&catalog, "catalog", Serve::Greet, "[::]:8080")?;
+        s.mesh.settle()?;
+        let address = SocketAddr::from((catalog.v4(), 8080));
+        let straight = || -> Result<Vec<Value>> {
+            let page: Value = serde_json::from_str(&ask(s, "a", "GET", "/connections")?.body)?;
+            let list = |pod: &str, direction: &str| {
+                let all = page[format!("Kubernetes//Pod/shop/{pod}")][direction].as_array();
+                let all = all.cloned().unwrap_or_default().into_iter();
+                all.filter(|one| one["protocol"] == "DIRECT")
+                    .collect::<Vec<_>>()
+            };
+            let (out, into) = (list("web", "outbound"), list("catalog", "inbound"));
+            ensure!(out == into, "{page:#}");
+            Ok(out)
+        };
+        // The first ones go through the ztunnel, until the kernel knows that they need not.
+        let mut held = Vec::new();
+        eventually(|| {
+            held.push(Connection::open(&web, &address.to_string())?);
+            let all = straight()?;
+            let to = all.first().map(|one| &one["actualDst"]);
+            ensure!(to.is_some_and(|to| *to == address.to_string()), "{all:#?}");
+            Ok(())
+        })?;
+        drop(held);
+        eventually(|| {
+            let left = straight()?;
+            ensure!(left.is_empty(), "{left:#?}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn the_worker_is_changed_by_post_on_loopback_alone() {
     scenario(|s| {
         let shop = Shop::build(s)?;
@@ -354,6 +393,9 @@ fn a_profile_tells_where_processor_time_goes() {
         let shop = Shop::build(s)?;
         let bad = ask(s, "a", "GET", "/debug/pprof/profile?seconds=0")?;
         ensure!(bad.status == 400, "{}: {}", bad.status, bad.body);
+        let heap: Value = serde_json::from_str(&ask(s, "a", "GET", "/debug/pprof/heap")?.body)?;
+        let (used, mapped) = (heap["inUseBytes"].as_u64(), heap["mappedBytes"].as_u64());
+        ensure!(used > Some(100_000) && mapped <= used, "{heap:#}");
         // New connections, for as long as samples are taken and beyond.
         let options = ["--seconds", "6", "--rate", "200", "--concurrency", "16"];
         let _echo = podtool::serve(&shop.catalog, "echo", Serve::Echo, "[::]:8081")?;

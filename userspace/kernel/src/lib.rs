@@ -7,6 +7,7 @@ mod counters;
 mod diag;
 mod error;
 mod events;
+pub mod heap;
 mod load;
 mod neighbours;
 mod pins;

@@ -82,6 +82,7 @@ impl Operators {
                 pretty(&json!(dump::certificates(&certified.shared)))
             })
             .get_later("/debug/pprof/profile", profile::cpu)
+            .get("/debug/pprof/heap", |_| profile::heap())
             .post("/logging", move |query| logging::change(&levels, query))
             .post("/quitquitquit", move |_| {
                 tracing::warn!("an operator ends this worker; the broker starts the next");

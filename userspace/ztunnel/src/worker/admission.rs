@@ -35,7 +35,7 @@ pub(super) enum Refusal {
     #[error("{0}")]
     Denied(DenyReason),
     #[error("{0}")]
-    Cut(#[from] Cut),
+    Cut(#[from] Box<Cut>),
     #[error("connect to the application at {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
 }

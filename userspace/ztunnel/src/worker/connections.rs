@@ -1,8 +1,16 @@
-//! Which connections are under way, for operators: each thread is asked for its own.
+//! Which connections are under way, for operators: each thread is asked for its own, and the kernel tells
+//! of those that it lets go straight.
 
-use std::{collections::BTreeMap, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use serde::Serialize;
+use sluice_model::Uid;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -28,7 +36,7 @@ pub(super) struct Connection {
     peer: Option<String>,
 }
 
-/// The connections of a pod that the worker carries.
+/// The connections of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Connections {
     pub(super) inbound: Vec<Connection>,
@@ -43,21 +51,24 @@ type Question = oneshot::Sender<ByPod>;
 /// What a thread is asked.
 pub(super) type Questions = mpsc::Receiver<Question>;
 
-/// Asks the threads that carry traffic.
+/// Asks the threads that carry traffic, and who knows of the rest.
 #[derive(Clone, Debug)]
-pub(super) struct Threads(Vec<mpsc::Sender<Question>>);
+pub(super) struct Threads {
+    threads: Vec<mpsc::Sender<Question>>,
+    straight: Straight,
+}
 
 /// For so many threads: who asks, and what each of them is asked.
-pub(super) fn threads(count: usize) -> (Threads, Vec<Questions>) {
-    let (senders, receivers) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
-    (Threads(senders), receivers)
+pub(super) fn threads(count: usize, straight: Straight) -> (Threads, Vec<Questions>) {
+    let (threads, receivers) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
+    (Threads { threads, straight }, receivers)
 }
 
 impl Threads {
-    /// The connections of all threads, in order.
+    /// All connections, in order.
     pub(super) async fn connections(&self) -> ByPod {
         let mut all = ByPod::new();
-        for thread in &self.0 {
+        for thread in &self.threads {
             let Some(answer) = ask(thread).await else {
                 tracing::warn!("a thread did not say which connections it has");
                 continue;
@@ -68,6 +79,7 @@ impl Threads {
                 pod.outbound.extend(outbound);
             }
         }
+        self.straight.list(&mut all);
         for pod in all.values_mut() {
             pod.inbound.sort();
             pod.outbound.sort();
@@ -113,21 +125,71 @@ impl Connections {
                 destination,
                 ..
             } => {
-                let way = Way {
-                    source: *source,
-                    dialled: *destination,
-                    to: *destination,
-                };
+                let way = Way::new(*source, *destination, *destination);
                 (&mut self.inbound, way)
             }
             Claim::Tunnel { way, .. } | Claim::Plain(way) => (&mut self.outbound, *way),
         };
-        list.push(Connection {
-            src: way.source,
-            original_dst: way.dialled,
-            actual_dst: way.to,
+        list.push(Connection::of(&way, protocol, peer));
+    }
+}
+
+impl Connection {
+    fn of(way: &Way, protocol: &'static str, peer: Option<String>) -> Self {
+        Self {
+            src: way.source(),
+            original_dst: way.dialled(),
+            actual_dst: way.to(),
             protocol,
             peer,
+        }
+    }
+}
+
+/// Connections in which the worker has no part, as the kernel tells of them: by the cookies of the
+/// clients' sockets.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Straight(Arc<Mutex<HashMap<u64, StraightConnection>>>);
+
+/// A connection from one pod of the node to another, or out of the mesh.
+#[derive(Debug)]
+pub(super) struct StraightConnection {
+    pub(super) client: Uid,
+    /// Absent where it leaves the mesh.
+    pub(super) server: Option<Uid>,
+    pub(super) way: Way,
+}
+
+impl Straight {
+    pub(super) fn add(&self, socket: u64, connection: StraightConnection) {
+        self.with(|all| all.insert(socket, connection));
+    }
+
+    pub(super) fn remove(&self, socket: u64) {
+        self.with(|all| all.remove(&socket));
+    }
+
+    fn list(&self, by_pod: &mut ByPod) {
+        self.with(|all| {
+            for one in all.values() {
+                let protocol = if one.server.is_some() {
+                    "DIRECT"
+                } else {
+                    "TCP"
+                };
+                let connection = Connection::of(&one.way, protocol, None);
+                if let Some(server) = &one.server {
+                    let pod = by_pod.entry(server.to_string()).or_default();
+                    pod.inbound.push(connection.clone());
+                }
+                let pod = by_pod.entry(one.client.to_string()).or_default();
+                pod.outbound.push(connection);
+            }
         });
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut HashMap<u64, StraightConnection>) -> T) -> T {
+        // Each act is one step, so nobody can have left it half done.
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

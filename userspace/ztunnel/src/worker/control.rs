@@ -90,7 +90,8 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         revoke(&shared, revocations);
     }
     let pods = watch::Sender::default();
-    let (asked, questions) = connections::threads(threads.len());
+    let listed = connections::Straight::default();
+    let (asked, questions) = connections::threads(threads.len(), listed.clone());
     let operators = Operators {
         shared: shared.clone(),
         readiness: readiness.clone(),
@@ -108,7 +109,7 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         pods,
         neighbourhood: Neighbourhood::default(),
     };
-    let follow = broker.follow(&shared, &token, &roots);
+    let follow = broker.follow(&shared, &token, &roots, Straight::listed(listed));
     let keep = memory::keep(&shared, &broker.link);
     tokio::pin!(follow, keep);
     tokio::select! {
@@ -252,9 +253,14 @@ struct Broker {
 
 impl Broker {
     /// Takes the broker's news until it is gone.
-    async fn follow(&self, shared: &Arc<Shared>, token: &Live, roots: &Live) -> Result<()> {
+    async fn follow(
+        &self,
+        shared: &Arc<Shared>,
+        token: &Live,
+        roots: &Live,
+        mut straight: Straight,
+    ) -> Result<()> {
         let mut identities = Identities::default();
-        let mut straight = Straight::default();
         let mut needed: HashMap<PodId, Needed> = HashMap::new();
         loop {
             let received = self

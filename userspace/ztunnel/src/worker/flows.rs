@@ -6,7 +6,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
 };
 
@@ -37,14 +37,57 @@ pub(super) enum Claim {
     Plain(Way),
 }
 
-/// Between which addresses a pod's own connection goes.
+/// Between which addresses a pod's own connection goes. Every connection has one, so it is small.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Way {
-    pub(super) source: SocketAddr,
-    /// What the application dialled.
-    pub(super) dialled: SocketAddr,
-    /// What was dialled for it.
-    pub(super) to: SocketAddr,
+    source: Address,
+    dialled: Address,
+    to: Address,
+}
+
+impl Way {
+    /// What the application dialled is `dialled`, and what was dialled for it is `to`.
+    pub(super) fn new(source: SocketAddr, dialled: SocketAddr, to: SocketAddr) -> Self {
+        Self {
+            source: source.into(),
+            dialled: dialled.into(),
+            to: to.into(),
+        }
+    }
+
+    pub(super) fn source(&self) -> SocketAddr {
+        self.source.into()
+    }
+
+    pub(super) fn dialled(&self) -> SocketAddr {
+        self.dialled.into()
+    }
+
+    pub(super) fn to(&self) -> SocketAddr {
+        self.to.into()
+    }
+}
+
+/// An address without what only IPv6 sockets of the link have.
+#[derive(Clone, Copy, Debug)]
+struct Address {
+    ip: IpAddr,
+    port: u16,
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            ip: address.ip(),
+            port: address.port(),
+        }
+    }
+}
+
+impl From<Address> for SocketAddr {
+    fn from(Address { ip, port }: Address) -> Self {
+        Self::new(ip, port)
+    }
 }
 
 impl Claim {
@@ -95,7 +138,8 @@ pub(super) struct Flows {
 #[derive(Debug)]
 struct Entry {
     claim: Claim,
-    cut: oneshot::Sender<Cut>,
+    /// In a box, since nearly every connection ends without.
+    cut: oneshot::Sender<Box<Cut>>,
 }
 
 impl Flows {
@@ -107,7 +151,7 @@ impl Flows {
         let (cut, is_cut) = oneshot::channel();
         match claim.distrust() {
             // The receiver is below.
-            Some(reason) => _ = cut.send(reason),
+            Some(reason) => _ = cut.send(Box::new(reason)),
             None => _ = self.entries.borrow_mut().insert(id, Entry { claim, cut }),
         }
         Flow {
@@ -128,7 +172,7 @@ impl Flows {
         for (id, reason) in doomed {
             if let Some(entry) = entries.remove(&id) {
                 // One that is ending by itself needs no reason.
-                let _ = entry.cut.send(reason);
+                let _ = entry.cut.send(Box::new(reason));
             }
         }
     }
@@ -150,7 +194,7 @@ impl Flows {
 pub(super) struct Flow {
     flows: Rc<Flows>,
     id: u64,
-    is_cut: oneshot::Receiver<Cut>,
+    is_cut: oneshot::Receiver<Box<Cut>>,
     /// What it needs to stay known.
     needed: Vec<Needed>,
 }
@@ -164,7 +208,10 @@ impl Flow {
 
     /// Does something for the connection, unless it is cut before that is done. A cut is what is
     /// reported, also when its tunnel ends with it.
-    pub(super) async fn unless_cut<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Cut> {
+    pub(super) async fn unless_cut<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Box<Cut>> {
         tokio::select! {
             biased;
             Ok(reason) = &mut self.is_cut => Err(reason),

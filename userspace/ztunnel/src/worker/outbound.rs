@@ -52,7 +52,7 @@ pub(super) enum Error {
     #[error("{0}, the host of a service, has no address: {1}")]
     Resolve(Name, #[source] resolver::Error),
     #[error("{0}")]
-    Cut(#[from] Cut),
+    Cut(#[from] Box<Cut>),
 }
 
 /// Serves one captured connection from its accept to its end.
@@ -142,11 +142,7 @@ async fn reach(
         network: &shared.network,
         workload: &source,
     };
-    let way = |to| Way {
-        source: address,
-        dialled: orig.0,
-        to,
-    };
+    let way = |to| Way::new(address, orig.0, to);
     let mut attempts = Attempts::begin();
     loop {
         let roll = rand::random_range(0.0..1.0);
@@ -196,7 +192,7 @@ async fn reach(
 
 /// Dials in plaintext.
 async fn plain(shard: &Rc<Shard>, pod: &Rc<Pod>, way: Way) -> Result<Reached, Error> {
-    let to = way.to;
+    let to = way.to();
     let mut flow = pod.flows.note(Claim::Plain(way));
     let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
     match dialled.await? {
@@ -215,7 +211,7 @@ async fn named(
     report: &mut Report,
 ) -> Result<Reached, Error> {
     // For the line in the log, should there be no address.
-    report.plain(way.dialled, Some(&host.workload), host.service.as_deref());
+    report.plain(way.dialled(), Some(&host.workload), host.service.as_deref());
     let resolved = shard.resolver.addresses(&host.host).await;
     let addresses = resolved.map_err(|error| Error::Resolve(host.host.clone(), error))?;
     let mut failure = None;
@@ -226,12 +222,12 @@ async fn named(
         .filter(|to| pod.ip(Family::of(to.ip())).is_some());
     for to in reachable.take(ATTEMPTS) {
         report.plain(to, Some(&host.workload), host.service.as_deref());
-        match plain(shard, pod, Way { to, ..way }).await {
+        match plain(shard, pod, Way::new(way.source(), way.dialled(), to)).await {
             Err(error) if error.is_unreached() => failure = Some(error),
             result => return result,
         }
     }
-    let no_family = || Refusal::NoAddress(host.host.clone(), way.dialled).into();
+    let no_family = || Refusal::NoAddress(host.host.clone(), way.dialled()).into();
     Err(failure.unwrap_or_else(no_family))
 }
 

@@ -11,7 +11,7 @@ use sluice_model::{
 };
 
 use super::{
-    flows::{Claim, Cut, Way},
+    flows::{Claim, Cut},
     pods::Pod,
     shard::Shard,
 };
@@ -102,13 +102,14 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
                 .is_ok_and(|ids| ids.contains(identity));
             (!still).then(|| Cut::PeerIdentity(identity.clone()))
         }
-        Claim::Plain(Way { dialled, .. }) => {
+        Claim::Plain(way) => {
+            let dialled = way.dialled();
             let unknown = workload.egress == Egress::Registry
                 && matches!(
                     mesh.destination(network, dialled.ip()),
                     Destination::Unknown
                 );
-            unknown.then_some(Cut::NotInRegistry(*dialled))
+            unknown.then_some(Cut::NotInRegistry(dialled))
         }
     });
 }

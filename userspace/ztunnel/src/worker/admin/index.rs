@@ -20,6 +20,8 @@ pub(super) const PAGE: &str = "<!DOCTYPE html>
 <td>whether it is ready, or what it waits for</td></tr>
 <tr><td>GET /debug/pprof/profile?seconds=10</td>
 <td>where processor time goes, for <code>go tool pprof</code></td></tr>
+<tr><td><a href=\"debug/pprof/heap\">GET /debug/pprof/heap</a></td>
+<td>how much memory is in use, in all</td></tr>
 <tr><td>POST /logging?level=[TARGET=]LEVEL,…</td>
 <td>the worker's log filter; without a level it is only told, with reset it begins anew</td></tr>
 <tr><td>POST /quitquitquit</td>

@@ -1,10 +1,13 @@
-//! `/debug/pprof/profile?seconds=…`: where the worker's processor time goes.
+//! `/debug/pprof/profile?seconds=…`: where the worker's processor time goes; `/debug/pprof/heap`: what it
+//! has of memory.
 
 use std::time::Duration;
 
 use http::StatusCode;
 use pprof::{ProfilerGuardBuilder, protos::Message as _};
-use sluice_telemetry::serve::{Reply, parameter};
+use serde_json::json;
+use sluice_kernel::heap;
+use sluice_telemetry::serve::{JSON, Reply, parameter};
 
 /// Samples in a second of processor time; a prime, so as not to keep step with timers.
 const FREQUENCY: i32 = 97;
@@ -64,4 +67,19 @@ async fn sample(query: &str) -> Result<Vec<u8>, Unprofiled> {
         Ok::<_, Unprofiled>(report.pprof()?.encode_to_vec())
     });
     named.await?
+}
+
+/// Totals of the allocator. Who has asked for what is not known: to note that would cost every
+/// allocation something.
+pub(super) fn heap() -> Reply {
+    let Some(totals) = heap::totals() else {
+        let text = "the allocator of this build does not say\n";
+        return Reply::text(StatusCode::NOT_IMPLEMENTED, text);
+    };
+    let said = json!({
+        "inUseBytes": totals.in_use,
+        "freeBytes": totals.free,
+        "mappedBytes": totals.mapped,
+    });
+    Reply::ok(JSON, format!("{said:#}\n"))
 }
