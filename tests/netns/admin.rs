@@ -58,9 +58,11 @@ fn text<'a>(value: &'a Value, field: &str) -> Result<&'a str> {
         .with_context(|| format!("{field} is no text in {value:#}"))
 }
 
+type IsForm = fn(&Value) -> bool;
+
 /// Asserts that each of these fields is there, in the form that operators' tools read it in (wire
 /// contract §13).
-fn has_fields(value: &Value, fields: &[(&str, fn(&Value) -> bool)]) -> Result<()> {
+fn has_fields(value: &Value, fields: &[(&str, IsForm)]) -> Result<()> {
     for (name, is_form) in fields {
         ensure!(is_form(&value[*name]), "{name} in {value:#}");
     }
