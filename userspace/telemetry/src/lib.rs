@@ -1,8 +1,10 @@
 //! Logs, metrics and the telemetry endpoints.
 
 pub mod access;
+mod levels;
 mod log;
 pub mod metrics;
 pub mod serve;
 
+pub use levels::{Levels, Refused};
 pub use log::{Error, LineFormat, init_logging};

@@ -140,7 +140,7 @@ struct BrokerArgs {
 }
 
 fn main() -> ExitCode {
-    sluice_kernel::memory::give_back_large_blocks();
+    sluice_kernel::heap::give_back_large_blocks();
     let cli = Cli::parse();
     let result = match (cli.verb, cli.broker) {
         (Some(Verb::Worker), _) => worker::run(),

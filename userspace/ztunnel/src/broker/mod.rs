@@ -122,7 +122,7 @@ pub fn run(config: Config) -> Result<()> {
     let _running = claim(&config.run_dir)?;
     let (mut kernel, reader) = Kernel::load(&config.kernel).context("load the eBPF programs")?;
     // Among it the description of all the kernel's types.
-    sluice_kernel::memory::give_back();
+    sluice_kernel::heap::give_back();
     kernel.set_events(config.events)?;
     let flows = flows::Flows::default();
     let _events = flows::read(reader, flows.clone())?;
@@ -165,7 +165,7 @@ impl Broker {
             Event::Pods(wanted) => self.pods.reconcile(wanted, &self.worker),
             Event::WorkerReady { pid } => {
                 tracing::info!(pid, "worker serves");
-                sluice_kernel::memory::give_back_program();
+                sluice_kernel::program::give_back();
             }
             Event::WorkerExited { pid, status } => {
                 self.worker.exited(pid, &status);

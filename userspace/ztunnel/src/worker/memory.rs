@@ -84,14 +84,14 @@ async fn keep_mesh(shared: &Shared, broker: &AsyncLink) -> io::Result<()> {
                 Snapshot::write(&mesh, &origin, SystemTime::now(), &mut buffered)
             })
             // And of what came before, while the mesh was received.
-            .inspect(|_| sluice_kernel::memory::give_back())
+            .inspect(|_| sluice_kernel::heap::give_back())
         });
         match written.await? {
             Ok(fd) => send(broker, Memory::Mesh, &fd).await?,
             Err(error) => tracing::warn!(%error, "the mesh cannot be written down"),
         }
         if !std::mem::replace(&mut settled, true) {
-            sluice_kernel::memory::give_back_program();
+            sluice_kernel::program::give_back();
         }
         tokio::time::sleep(begin.elapsed() * WRITING_SHARE).await;
         while tokio::time::timeout(REFRESH, shared.mesh.changed(seen))

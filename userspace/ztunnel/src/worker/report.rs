@@ -12,6 +12,7 @@ use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
+    route::Hop,
 };
 use sluice_telemetry::{
     access::{AccessLog, Direction, Peer},
@@ -21,7 +22,7 @@ use sluice_telemetry::{
     },
 };
 
-use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, route::Hop};
+use super::{Shared, failure::Failure, neighbours::Member, pods::Pod};
 
 /// The target of what policies have to say besides their decision, for log filters.
 const POLICY: &str = "policy";
