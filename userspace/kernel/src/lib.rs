@@ -14,6 +14,7 @@ mod pods;
 mod registry;
 mod sockets;
 mod sys;
+pub mod verify;
 
 pub use counters::Counters;
 pub use error::Error;

@@ -4,6 +4,7 @@
 //! fixed messages of its own worker. One thread owns all state and takes [`Event`]s; the others
 //! only wait for something and report it.
 
+mod audit;
 mod crl;
 mod durable;
 mod egress;

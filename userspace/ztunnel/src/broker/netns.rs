@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug)]
 pub(super) struct Netns {
     file: File,
+    pub(super) path: PathBuf,
     pub(super) cookie: u64,
 }
 
@@ -36,7 +37,8 @@ impl Netns {
             Ok(sluice_kernel::netns_cookie(&probe)?)
         })
         .with_context(|| format!("{} is not a network namespace", path.display()))?;
-        Ok(Self { file, cookie })
+        let path = path.to_owned();
+        Ok(Self { file, path, cookie })
     }
 
     /// Every address in the namespace but loopback's.

@@ -4,19 +4,28 @@ use std::{
     collections::BTreeMap,
     fs,
     net::IpAddr,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use sluice_kernel::{Dns, EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds};
+use sluice_kernel::{
+    Dns, EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds,
+    verify::{Check, Holdings},
+};
 use sluice_model::Name;
 use sluice_objects::enrolment::Enrolment;
+use socket2::SockRef;
 
 use super::{
-    egress::Egress, neighbours::Neighbours, netns::Netns, supply::Namespaces, worker::Worker,
+    audit::{self, Audit},
+    egress::Egress,
+    neighbours::Neighbours,
+    netns::Netns,
+    supply::Namespaces,
+    worker::Worker,
 };
 use crate::{
     link::{self, PodId, PodInfo, message::Listener},
@@ -48,6 +57,7 @@ pub(super) struct Pods {
     neighbours: Neighbours,
     /// Says to operators what is enrolled: a line for each pod.
     report: PathBuf,
+    audit: Audit,
     next_id: u32,
 }
 
@@ -87,6 +97,7 @@ impl Pods {
             wanted: Vec::new(),
             failures: BTreeMap::new(),
             report: config.run_dir.join("pods"),
+            audit: Audit::new(config),
             next_id: 1,
         })
     }
@@ -121,6 +132,95 @@ impl Pods {
     pub(super) fn orphan(&mut self) {
         self.neighbours.orphan();
         self.egress.orphan();
+    }
+
+    /// For a worker that starts: how much was found that was not as it must be.
+    pub(super) fn drift(&self) -> link::ToWorker {
+        self.audit.message()
+    }
+
+    /// Looks for what somebody has changed in the kernel behind our back, and puts it right.
+    pub(super) fn audit(&mut self, worker: &Worker) {
+        let mut news = audit::News::default();
+        for finding in self.kernel.drift() {
+            let cookie = finding.subject.pod();
+            let record = cookie.and_then(|cookie| enrolled(&self.pods, cookie));
+            let what = audit::describe(record, &finding);
+            let healed = match record.map(PodRecord::listener).transpose() {
+                Ok(listener) => {
+                    let holdings = record.zip(listener).map(|(record, listener)| Holdings {
+                        netns: record.netns.as_fd(),
+                        listener,
+                    });
+                    self.kernel
+                        .heal(&finding.subject, holdings)
+                        .map_err(Into::into)
+                }
+                Err(error) => Err(error),
+            };
+            news.add(finding.subject.check(), what, healed);
+        }
+        let keys: Vec<Key> = self.pods.keys().cloned().collect();
+        for key in keys {
+            if let Err(error) = self.audit_sockets(&key, worker, &mut news) {
+                tracing::warn!(
+                    error = one_line(&error),
+                    "a pod's sockets cannot be looked at"
+                );
+            }
+        }
+        for ((namespace, name), why) in &self.failures {
+            news.is_out(format!("{namespace}/{name}: {why}"));
+        }
+        if self.audit.note(news) {
+            worker.tell(&self.audit.message());
+        }
+    }
+
+    /// Whether a pod's listeners listen, and the kernel knows where to steer what comes.
+    fn audit_sockets(&mut self, key: &Key, worker: &Worker, news: &mut audit::News) -> Result<()> {
+        let Some(record) = self.pods.get(key) else {
+            return Ok(());
+        };
+        let Membership::Enrolled(enrolled) = &record.membership else {
+            return Ok(());
+        };
+        if let Some(kind) = record.dead_listener()? {
+            let what = format!(
+                "{}: the listener for {kind:?} listens no more",
+                record.name()
+            );
+            news.add(Check::Listener, what, self.reopen(key, worker));
+            return Ok(());
+        }
+        let what = || format!("{}: its place among the listeners is empty", record.name());
+        match self.kernel.refill_slot(enrolled, record.listener()?) {
+            Ok(false) => {}
+            Ok(true) => news.add(Check::Slot, what(), Ok(())),
+            Err(error) => news.add(Check::Slot, what(), Err(error.into())),
+        }
+        Ok(())
+    }
+
+    /// Gives a pod new listeners, and stays enrolled: to the worker it is another pod.
+    fn reopen(&mut self, key: &Key, worker: &Worker) -> Result<()> {
+        let dns_thread = self.next_id as usize % self.threads;
+        let dns_thread = self.dns_capture.then_some(dns_thread);
+        let record = self.pods.get_mut(key).context("the pod has left")?;
+        // The new ones share their ports with the old ones that still listen.
+        record.listeners = record.netns.listeners(self.threads, dns_thread)?;
+        worker.remove_pod(record.info.id);
+        self.namespaces.remove(record.info.id);
+        record.info.id = PodId(self.next_id);
+        self.next_id += 1;
+        self.namespaces.insert(record.info.id, record.netns.clone());
+        worker.add_pod(record);
+        match &record.membership {
+            Membership::Enrolled(enrolled) => {
+                Ok(self.kernel.set_listener(enrolled, record.listener()?)?)
+            }
+            Membership::Leaving(_) => Ok(()),
+        }
     }
 
     /// Brings what goes straight from pod to pod in step with the pods.
@@ -162,8 +262,10 @@ impl Pods {
         }
     }
 
-    /// Lets go of pods that have left, tries again what failed, and follows changes of addresses.
+    /// Puts right what is not as it must be, lets go of pods that have left, tries again what failed,
+    /// and follows changes of addresses.
     pub(super) fn tick(&mut self, worker: &Worker) {
+        self.audit(worker);
         let gone: Vec<Key> = self
             .pods
             .iter()
@@ -188,7 +290,8 @@ impl Pods {
     }
 
     /// `NAMESPACE/NAME STATE`, where the state is `enrolled`, `leaving`, or `failed: WHY`.
-    fn write_report(&self) {
+    fn write_report(&mut self) {
+        self.audit.write(self.kernel.expected(), self.pods.values());
         let mut text = String::new();
         for ((namespace, name), record) in &self.pods {
             let state = match record.membership {
@@ -374,13 +477,44 @@ impl PodRecord {
         (self.same_node && routable(&ips) == self.info.ips).then_some(enrolled)
     }
 
+    pub(super) fn is_enrolled(&self) -> bool {
+        matches!(self.membership, Membership::Enrolled(_))
+    }
+
+    /// The listener that inbound plaintext is steered to.
+    fn listener(&self) -> Result<BorrowedFd<'_>> {
+        plaintext(&self.listeners)
+    }
+
+    /// A listener that somebody has closed from outside, as `ss --kill` does.
+    fn dead_listener(&self) -> Result<Option<Listener>> {
+        let by_tcp = |kind: &Listener| *kind != Listener::Dns;
+        for (kind, fd) in self
+            .listeners
+            .iter()
+            .flatten()
+            .filter(|(kind, _)| by_tcp(kind))
+        {
+            if !SockRef::from(fd).is_listener()? {
+                return Ok(Some(*kind));
+            }
+        }
+        Ok(None)
+    }
+
     fn has_left(&self) -> bool {
         matches!(self.membership, Membership::Leaving(since) if since.elapsed() > LINGER)
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("{}/{}", self.info.namespace, self.info.name)
     }
+}
+
+/// The pod in this network namespace, if it is enrolled.
+fn enrolled(pods: &BTreeMap<Key, PodRecord>, cookie: u64) -> Option<&PodRecord> {
+    let mut records = pods.values();
+    records.find(|record| record.netns.cookie == cookie && record.is_enrolled())
 }
 
 fn key(pod: &Enrolment) -> Key {
@@ -394,23 +528,23 @@ fn enrol(
     listeners: &[Vec<(Listener, OwnedFd)>],
     (outbound, dns): (Outbound, Dns),
 ) -> Result<EnrolledPod> {
-    let plaintext = |(kind, fd): &(Listener, OwnedFd)| {
-        (*kind == Listener::Plaintext).then(|| fd.as_fd().try_clone_to_owned())
-    };
-    let listener = listeners
-        .iter()
-        .flatten()
-        .find_map(plaintext)
-        .context("no thread has a listener for plaintext")??;
     let spec = PodSpec {
         netns: netns.as_fd(),
         cookie: netns.cookie,
         ips,
-        listener: listener.as_fd(),
+        listener: plaintext(listeners)?,
         outbound,
         dns,
     };
     Ok(kernel.enrol(&spec)?)
+}
+
+/// The listener that inbound plaintext is steered to, of all threads'.
+fn plaintext(listeners: &[Vec<(Listener, OwnedFd)>]) -> Result<BorrowedFd<'_>> {
+    let mut all = listeners.iter().flatten();
+    let found = all.find(|(kind, _)| *kind == Listener::Plaintext);
+    let (_, fd) = found.context("no thread has a listener for plaintext")?;
+    Ok(fd.as_fd())
 }
 
 /// The addresses that name the pod to others.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use sluice_kernel::verify::Check;
 use sluice_model::Name;
 
 /// A pod, for as long as it is in the mesh; a pod that leaves and comes back gets another.
@@ -113,6 +114,8 @@ pub enum ToWorker {
     Neighbours(Neighbours),
     /// What became of connections that went straight, from pod to pod or out of the mesh, in order.
     Flows(Vec<Flow>),
+    /// What was found in the kernel that was not as it must be: all of it, whenever that changes.
+    Drift(Vec<Deviation>),
     /// Answers [`ToBroker::NeedControl`], in the order of the questions: with a connected socket, or
     /// with the reason why there is none.
     Control(Result<(), String>),
@@ -206,6 +209,16 @@ pub struct Flow {
     /// When it was established, if that is told with its end.
     pub since: Option<u64>,
     pub end: Option<FlowEnd>,
+}
+
+/// What has come of a check of the kernel's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deviation {
+    pub check: Check,
+    /// How many there were when it was made the last time.
+    pub found: u32,
+    /// How many were put right since the broker started.
+    pub healed: u64,
 }
 
 /// How such a connection ended.

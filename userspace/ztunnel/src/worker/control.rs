@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Shared, admin,
     dial::ByBroker,
+    drift::DriftMetrics,
     egress, memory,
     memory::Memories,
     neighbours::{self, Member, Neighbourhood, Wishes},
@@ -238,6 +239,7 @@ impl Broker {
     async fn follow(&self, shared: &Arc<Shared>, token: &Live, roots: &Live) -> Result<()> {
         let mut identities = Identities::default();
         let mut straight = Straight::default();
+        let drift = DriftMetrics::register(&shared.metrics);
         let mut needed: HashMap<PodId, Needed> = HashMap::new();
         loop {
             let received = self
@@ -287,6 +289,7 @@ impl Broker {
                 }
                 ToWorker::Neighbours(news) => self.neighbourhood.inherit(news),
                 ToWorker::Flows(flows) => straight.hear(flows, shared, &self.neighbourhood),
+                ToWorker::Drift(deviations) => drift.hear(&deviations),
                 ToWorker::Revocations => revoke(shared, received.fds),
                 ToWorker::Control(result) => self.dial.answer(result, received.fds),
                 ToWorker::Start(_)

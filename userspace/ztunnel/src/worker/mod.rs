@@ -10,6 +10,7 @@ mod carry;
 mod control;
 mod dial;
 mod dns;
+mod drift;
 mod egress;
 mod failure;
 mod flows;

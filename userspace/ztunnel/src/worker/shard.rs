@@ -119,6 +119,7 @@ impl Shard {
             | ToWorker::Memories(_)
             | ToWorker::Neighbours(_)
             | ToWorker::Flows(_)
+            | ToWorker::Drift(_)
             | ToWorker::Control(_)
             | ToWorker::Credentials { .. }
             | ToWorker::Revocations => {}
