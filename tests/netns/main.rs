@@ -9,6 +9,7 @@ mod capture;
 mod configuration;
 mod control_plane;
 mod dns;
+mod drift;
 mod egress;
 mod envoy;
 mod harness;

@@ -3,6 +3,7 @@
 mod analyze;
 mod clients;
 mod rotate_root;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ enum Verb {
     Analyze(Box<analyze::Arguments>),
     Clients(clients::Arguments),
     RotateRoot(rotate_root::Arguments),
+    Trace(trace::Arguments),
 }
 
 /// What clap too returns for a command line that it does not understand.
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Verb::Analyze(arguments) => analyze::run(&arguments),
         Verb::Clients(arguments) => clients::run(&arguments),
         Verb::RotateRoot(arguments) => rotate_root::run(&arguments),
+        Verb::Trace(arguments) => trace::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full, channel::Channel};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -28,6 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub const TEXT: &str = "text/plain; charset=utf-8";
 pub const JSON: &str = "application/json";
+/// A JSON object a line.
+const NDJSON: &str = "application/x-ndjson";
 /// The content type of [`crate::metrics::Metrics::encode`].
 pub const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -71,10 +73,21 @@ struct Asked<'a> {
 
 type Handler = Arc<dyn Fn(&Asked<'_>) -> Reply + Send + Sync>;
 
+/// Lines that come as long as somebody reads them.
+pub type Lines = Channel<Bytes>;
+/// Where such lines are written.
+pub type LineSender = http_body_util::channel::Sender<Bytes>;
+
+type Opener = Arc<dyn Fn(&str, LineSender) + Send + Sync>;
+
+/// How many pieces of a stream wait for its reader.
+const STREAM_BUFFER: usize = 64;
+
 /// What answers which path. Only GET is served.
 #[derive(Clone, Default)]
 pub struct Router {
     routes: BTreeMap<&'static str, Handler>,
+    streams: BTreeMap<&'static str, Opener>,
 }
 
 impl Router {
@@ -90,6 +103,30 @@ impl Router {
         handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
     ) -> Self {
         self.route(path, Arc::new(move |asked| handler(asked.query)))
+    }
+
+    /// Answers `GET path` with lines of JSON that have no end: `open` is called with the query, and begins
+    /// a task that writes them. Writing fails when nobody reads any more.
+    pub fn stream(
+        mut self,
+        path: &'static str,
+        open: impl Fn(&str, LineSender) + Send + Sync + 'static,
+    ) -> Self {
+        self.streams.insert(path, Arc::new(open));
+        self
+    }
+
+    /// The answer to a request for a path that streams, if it is one.
+    fn open(&self, method: &Method, path: &str, query: &str) -> Option<Response<Lines>> {
+        let open = self.streams.get(path).filter(|_| method == Method::GET)?;
+        let (sender, lines) = Channel::new(STREAM_BUFFER);
+        open(query, sender);
+        let mut response = Response::new(lines);
+        let content_type = header::HeaderValue::from_static(NDJSON);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        Some(response)
     }
 
     fn route(mut self, path: &'static str, handler: Handler) -> Self {
@@ -174,7 +211,13 @@ async fn serve_connection(stream: TcpStream, router: &Router) {
             query: uri.query().unwrap_or_default(),
             accept: accept.unwrap_or_default(),
         };
-        let response = router.reply(request.method(), uri.path(), &asked);
+        let stream = router.open(request.method(), uri.path(), asked.query);
+        let response = match stream {
+            Some(stream) => stream.map(Either::Right),
+            None => router
+                .reply(request.method(), uri.path(), &asked)
+                .map(Either::Left),
+        };
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let served = http1::Builder::new()

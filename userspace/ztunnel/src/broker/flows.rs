@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     os::fd::AsFd as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Result;
@@ -14,20 +17,48 @@ use sluice_kernel::EventReader;
 
 use crate::link::{
     Link, ToWorker,
-    message::{Ending, Flow, FlowEnd, MAX_FLOWS},
+    message::{Ending, Flow, FlowEnd, KernelEvent, MAX_FLOWS},
 };
 
 /// Whom flows are told to: the worker that runs.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Flows(Arc<Mutex<Option<Arc<Link>>>>);
+pub(super) struct Flows {
+    worker: Arc<Mutex<Option<Arc<Link>>>>,
+    /// Whether it wants to be told of all events, since somebody traces.
+    traced: Arc<AtomicBool>,
+}
 
 impl Flows {
     pub(super) fn tell_to(&self, worker: Option<Arc<Link>>) {
         *self.worker() = worker;
     }
 
+    /// Says whether somebody traces.
+    pub(super) fn trace(&self, on: bool) {
+        self.traced.store(on, Ordering::Relaxed);
+    }
+
+    /// Passes events on; returns how many were lost.
+    fn tell_events(&self, events: &[KernelEvent], lost: u64) -> u64 {
+        let Some(worker) = self.worker().clone() else {
+            return 0;
+        };
+        let mut lost = lost;
+        for some in events.chunks(MAX_FLOWS) {
+            let message = ToWorker::KernelEvents {
+                events: some.to_vec(),
+                lost,
+            };
+            match worker.send(&message, &[]) {
+                Ok(()) => lost = 0,
+                Err(_) => lost += some.len() as u64,
+            }
+        }
+        lost
+    }
+
     fn worker(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, flows: &[Flow]) {
@@ -50,16 +81,22 @@ pub(super) fn read(mut reader: EventReader, flows: Flows) -> Result<std::io::Pip
     std::thread::Builder::new()
         .name("events".into())
         .spawn(move || {
+            let mut lost = 0;
             let mut hear = || {
                 let mut news = News::default();
+                let mut traced = Vec::new();
                 let on_event = |event: &Event| {
                     log(event);
+                    if flows.traced.load(Ordering::Relaxed) {
+                        traced.push(KernelEvent::from(event));
+                    }
                     if let Some(flow) = flow(event) {
                         news.add(flow);
                     }
                 };
                 let goes_on = reader.wait(stop.as_fd(), on_event).unwrap_or(false);
                 flows.tell(&news.flows);
+                lost = flows.tell_events(&traced, lost);
                 goes_on
             };
             while hear() {}

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use sluice_kernel::{
-    Dns, EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds,
+    Dns, EnrolledPod, Events, Kernel, Outbound, PodSpec, SocketMapFds,
     verify::{Check, Holdings},
 };
 use sluice_model::Name;
@@ -104,6 +104,11 @@ impl Pods {
 
     pub(super) fn socket_maps(&self) -> Result<SocketMapFds> {
         Ok(self.kernel.socket_maps()?)
+    }
+
+    /// Whether the programs tell of each connection.
+    pub(super) fn set_events(&mut self, events: Events) -> Result<(), sluice_kernel::Error> {
+        self.kernel.set_events(events)
     }
 
     /// The kernel's counters, to be read only.

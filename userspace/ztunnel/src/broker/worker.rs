@@ -268,6 +268,9 @@ fn hear(pid: u32, received: Received<ToBroker>, events: &Sender<Event>) {
         ToBroker::Ready => {
             let _ = events.send(Event::WorkerReady { pid });
         }
+        ToBroker::Trace(on) => {
+            let _ = events.send(Event::Trace { pid, on });
+        }
         ToBroker::Egress(news) => {
             let (_pending, done) = mpsc::channel();
             let event = Event::Egress {

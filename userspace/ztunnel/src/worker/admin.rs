@@ -22,6 +22,10 @@ pub(super) async fn start(shared: &Arc<Shared>, readiness: &Readiness) -> Result
         .get("/config_dump", move |_| {
             Reply::ok(JSON, format!("{:#}\n", dump(&dumped)))
         })
+        .stream("/trace", {
+            let trace = shared.trace.clone();
+            move |query, sender| super::trace::open(&trace, query, sender)
+        })
         .readiness(readiness.clone());
     let metrics = Router::new().metrics(shared.metrics.clone());
     let ready = Router::new().readiness(readiness.clone());

@@ -27,6 +27,7 @@ mod review;
 mod route;
 mod shard;
 mod straight;
+mod trace;
 mod words;
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
@@ -41,6 +42,7 @@ use sluice_xds::{Key, Needed, Unanswered, View};
 use memory::Memories;
 use neighbours::Wishes;
 use pods::Pod;
+use trace::Trace;
 
 use crate::link::{Link, Received, Settings, ToWorker};
 
@@ -63,6 +65,7 @@ struct Shared {
     identities: Manager,
     metrics: Arc<Metrics>,
     wishes: Wishes,
+    trace: Arc<Trace>,
 }
 
 impl Shared {

@@ -23,7 +23,7 @@ use super::{
     inbound, outbound, plaintext,
     pods::{Pod, Table},
     resolver::Resolver,
-    review,
+    review, trace,
 };
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Received, ToWorker, message::Listener};
 
@@ -80,6 +80,7 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
             pods: Table::default(),
             departed: RefCell::default(),
         });
+        spawn_local(trace::remember(shard.shared.trace.clone()));
         spawn_local(sweep(shard.clone()));
         spawn_local(review::follow(shard.clone()));
         let engine = shard.engine.clone();
@@ -120,6 +121,7 @@ impl Shard {
             | ToWorker::Neighbours(_)
             | ToWorker::Flows(_)
             | ToWorker::Drift(_)
+            | ToWorker::KernelEvents { .. }
             | ToWorker::Control(_)
             | ToWorker::Credentials { .. }
             | ToWorker::Revocations => {}
