@@ -27,3 +27,4 @@ mod services;
 mod snapshot;
 mod stranger;
 mod topology;
+mod trace;

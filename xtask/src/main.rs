@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask setup | build | test | demo | bench | fuzz`.
+//! The project's commands: `cargo xtask setup | build | test | demo | bench | fuzz | trace`.
 
 mod bench;
 mod build;
@@ -9,6 +9,7 @@ mod setup;
 mod supervise;
 mod table;
 mod test;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,7 @@ enum Verb {
     Demo(demo::Arguments),
     Bench(bench::Arguments),
     Fuzz(fuzz::Arguments),
+    Trace(trace::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,5 +61,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
+        Verb::Trace(arguments) => trace::run(&arguments),
     }
 }

@@ -2,9 +2,9 @@
 //! A file per verb.
 
 mod admin;
-//mod flows;
+mod flows;
 mod ledger;
-//mod lines;
+mod lines;
 mod maps;
 mod sockets;
 mod verify;
@@ -24,8 +24,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    //    Flows(flows::Arguments),
-    //    Kernel(flows::KernelArguments),
+    Flows(flows::Arguments),
+    Kernel(flows::KernelArguments),
     Maps(maps::Arguments),
     Sockets(sockets::Arguments),
     Verify(verify::Arguments),
@@ -50,8 +50,8 @@ enum Format {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.verb {
-        //        Verb::Flows(arguments) => flows::run(arguments),
-        //        Verb::Kernel(arguments) => flows::run_kernel(arguments),
+        Verb::Flows(arguments) => flows::run(arguments),
+        Verb::Kernel(arguments) => flows::run_kernel(arguments),
         Verb::Maps(arguments) => maps::run(arguments),
         Verb::Sockets(arguments) => sockets::run(arguments),
         Verb::Verify(arguments) => verify::run(arguments),

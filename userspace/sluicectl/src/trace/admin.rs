@@ -27,8 +27,8 @@ pub(super) fn page(address: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     })
 }
 
-/// Gets the lines of a page that may have no end, until `on_line` says that it is enough. Returns
-/// whether the page ended before.
+/// Gets the lines of a page that may have no end, until `on_line` says that it is enough. It is also
+/// called without a line: when the answer begins, and from time to time when nothing comes.
 ///
 /// # Errors
 /// As [`page`].
@@ -41,6 +41,7 @@ pub(super) fn lines(
     const IDLE: Duration = Duration::from_millis(100);
     runtime()?.block_on(async {
         let mut body = timeout(PATIENCE, get(address, path)).await??;
+        on_line(None)?;
         let mut rest = Vec::new();
         loop {
             let frame = match timeout(IDLE, body.frame()).await {
