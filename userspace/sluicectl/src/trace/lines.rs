@@ -10,8 +10,8 @@ const YELLOW: &str = "\x1b[33m";
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
-/// The digits of a connection's number that are shown.
-const DIGITS: u64 = 0xfff_ffff;
+/// From here on numbers of connections are the worker's own, and not cookies of sockets.
+const OWN_NUMBERS: u64 = 1 << 52;
 
 /// `TIME NUMBER POD STEP what`
 pub(super) fn line(step: &Step, color: bool) -> String {
@@ -20,7 +20,8 @@ pub(super) fn line(step: &Step, color: bool) -> String {
     let pod = step.pod.as_deref().unwrap_or("-");
     let number = match step.connection {
         0 => "-".to_owned(),
-        number => format!("{:x}", number & DIGITS),
+        number if number >= OWN_NUMBERS => format!("w{}", number - OWN_NUMBERS),
+        number => number.to_string(),
     };
     let mut text = String::new();
     let _ = write!(
@@ -159,7 +160,7 @@ mod tests {
         let plain = line(&step, false);
         assert_eq!(
             plain,
-            "01:02:03.004      2a shop/catalog         policy      denied, by policy shop/test rule 1"
+            "01:02:03.004      42 shop/catalog         policy      denied, by policy shop/test rule 1"
         );
         let coloured = line(&step, true);
         assert!(coloured.contains(RED) && coloured.contains(RESET));

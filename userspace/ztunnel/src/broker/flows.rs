@@ -39,19 +39,22 @@ impl Flows {
     }
 
     /// Passes events on; returns how many were lost.
-    fn tell_events(&self, events: &[KernelEvent], lost: u64) -> u64 {
+    fn tell_events(&self, events: &[KernelEvent], log: &[String], lost: u64) -> u64 {
         let Some(worker) = self.worker().clone() else {
             return 0;
         };
+        let events = events.chunks(MAX_FLOWS).map(|some| (some, &[][..]));
+        let all = events.chain(log.chunks(MAX_FLOWS).map(|some| (&[][..], some)));
         let mut lost = lost;
-        for some in events.chunks(MAX_FLOWS) {
+        for (events, log) in all {
             let message = ToWorker::KernelEvents {
-                events: some.to_vec(),
+                events: events.to_vec(),
+                log: log.to_vec(),
                 lost,
             };
             match worker.send(&message, &[]) {
                 Ok(()) => lost = 0,
-                Err(_) => lost += some.len() as u64,
+                Err(_) => lost += (events.len() + log.len()) as u64,
             }
         }
         lost
@@ -84,19 +87,27 @@ pub(super) fn read(mut reader: EventReader, flows: Flows) -> Result<std::io::Pip
             let mut lost = 0;
             let mut hear = || {
                 let mut news = News::default();
-                let mut traced = Vec::new();
+                let (mut traced, mut log_lines) = (Vec::new(), Vec::new());
+                let is_traced = flows.traced.load(Ordering::Relaxed);
+                let on_line = |line| {
+                    if is_traced {
+                        log_lines.push(line);
+                    }
+                };
                 let on_event = |event: &Event| {
                     log(event);
-                    if flows.traced.load(Ordering::Relaxed) {
+                    if is_traced {
                         traced.push(KernelEvent::from(event));
                     }
                     if let Some(flow) = flow(event) {
                         news.add(flow);
                     }
                 };
-                let goes_on = reader.wait(stop.as_fd(), on_event).unwrap_or(false);
+                let goes_on = reader
+                    .wait(stop.as_fd(), on_event, on_line)
+                    .unwrap_or(false);
                 flows.tell(&news.flows);
-                lost = flows.tell_events(&traced, lost);
+                lost = flows.tell_events(&traced, &log_lines, lost);
                 goes_on
             };
             while hear() {}

@@ -115,10 +115,11 @@ pub enum ToWorker {
     Neighbours(Neighbours),
     /// What became of connections that went straight, from pod to pod or out of the mesh, in order.
     Flows(Vec<Flow>),
-    /// What the kernel has seen, while somebody traces, and how many events are lost between these and
+    /// What the kernel has seen and logged, while somebody traces, and how many events are lost between these and
     /// those before.
     KernelEvents {
         events: Vec<KernelEvent>,
+        log: Vec<String>,
         lost: u64,
     },
     /// What was found in the kernel that was not as it must be: all of it, whenever that changes.

@@ -296,9 +296,9 @@ impl Broker {
                 }
                 ToWorker::Neighbours(news) => self.neighbourhood.inherit(news),
                 ToWorker::Flows(flows) => straight.hear(flows, shared, &self.neighbourhood),
-                ToWorker::KernelEvents { events, lost } => {
+                ToWorker::KernelEvents { events, log, lost } => {
                     let members = self.neighbourhood.members.borrow();
-                    shared.trace.tell_kernel(events, lost, |event| {
+                    shared.trace.tell_kernel(events, log, lost, |event| {
                         let here = || members.at(event.local.ip());
                         let member = members.in_netns(event.netns).or_else(here)?;
                         let (namespace, name) = (&member.info.namespace, &member.info.name);

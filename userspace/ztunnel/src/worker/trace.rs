@@ -29,6 +29,10 @@ use crate::link::message::KernelEvent;
 /// How many steps may wait for a listener that is slow.
 const PENDING: usize = 8192;
 
+/// Added to the numbers that the worker gives to connections. It leaves them exact in JSON, whose readers
+/// often take numbers for floating-point ones.
+const OWN_NUMBERS: u64 = 1 << 52;
+
 /// What is told to listeners.
 #[derive(Clone, Debug)]
 enum Seen {
@@ -45,6 +49,8 @@ enum Seen {
         event: KernelEvent,
         pod: Option<Arc<str>>,
     },
+    /// What a program of the kernel's has logged.
+    Log(Arc<str>),
     /// What the broker could not pass on.
     Lost(u64),
 }
@@ -111,7 +117,7 @@ impl Trace {
 
     /// A number for a connection. Cookies of sockets are smaller.
     pub(super) fn number(&self) -> u64 {
-        1 << 63 | self.next.fetch_add(1, Ordering::Relaxed)
+        OWN_NUMBERS | self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Tells a step of the worker's.
@@ -130,12 +136,16 @@ impl Trace {
     pub(super) fn tell_kernel(
         &self,
         events: Vec<KernelEvent>,
+        log: Vec<String>,
         lost: u64,
         name: impl Fn(&KernelEvent) -> Option<Arc<str>>,
     ) {
         for event in events {
             let pod = name(&event);
             let _ = self.steps.send(Seen::Kernel { event, pod });
+        }
+        for line in log {
+            let _ = self.steps.send(Seen::Log(line.into()));
         }
         if lost > 0 {
             let _ = self.steps.send(Seen::Lost(lost));

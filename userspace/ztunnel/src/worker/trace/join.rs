@@ -38,10 +38,11 @@ impl Joiner {
     /// The number of a step of the worker's.
     pub(super) fn step(&mut self, number: u64, end: Option<End>, step: &Step) -> u64 {
         self.bound();
-        if step.step == Kind::Accept && step.direction.as_deref() == Some("inbound") {
-            if let Some(known) = step.client.and_then(|client| self.arrived.remove(&client)) {
-                self.aliases.insert(number, known);
-            }
+        if step.step == Kind::Accept
+            && step.direction.as_deref() == Some("inbound")
+            && let Some(known) = step.client.and_then(|client| self.arrived.remove(&client))
+        {
+            self.aliases.insert(number, known);
         }
         let known = self.aliases.get(&number).copied();
         if let Some(end) = end {
@@ -145,8 +146,6 @@ fn closed(event: &KernelEvent, step: Step) -> Step {
         destination: Some(event.remote),
         rtt_us: Some(event.srtt),
         retransmits: Some(event.retransmits),
-        bytes_sent: Some(event.bytes_sent),
-        bytes_received: Some(event.bytes_received),
         ..step
     }
 }
@@ -168,6 +167,15 @@ pub(super) fn raw(event: &KernelEvent, pod: Option<&str>) -> Step {
         reason: event
             .kind()
             .map(|kind| format!("{kind:?} (netns {})", event.netns)),
+        ..Step::default()
+    }
+}
+
+/// What a program has logged.
+pub(super) fn logged(line: &str) -> Step {
+    Step {
+        step: Kind::Kernel,
+        reason: Some(line.to_owned()),
         ..Step::default()
     }
 }

@@ -82,7 +82,7 @@ async fn write(mut listener: Listener, wish: Wish, mut sender: LineSender) {
                 let at = match &seen {
                     Seen::Step { at, .. } => *at,
                     Seen::Kernel { event, .. } => event.time,
-                    Seen::Lost(_) => since_boot(),
+                    Seen::Log(_) | Seen::Lost(_) => since_boot(),
                 };
                 number += 1;
                 waiting.insert((at, number), seen);
@@ -130,6 +130,7 @@ fn told(joiner: &mut Joiner, seen: Seen, kernel: bool) -> Option<Step> {
         Seen::Step { .. } => None,
         Seen::Kernel { event, pod } if kernel => Some(join::raw(&event, pod.as_deref())),
         Seen::Kernel { event, pod } => joiner.event(&event, pod.as_deref()),
+        Seen::Log(line) => kernel.then(|| join::logged(&line)),
         Seen::Lost(lost) => Some(lost_step(lost)),
     }
 }
