@@ -8,6 +8,7 @@ mod diag;
 mod dump;
 mod error;
 mod events;
+pub mod heap;
 mod load;
 mod neighbours;
 mod netns;

@@ -38,7 +38,7 @@ pub(super) enum Refusal {
     #[error("identities of the trust domain {0} are not accepted")]
     Untrusted(TrustDomain),
     #[error("{0}")]
-    Cut(#[from] Cut),
+    Cut(#[from] Box<Cut>),
     #[error("connect to the application at {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
 }
