@@ -1,5 +1,7 @@
 //! What is told about a connection when it ends: one line in the access log, and metrics.
 
+mod steps;
+
 use std::{
     cell::Cell,
     fmt,
@@ -9,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use sluice_hbone::{Baggage, Incoming, Meter, Negotiated, Opened};
+use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
@@ -24,6 +26,8 @@ use sluice_telemetry::{
 };
 
 use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, route::Hop, trace};
+
+pub(super) use steps::Ended;
 
 /// The target of what policies have to say besides their decision, for log filters.
 const POLICY: &str = "policy";
@@ -78,15 +82,6 @@ impl End {
         self.workload = Some(workload.clone());
     }
 
-    /// `NAMESPACE/NAME` of its pod, or of its workload.
-    fn full_name(&self) -> Option<String> {
-        match &self.workload {
-            Some(workload) => Some(format!("{}/{}", workload.namespace, workload.name())),
-            None if self.pod.is_empty() || self.labels.namespace.is_empty() => None,
-            None => Some(format!("{}/{}", self.labels.namespace, self.pod)),
-        }
-    }
-
     fn access(&self) -> Peer<'_> {
         Peer {
             addr: self.addr,
@@ -130,14 +125,6 @@ impl Report {
         report
     }
 
-    /// Of a captured connection, the application's end as the worker sees it.
-    pub(super) fn accepted(&self, end: trace::End) {
-        self.tell(Some(end), || Step {
-            step: Kind::Accept,
-            ..Step::default()
-        });
-    }
-
     /// A stream of a tunnel.
     pub(super) fn inbound(
         shared: &Arc<Shared>,
@@ -156,12 +143,7 @@ impl Report {
         if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
             report.addressed(host.as_str().into());
         }
-        report.tell(None, || Step {
-            step: Kind::Accept,
-            pod: Some(format!("{}/{}", pod.info.namespace, pod.info.name)),
-            reason: Some("in a tunnel".to_owned()),
-            ..Step::default()
-        });
+        report.came(pod, "in a tunnel");
         report
     }
 
@@ -174,26 +156,8 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, destination);
         report.destination.pod = pod.info.name.clone();
-        report.tell(None, || Step {
-            step: Kind::Accept,
-            pod: Some(format!("{}/{}", pod.info.namespace, pod.info.name)),
-            reason: Some("without a tunnel".to_owned()),
-            ..Step::default()
-        });
+        report.came(pod, "without a tunnel");
         report
-    }
-
-    /// The application of a pod was reached by this socket.
-    pub(super) fn dialled(&self, pod: &Pod, socket: &std::net::TcpStream) {
-        if self.shared.trace.is_heard()
-            && let Ok(local) = socket.local_addr()
-        {
-            self.tell(Some(trace::End::new(pod.info.netns, local)), || Step {
-                step: Kind::Destination,
-                reason: Some("the application has accepted".to_owned()),
-                ..Step::default()
-            });
-        }
     }
 
     /// A connection straight from pod to pod, of which the kernel tells.
@@ -299,11 +263,7 @@ impl Report {
             self.destination.describe(workload);
         }
         self.service = service.map(ServiceLabels::from).unwrap_or_default();
-        self.tell(None, || Step {
-            step: Kind::Destination,
-            reason: Some("in plaintext".to_owned()),
-            ..Step::default()
-        });
+        self.leaves("in plaintext");
     }
 
     /// The connection leaves through a tunnel.
@@ -316,63 +276,7 @@ impl Report {
             .as_deref()
             .map(ServiceLabels::from)
             .unwrap_or_default();
-        self.tell(None, || Step {
-            step: Kind::Destination,
-            reason: Some("through a tunnel".to_owned()),
-            ..Step::default()
-        });
-    }
-
-    /// A tunnel carries it.
-    pub(super) fn tunnel(&self, opened: &Opened) {
-        self.tell(None, || {
-            let Negotiated {
-                version,
-                cipher,
-                group,
-            } = opened.negotiated;
-            Step {
-                step: Kind::Tunnel,
-                tunnel: Some(if opened.reused { "reused" } else { "new" }.to_owned()),
-                tls: version.map(|version| format!("{version:?}")),
-                cipher: cipher.map(|cipher| format!("{cipher:?}")),
-                group: group.map(|group| format!("{group:?}")),
-                ..Step::default()
-            }
-        });
-    }
-
-    /// Its steps are those of the socket with this cookie.
-    pub(super) fn is_socket(&self, cookie: u64) {
-        self.number.set(cookie);
-    }
-
-    /// Tells a step to whoever traces, with what is known of the connection.
-    fn tell(&self, end: Option<trace::End>, step: impl FnOnce() -> Step) {
-        let trace = &self.shared.trace;
-        if !trace.is_heard() {
-            return;
-        }
-        if self.number.get() == 0 {
-            self.number.set(trace.number());
-        }
-        let step = Step {
-            connection: self.number.get(),
-            ..step()
-        };
-        let told = self.described(step);
-        trace.tell(self.number.get(), end, told);
-    }
-
-    fn described(&self, step: Step) -> Step {
-        let ends = Ends {
-            direction: self.direction,
-            source: &self.source,
-            destination: &self.destination,
-            hbone: self.hbone.as_deref(),
-            service: &self.service.hostname,
-        };
-        ends.describe(step)
+        self.leaves("through a tunnel");
     }
 
     /// Mutual TLS with the destination stands.
@@ -392,21 +296,7 @@ impl Report {
         let metrics = self.shared.metrics.policy();
         let Judgement { decision, dry_run } = judgement;
         self.rule = decision.rule().cloned();
-        self.tell(None, || Step {
-            step: Kind::Policy,
-            verdict: Some(
-                if decision.is_allowed() {
-                    "allowed"
-                } else {
-                    "denied"
-                }
-                .to_owned(),
-            ),
-            policy: decision.rule().map(|rule| rule.policy.to_string()),
-            rule: decision.rule().map(|rule| rule.rule as usize),
-            reason: Some(decision.to_string()),
-            ..Step::default()
-        });
+        self.decided(decision);
         let to = connection.destination;
         if let Some(dry_run) = dry_run {
             metrics.dry_run(decision, dry_run);
@@ -523,85 +413,5 @@ impl Report {
             connection,
             ended,
         });
-    }
-}
-
-/// What a connection came to.
-#[derive(Debug)]
-pub(super) struct Ended {
-    direction: Direction,
-    source: End,
-    destination: End,
-    hbone: Option<String>,
-    service: Name,
-    path: Option<&'static str>,
-    rule: Option<RuleId>,
-    /// From the client to the server.
-    sent: u64,
-    received: u64,
-    duration: Duration,
-    denied: bool,
-    error: Option<String>,
-}
-
-impl Ended {
-    /// As it is told to whoever traces.
-    pub(super) fn step(&self) -> Step {
-        let verdict = match (&self.error, self.denied) {
-            (None, _) => "ok",
-            (Some(_), true) => "denied",
-            (Some(_), false) => "failed",
-        };
-        let straight = || self.path.map(|path| format!("path {path}"));
-        let step = Step {
-            step: Kind::End,
-            verdict: Some(verdict.to_owned()),
-            policy: self.rule.as_ref().map(|rule| rule.policy.to_string()),
-            rule: self.rule.as_ref().map(|rule| rule.rule as usize),
-            bytes_sent: Some(self.sent),
-            bytes_received: Some(self.received),
-            duration_us: Some(self.duration.as_micros() as u64),
-            reason: self.error.clone().or_else(straight),
-            ..Step::default()
-        };
-        let ends = Ends {
-            direction: self.direction,
-            source: &self.source,
-            destination: &self.destination,
-            hbone: self.hbone.as_deref(),
-            service: &self.service,
-        };
-        ends.describe(step)
-    }
-}
-
-/// What is known of a connection's ends.
-struct Ends<'a> {
-    direction: Direction,
-    source: &'a End,
-    destination: &'a End,
-    hbone: Option<&'a str>,
-    service: &'a str,
-}
-
-impl Ends<'_> {
-    fn describe(&self, step: Step) -> Step {
-        let (direction, own, other) = match self.direction {
-            Direction::Outbound => ("outbound", self.source, self.destination),
-            Direction::Inbound => ("inbound", self.destination, self.source),
-        };
-        let identity = |end: &End| end.labels.principal.as_ref().map(ToString::to_string);
-        Step {
-            pod: step.pod.or_else(|| own.full_name()),
-            direction: Some(direction.to_owned()),
-            client: Some(self.source.addr),
-            destination: Some(self.destination.addr),
-            service: (!self.service.is_empty()).then(|| self.service.to_owned()),
-            peer: other.full_name(),
-            authority: self.hbone.map(str::to_owned),
-            source_identity: identity(self.source),
-            destination_identity: identity(self.destination),
-            ..step
-        }
     }
 }
