@@ -199,6 +199,7 @@ fn every_step_of_a_connection_through_a_tunnel_is_told() {
                 "accept",
                 &[
                     ("reason", "in a tunnel"),
+                    ("group", "X25519MLKEM768"),
                     ("sourceIdentity", &web),
                     ("pod", "shop/catalog"),
                 ],

@@ -60,21 +60,13 @@ fn what(step: &Step) -> String {
         Kind::Lost => say(format!("{} events lost", step.lost.unwrap_or_default())),
         Kind::Tunnel => {
             say(format!("{} tunnel", step.tunnel.as_deref().unwrap_or("a")));
-            let tls = [&step.tls, &step.cipher, &step.group];
-            say(tls
-                .into_iter()
-                .flatten()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(" "));
         }
-        Kind::End | Kind::Close | Kind::Kernel => {}
-        Kind::Connect
-        | Kind::Arrive
-        | Kind::Accept
-        | Kind::Destination
-        | Kind::Policy
-        | Kind::Open => {}
+        _ => {}
+    }
+    let sealed = [&step.tls, &step.cipher, &step.group];
+    let sealed: Vec<&str> = sealed.into_iter().flatten().map(String::as_str).collect();
+    if !sealed.is_empty() {
+        say(sealed.join(" "));
     }
     match (step.client, step.destination) {
         (Some(client), Some(to)) => say(format!("{client} → {to}")),

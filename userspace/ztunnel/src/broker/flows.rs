@@ -88,15 +88,16 @@ pub(super) fn read(mut reader: EventReader, flows: Flows) -> Result<std::io::Pip
             let mut hear = || {
                 let mut news = News::default();
                 let (mut traced, mut log_lines) = (Vec::new(), Vec::new());
-                let is_traced = flows.traced.load(Ordering::Relaxed);
+                // Asked for each: it may begin while nothing is said.
+                let is_traced = || flows.traced.load(Ordering::Relaxed);
                 let on_line = |line| {
-                    if is_traced {
+                    if is_traced() {
                         log_lines.push(line);
                     }
                 };
                 let on_event = |event: &Event| {
                     log(event);
-                    if is_traced {
+                    if is_traced() {
                         traced.push(KernelEvent::from(event));
                     }
                     if let Some(flow) = flow(event) {

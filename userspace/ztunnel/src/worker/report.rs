@@ -143,7 +143,7 @@ impl Report {
         if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
             report.addressed(host.as_str().into());
         }
-        report.came(pod, "in a tunnel");
+        report.came(pod, Some(&incoming.negotiated));
         report
     }
 
@@ -156,7 +156,7 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, destination);
         report.destination.pod = pod.info.name.clone();
-        report.came(pod, "without a tunnel");
+        report.came(pod, None);
         report
     }
 
@@ -388,7 +388,6 @@ impl Report {
         }
         .emit();
         let connection = self.number.get();
-        let trace = self.shared.trace.clone();
         let ended = Ended {
             direction: self.direction,
             duration: self.since.elapsed(),
@@ -405,8 +404,8 @@ impl Report {
                 .is_some_and(|failure| failure.denial.is_some()),
             error: failure.map(|failure| failure.text),
         };
-        if trace.is_heard() {
-            trace.tell(connection, None, ended.step());
+        if self.shared.trace.is_heard() {
+            self.shared.trace.tell(connection, None, ended.step());
         }
         trace::keep(trace::Past {
             at: SystemTime::now(),

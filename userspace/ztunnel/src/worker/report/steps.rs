@@ -25,12 +25,22 @@ impl Report {
     }
 
     /// An inbound connection has come to a pod.
-    pub(super) fn came(&self, pod: &Pod, how: &str) {
-        self.tell(None, || Step {
-            step: Kind::Accept,
-            pod: Some(format!("{}/{}", pod.info.namespace, pod.info.name)),
-            reason: Some(how.to_owned()),
-            ..Step::default()
+    pub(super) fn came(&self, pod: &Pod, tunnel: Option<&Negotiated>) {
+        self.tell(None, || {
+            let how = match tunnel {
+                Some(_) => "in a tunnel",
+                None => "without a tunnel",
+            };
+            let step = Step {
+                step: Kind::Accept,
+                pod: Some(format!("{}/{}", pod.info.namespace, pod.info.name)),
+                reason: Some(how.to_owned()),
+                ..Step::default()
+            };
+            match tunnel {
+                Some(negotiated) => sealed(negotiated, step),
+                None => step,
+            }
         });
     }
 
@@ -79,19 +89,12 @@ impl Report {
     /// A tunnel carries it.
     pub(in crate::worker) fn tunnel(&self, opened: &Opened) {
         self.tell(None, || {
-            let Negotiated {
-                version,
-                cipher,
-                group,
-            } = opened.negotiated;
-            Step {
+            let step = Step {
                 step: Kind::Tunnel,
                 tunnel: Some(if opened.reused { "reused" } else { "new" }.to_owned()),
-                tls: version.map(|version| format!("{version:?}")),
-                cipher: cipher.map(|cipher| format!("{cipher:?}")),
-                group: group.map(|group| format!("{group:?}")),
                 ..Step::default()
-            }
+            };
+            sealed(&opened.negotiated, step)
         });
     }
 
@@ -126,6 +129,21 @@ impl Report {
             service: &self.service.hostname,
         };
         ends.describe(step)
+    }
+}
+
+/// A step, with how its tunnel is sealed.
+fn sealed(negotiated: &Negotiated, step: Step) -> Step {
+    let Negotiated {
+        version,
+        cipher,
+        group,
+    } = negotiated;
+    Step {
+        tls: version.map(|version| format!("{version:?}")),
+        cipher: cipher.map(|cipher| format!("{cipher:?}")),
+        group: group.map(|group| format!("{group:?}")),
+        ..step
     }
 }
 
