@@ -83,14 +83,13 @@ fn is(step: &Value, (name, fields): Wanted<'_>) -> bool {
     let has = |(field, wanted): &(&str, &str)| match &step[*field] {
         Value::Null => false,
         Value::String(text) => text.contains(wanted),
-        other => other.to_string() == *wanted,
+        other => *wanted == other.to_string().as_str(),
     };
     step["step"] == name && fields.iter().all(has)
 }
 
 /// A client on node `a`, and a server behind a service on node `b`, and who traces both nodes.
-struct Stage<'a> {
-    s: &'a Scenario,
+struct Stage {
     client: Pod,
     server: Pod,
     a: Tracer,
@@ -101,8 +100,8 @@ struct Stage<'a> {
 const SERVICE: &str = "catalog.shop.svc.cluster.local";
 const VIP: &str = "10.96.0.1:80";
 
-impl Stage<'_> {
-    fn build(s: &Scenario) -> Result<Stage<'_>> {
+impl Stage {
+    fn build(s: &Scenario) -> Result<Self> {
         s.mesh.apply_namespace("shop", Some("ambient"))?;
         let server = s.enrolled_pod("b", "shop", "catalog")?;
         let client = s.enrolled_pod("a", "shop", "web")?;
@@ -116,10 +115,9 @@ impl Stage<'_> {
             podtool::serve(s.topology.wire(), "outside", Serve::Greet, "[::]:8888")?,
         ];
         s.mesh.settle()?;
-        Ok(Stage {
+        Ok(Self {
             a: Tracer::start(s, "a", "flows", &[])?,
             b: Tracer::start(s, "b", "flows", &[])?,
-            s,
             client,
             server,
             _servers: servers,
