@@ -107,6 +107,26 @@ impl Ztunnel {
         Ok(())
     }
 
+    /// `sluicectl trace VERB` on this node, with the run directory where the verb takes one.
+    pub fn trace(&self, verb: &str, arguments: &[&str]) -> Result<Finished> {
+        process::finish_within(
+            &self.node.run,
+            self.trace_command(verb, arguments)?,
+            Duration::from_secs(20),
+        )
+    }
+
+    /// The same, to be run for as long as one likes.
+    pub fn trace_command(&self, verb: &str, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.node.command(self.node.run.binaries().sluicectl()?);
+        command.args(["trace", verb]);
+        if !matches!(verb, "flows" | "kernel") {
+            command.arg("--run-dir").arg(&self.run_dir);
+        }
+        command.args(arguments);
+        Ok(command)
+    }
+
     #[must_use]
     pub fn node(&self) -> &Arc<Node> {
         &self.node

@@ -3,7 +3,7 @@
 mod authorization;
 mod claims;
 mod encryption;
-mod keep;
+pub(crate) mod keep;
 mod labels;
 pub(crate) mod servers;
 mod shop;

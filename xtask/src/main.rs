@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask setup | build | test | demo | bench | profile | fuzz`.
+//! The project's commands: `cargo xtask setup | build | test | demo | bench | profile | fuzz | trace`.
 
 mod bench;
 mod build;
@@ -10,6 +10,7 @@ mod setup;
 mod supervise;
 mod table;
 mod test;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ enum Verb {
     Bench(bench::Arguments),
     Profile(profile::Arguments),
     Fuzz(fuzz::Arguments),
+    Trace(trace::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -62,5 +64,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Profile(arguments) => profile::run(&arguments),
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
+        Verb::Trace(arguments) => trace::run(&arguments),
     }
 }

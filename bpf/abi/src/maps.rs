@@ -254,7 +254,7 @@ const _: () = {
 /// Marks the layouts as safe to copy from and to the kernel.
 #[cfg(feature = "user")]
 mod user {
-    use super::{Block, Dial, OrigDst, Pod, PodIp, Query, Tuple};
+    use super::{Authorized, Block, Dial, OrigDst, Pair, Pod, PodIp, Query, Tuple};
     use crate::{Addr, Ip};
 
     // SAFETY, for each: `repr(C)`, only integers, no implicit padding (asserted sizes above), and
@@ -268,6 +268,8 @@ mod user {
     unsafe impl aya::Pod for Dial {}
     unsafe impl aya::Pod for OrigDst {}
     unsafe impl aya::Pod for Query {}
+    unsafe impl aya::Pod for Pair {}
+    unsafe impl aya::Pod for Authorized {}
 }
 
 #[cfg(all(test, feature = "user"))]

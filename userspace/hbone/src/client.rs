@@ -12,7 +12,7 @@ use crate::{
     engine::{self, Life, Status, TunnelId},
     limits,
     pool::Opened,
-    tls,
+    tls::{self, Negotiated},
 };
 
 /// What a tunnel is made of: a connected socket, and the TLS configuration that names us and checks
@@ -34,6 +34,7 @@ pub(crate) struct Tunnel {
     id: TunnelId,
     status: Rc<Status>,
     peer: Rc<Peer>,
+    negotiated: Negotiated,
     /// When the first of both certificates expires.
     expires: SystemTime,
 }
@@ -60,6 +61,7 @@ impl Tunnel {
             .map_err(|error| OpenError::Tls(Rc::new(error)))?;
         let peer = Peer::new(Side::Server, &tls.certificates, trust, version)
             .map_err(|error| OpenError::Peer(Rc::new(error)))?;
+        let negotiated = tls.negotiated;
         let (id, status) = engine
             .tunnel(engine::Side::Client, tcp, tls)
             .map_err(connect_error)?;
@@ -67,6 +69,7 @@ impl Tunnel {
             engine: engine.clone(),
             id,
             status,
+            negotiated,
             expires: expires.min(peer.not_after()),
             peer: Rc::new(peer),
         })
@@ -142,6 +145,8 @@ impl Tunnel {
         Ok(Opened {
             stream,
             peer: self.peer.clone(),
+            negotiated: self.negotiated,
+            reused: true,
             baggage: Baggage::parse(&answer.headers),
         })
     }

@@ -490,6 +490,7 @@ impl Core {
             said,
             records,
             certificates: _,
+            negotiated: _,
         } = tls;
         let rest = &mut self.rest;
         let id = self

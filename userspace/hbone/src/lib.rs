@@ -33,3 +33,4 @@ pub use frame::Violation;
 pub use pool::{Idle, Opened, Pool, TunnelKey};
 pub use request::{Baggage, ConnectRequest, ForwardedFor};
 pub use server::{Incoming, ServeError, Session};
+pub use tls::Negotiated;

@@ -12,7 +12,9 @@ use sluice_identity::Peer;
 use sluice_model::SpiffeId;
 use tokio::sync::Mutex;
 
-use crate::{Baggage, ConnectRequest, Dialled, Engine, OpenError, Stream, client::Tunnel, limits};
+use crate::{
+    Baggage, ConnectRequest, Dialled, Engine, Negotiated, OpenError, Stream, client::Tunnel, limits,
+};
 
 /// What two connections must have in common to share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +35,10 @@ pub struct Opened {
     pub stream: Stream,
     /// Proven by TLS.
     pub peer: Rc<Peer>,
+    /// How the tunnel is sealed.
+    pub negotiated: Negotiated,
+    /// The tunnel was there before.
+    pub reused: bool,
     /// What the peer says about the destination.
     pub baggage: Baggage,
 }
@@ -93,10 +99,11 @@ impl Pool {
             // fresh one that fails is the peer's.
             Err(error) if reused && error.is_unseen() => {
                 slot.distrust(&tunnel);
-                let (tunnel, _) = slot.tunnel(&self.engine, &mut dial).await?;
-                tunnel.open(request).await
+                let (tunnel, reused) = slot.tunnel(&self.engine, &mut dial).await?;
+                let opened = tunnel.open(request).await?;
+                Ok(Opened { reused, ..opened })
             }
-            other => other,
+            other => other.map(|opened| Opened { reused, ..opened }),
         }
     }
 

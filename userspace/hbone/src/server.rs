@@ -16,7 +16,8 @@ use crate::{
     engine::{self, Life, Status, TunnelId},
     error::tls_reason,
     fields::Request,
-    limits, request, tls,
+    limits, request,
+    tls::{self, Negotiated},
 };
 
 /// Why a tunnel ended, or never began.
@@ -46,6 +47,8 @@ impl ServeError {
 pub struct Incoming {
     /// Proven by TLS.
     pub peer: Rc<Peer>,
+    /// How the tunnel is sealed.
+    pub negotiated: Negotiated,
     request: Request,
     stream: Stream,
 }
@@ -91,6 +94,7 @@ impl Incoming {
 #[derive(Debug)]
 pub struct Session {
     peer: Rc<Peer>,
+    negotiated: Negotiated,
     /// When the first of both certificates expires.
     expires: SystemTime,
     tunnel: Ending,
@@ -132,12 +136,14 @@ impl Session {
             let tls = tls::accept(&mut tcp, tls).await.map_err(ServeError::Tls)?;
             let peer = Peer::new(Side::Client, &tls.certificates, trust, version)
                 .map_err(ServeError::Identity)?;
+            let negotiated = tls.negotiated;
             let (id, status) = engine
                 .tunnel(engine::Side::Server, tcp, tls)
                 .map_err(ServeError::Tls)?;
             let session = Self {
                 expires: svid.not_after().min(peer.not_after()),
                 peer: Rc::new(peer),
+                negotiated,
                 tunnel: Ending {
                     engine: engine.clone(),
                     id,
@@ -186,6 +192,7 @@ impl Session {
     {
         let Self {
             peer,
+            negotiated,
             expires,
             tunnel,
             status,
@@ -200,7 +207,7 @@ impl Session {
                     Ok((id, _)) if !tunnel.engine.hold(id) => {}
                     Ok((id, request)) => {
                         let stream = Stream::new(tunnel.engine.clone(), id);
-                        let incoming = Incoming { peer: peer.clone(), request, stream };
+                        let incoming = Incoming { peer: peer.clone(), negotiated, request, stream };
                         tokio::task::spawn_local(on_stream(incoming));
                     }
                     Err(error) => return ended(error),

@@ -7,6 +7,7 @@
 mod handshake;
 mod record;
 
+pub use handshake::Negotiated;
 pub(crate) use handshake::{Established, accept, connect, invalid};
 pub(crate) use record::{
     Content, HEADER, MAX_PLAINTEXT, MAX_RECORD, OVERHEAD, Opener, Sealer, TRAILER, length,

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd, RawFd},
+    path::Path,
 };
 
 use nix::{
@@ -14,7 +15,10 @@ use nix::{
         socket,
     },
 };
+use serde::Serialize;
 use sluice_abi::event::tcp;
+
+use crate::sys;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -78,8 +82,24 @@ impl Diag {
         wanted: impl Fn(&[u8]) -> bool,
     ) -> io::Result<Vec<Socket>> {
         let mut sockets = Vec::new();
+        self.list(STATES, map, |body, stored| {
+            if stored.is_some_and(&wanted) {
+                sockets.extend(Socket::parse(body));
+            }
+        })?;
+        Ok(sockets)
+    }
+
+    /// Passes on each socket of both families in one of these states, with what a map of socket storage
+    /// has for it.
+    fn list(
+        &mut self,
+        states: u32,
+        map: RawFd,
+        mut on_socket: impl FnMut(&[u8], Option<&[u8]>),
+    ) -> io::Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut request = request(family as u8, STATES, &[0; ID]);
+            let mut request = request(family as u8, states, &[0; ID]);
             let fd = attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map.to_ne_bytes());
             request.extend(attribute(INET_DIAG_REQ_SK_BPF_STORAGES, &fd));
             self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &request)?;
@@ -90,12 +110,10 @@ impl Diag {
                     .filter(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)
                     .flat_map(|(_, one)| attributes(one))
                     .find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE_MAP_VALUE);
-                if stored.is_some_and(|(_, value)| wanted(value)) {
-                    sockets.extend(Socket::parse(body));
-                }
+                on_socket(body, stored.map(|(_, value)| value));
             })?;
         }
-        Ok(sockets)
+        Ok(())
     }
 
     /// Ends a connection with a reset; false when it has ended already.
@@ -164,20 +182,84 @@ impl Socket {
     fn parse(body: &[u8]) -> Option<Self> {
         let family = *body.first()?;
         let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
-        let port = u16::from_be_bytes([id[2], id[3]]);
-        let octets: [u8; 16] = id[20..36].try_into().ok()?;
-        let ip = if i32::from(family) == libc::AF_INET {
-            IpAddr::from(Ipv4Addr::from(*octets.first_chunk::<4>()?))
-        } else {
-            IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
-        };
         Some(Self {
             family,
             id,
-            remote: SocketAddr::new(ip, port),
+            remote: end(family, &id, 2, 20)?,
         })
     }
 }
+
+/// One end of a socket, of a `struct inet_diag_sockid` that has its port and its address there.
+fn end(family: u8, id: &[u8; ID], port: usize, address: usize) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes([id[port], id[port + 1]]);
+    let octets: [u8; 16] = id[address..address + 16].try_into().ok()?;
+    let ip = if i32::from(family) == libc::AF_INET {
+        IpAddr::from(Ipv4Addr::from(*octets.first_chunk::<4>()?))
+    } else {
+        IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// A TCP socket, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TcpSocket {
+    /// As `ss` names it.
+    pub state: &'static str,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// The ztunnel has opened it.
+    pub proxy: bool,
+    /// Bytes that wait to be read, or, of a listener, connections that wait to be accepted.
+    pub waiting: u32,
+    /// Bytes that the peer has not acknowledged.
+    pub unacknowledged: u32,
+}
+
+/// The TCP sockets of the network namespace that the calling thread is in. `proxies` is the path of the
+/// map `PROXY`.
+///
+/// # Errors
+/// The kernel's.
+pub fn tcp_sockets(proxies: &Path) -> io::Result<Vec<TcpSocket>> {
+    let map = sys::open_pin(proxies, false)?;
+    let mut sockets = Vec::new();
+    Diag::open()?.list(u32::MAX, map.as_raw_fd(), |body, stored| {
+        let parse = || {
+            let family = *body.first()?;
+            let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
+            let word = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
+            Some(TcpSocket {
+                state: STATE_NAMES.get(usize::from(*body.get(1)?)).copied()?,
+                local: end(family, &id, 0, 4)?,
+                remote: end(family, &id, 2, 20)?,
+                proxy: stored.is_some(),
+                waiting: word(56)?,
+                unacknowledged: word(60)?,
+            })
+        };
+        sockets.extend(parse());
+    })?;
+    Ok(sockets)
+}
+
+/// By their numbers in the kernel.
+const STATE_NAMES: [&str; 13] = [
+    "unknown",
+    "ESTAB",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "CLOSED",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW-SYN-RECV",
+];
 
 /// `struct inet_diag_req_v2`
 fn request(family: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {

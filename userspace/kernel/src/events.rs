@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -31,6 +32,8 @@ pub enum Events {
 pub struct EventReader {
     events: RingBuf<MapData>,
     log: EbpfLogger<ToTracing>,
+    /// Log lines that were passed on.
+    lines: mpsc::Receiver<String>,
 }
 
 impl std::fmt::Debug for EventReader {
@@ -42,15 +45,19 @@ impl std::fmt::Debug for EventReader {
 pub(crate) fn reader(ebpf: &mut Ebpf) -> Result<EventReader, Error> {
     let missing = |name| Error::Missing { kind: "map", name };
     let map: Map = ebpf.take_map("EVENTS").ok_or_else(|| missing("EVENTS"))?;
+    let (sender, lines) = mpsc::channel();
+    let log = EbpfLogger::init_with_logger(ebpf, ToTracing(sender));
     Ok(EventReader {
         events: map.try_into().map_err(Error::map("EVENTS"))?,
-        log: EbpfLogger::init_with_logger(ebpf, ToTracing).map_err(|_| missing("AYA_LOGS"))?,
+        log: log.map_err(|_| missing("AYA_LOGS"))?,
+        lines,
     })
 }
 
 impl EventReader {
     /// Waits until something is said or `stop` is readable (or closed), gathers for a moment what else
-    /// is said, then passes events on and logs the rest through `tracing`. False when `stop` ended it.
+    /// is said, then passes events on, and logs the rest through `tracing` and passes it on. False when
+    /// `stop` ended it.
     ///
     /// # Errors
     /// The kernel's.
@@ -58,6 +65,7 @@ impl EventReader {
         &mut self,
         stop: BorrowedFd<'_>,
         mut on_event: impl FnMut(&Event),
+        on_line: impl FnMut(String),
     ) -> io::Result<bool> {
         poll(&[self.events.as_fd(), self.log.as_fd(), stop], None)?;
         let stopped = poll(&[stop], Some(GATHER))?;
@@ -69,6 +77,7 @@ impl EventReader {
             }
         }
         self.log.flush();
+        self.lines.try_iter().for_each(on_line);
         Ok(!stopped)
     }
 }
@@ -88,8 +97,8 @@ fn poll(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> io::Result<bool> {
     }
 }
 
-/// Passes the programs' log lines on, under the target `ebpf`.
-struct ToTracing;
+/// Logs what the programs log, under the target `ebpf`, and passes it on.
+struct ToTracing(mpsc::Sender<String>);
 
 impl log::Log for ToTracing {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
@@ -97,6 +106,8 @@ impl log::Log for ToTracing {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        // Fails when the reader is about to end.
+        let _ = self.0.send(record.args().to_string());
         match record.level() {
             log::Level::Error => tracing::error!(target: "ebpf", "{}", record.args()),
             log::Level::Warn => tracing::warn!(target: "ebpf", "{}", record.args()),

@@ -5,23 +5,29 @@
 
 mod counters;
 mod diag;
+mod dump;
 mod error;
 mod events;
 pub mod heap;
 mod load;
 mod neighbours;
+mod netns;
 mod pins;
 mod pods;
 pub mod program;
 mod registry;
 mod sockets;
 mod sys;
+pub mod verify;
 
 pub use counters::Counters;
+pub use diag::{TcpSocket, tcp_sockets};
+pub use dump::{Dump, Entry, dump};
 pub use error::Error;
 pub use events::{EventReader, Events};
 pub use load::{Config, Kernel};
 pub use neighbours::{StraightConnections, Way};
+pub use netns::{cookie_of, within};
 pub use pins::cleanup;
 pub use pods::{Dns, EnrolledPod, PodSpec};
 pub use registry::Outbound;

@@ -1,15 +1,15 @@
 //! Loading and attaching the programs.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs::{self, File},
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, SockMap},
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps, links::FdLink},
+    maps::{Array, HashMap, Map, MapData, MapInfo, SockMap},
+    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramInfo, SockOps, links::FdLink},
 };
 use nix::sys::statfs;
 use sluice_abi::{Ip, maps};
@@ -21,6 +21,8 @@ use crate::{
     neighbours::{ALLOW, Neighbours, ROUTES},
     pins::Pins,
     registry::{RANGES, REGISTRY, Registry},
+    sys,
+    verify::{Expected, Hook, Pinned},
 };
 
 /// Where the programs are attached and pinned.
@@ -56,8 +58,12 @@ pub struct Kernel {
     pub(crate) config: Array<MapData, u32>,
     pub(crate) slots: Vec<bool>,
     /// Slots of pods that an earlier broker enrolled; `None` once they have been let go.
-    inherited: Option<HashSet<u32>>,
+    pub(crate) inherited: Option<HashSet<u32>>,
     pub(crate) pins: Pins,
+    /// What must be attached and written: see [`crate::verify`].
+    pub(crate) expected: Expected,
+    /// The id of the program in the pods' network namespaces.
+    pub(crate) lookup_program: u32,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -120,11 +126,16 @@ impl Kernel {
         }
         let pins = Pins::create(&config.bpffs, &config.instance)?;
         load_and_attach(config, &pins)
-            .and_then(|ebpf| Self::take_over(ebpf, pins.clone()))
+            .and_then(|(ebpf, hooks)| Self::take_over(ebpf, hooks, pins.clone()))
             .inspect_err(|_| pins.abandon())
     }
 
-    fn take_over(mut ebpf: Ebpf, pins: Pins) -> Result<(Self, EventReader), Error> {
+    fn take_over(
+        mut ebpf: Ebpf,
+        hooks: Vec<Hook>,
+        pins: Pins,
+    ) -> Result<(Self, EventReader), Error> {
+        let expected = expected(hooks, &pins)?;
         let reader = events::reader(&mut ebpf)?;
         let mut kernel = Self {
             pods: take_map(&mut ebpf, "PODS")?,
@@ -138,8 +149,10 @@ impl Kernel {
             config: take_map(&mut ebpf, "CONFIG")?,
             slots: vec![false; maps::MAX_PODS as usize],
             inherited: None,
+            lookup_program: program_id(&pins, LOOKUP)?,
             ebpf,
             pins,
+            expected,
         };
         kernel.inherit();
         Ok((kernel, reader))
@@ -234,7 +247,7 @@ fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(
     T::try_from(map).map_err(Error::map(name))
 }
 
-fn load_and_attach(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
+fn load_and_attach(config: &Config, pins: &Pins) -> Result<(Ebpf, Vec<Hook>), Error> {
     let mut loader = EbpfLoader::new();
     for name in PINNED {
         loader.map_pin_path(name, pins.maps().join(name));
@@ -242,33 +255,103 @@ fn load_and_attach(config: &Config, pins: &Pins) -> Result<Ebpf, Error> {
     let mut ebpf = loader
         .override_global(aya_log::LEVEL, &config.log_level, true)
         .load(&OBJECT.0)?;
-    attach_all(&mut ebpf, config, pins)?;
-    Ok(ebpf)
+    let hooks = attach_all(&mut ebpf, config, pins)?;
+    Ok((ebpf, hooks))
 }
 
-fn attach_all(ebpf: &mut Ebpf, config: &Config, pins: &Pins) -> Result<(), Error> {
-    let pods = Target::open(&config.pods_cgroup, "pods")?;
-    let broker = Target::open(&config.broker_cgroup, "broker")?;
+/// What must be pinned and attached as long as the programs are in force.
+fn expected(hooks: Vec<Hook>, pins: &Pins) -> Result<Expected, Error> {
+    let map = |name| {
+        let path = pins.maps().join(name);
+        let info = MapInfo::from_pin(&path).map_err(Error::map(name))?;
+        Ok(Pinned {
+            id: info.id(),
+            path,
+        })
+    };
+    let programs = hooks.iter().map(|hook| &*hook.program);
+    let programs: BTreeSet<&str> = programs.chain([LOOKUP]).collect();
+    let program = |name| {
+        Ok(Pinned {
+            id: program_id(pins, name)?,
+            path: pins.programs().join(name),
+        })
+    };
+    Ok(Expected {
+        maps: PINNED.into_iter().map(map).collect::<Result<_, Error>>()?,
+        programs: programs
+            .into_iter()
+            .map(program)
+            .collect::<Result<_, Error>>()?,
+        hooks,
+        pods: BTreeMap::new(),
+    })
+}
+
+/// The id of a program that is pinned.
+fn program_id(pins: &Pins, name: &str) -> Result<u32, Error> {
+    let path = pins.programs().join(name);
+    match ProgramInfo::from_pin(&path) {
+        Ok(info) => Ok(info.id()),
+        Err(error) => Err(Error::Pin {
+            path,
+            source: Box::new(error),
+        }),
+    }
+}
+
+fn attach_all(ebpf: &mut Ebpf, config: &Config, pins: &Pins) -> Result<Vec<Hook>, Error> {
+    let mut hooks = Vec::new();
+    let pods = Target::open(&config.pods_cgroup, PODS_LABEL)?;
+    let broker = Target::open(&config.broker_cgroup, BROKER_LABEL)?;
     // The flag on the ztunnel's sockets comes first, so that capture never meets one without it.
-    attach::<CgroupSock>(ebpf, pins, CREATE, &broker)?;
-    attach::<SockOps>(ebpf, pins, SOCKOPS, &pods)?;
+    hooks.push(attach::<CgroupSock>(ebpf, pins, CREATE, &broker)?);
+    hooks.push(attach::<SockOps>(ebpf, pins, SOCKOPS, &pods)?);
     // A program runs for each cgroup on the way to the root; once is enough.
     if !broker.path.starts_with(&pods.path) {
-        attach::<SockOps>(ebpf, pins, SOCKOPS, &broker)?;
+        hooks.push(attach::<SockOps>(ebpf, pins, SOCKOPS, &broker)?);
     }
     // Before queries are captured.
     for name in ASKED {
-        attach::<CgroupSockAddr>(ebpf, pins, name, &broker)?;
+        hooks.push(attach::<CgroupSockAddr>(ebpf, pins, name, &broker)?);
     }
     for name in CAPTURE {
-        attach::<CgroupSockAddr>(ebpf, pins, name, &pods)?;
+        hooks.push(attach::<CgroupSockAddr>(ebpf, pins, name, &pods)?);
     }
     let lookup: &mut aya::programs::SkLookup = program(ebpf, LOOKUP)?;
     lookup.load().map_err(|e| Error::Program {
         name: LOOKUP,
         source: Box::new(e),
     })?;
-    pin_program(ebpf, pins, LOOKUP)
+    pin_program(ebpf, pins, LOOKUP)?;
+    Ok(hooks)
+}
+
+/// Attaches the program of a hook once more, in place of what is pinned there.
+pub(crate) fn attach_again(ebpf: &mut Ebpf, pins: &Pins, hook: &Hook) -> Result<(), Error> {
+    let (name, attach): (_, Attach) = match &*hook.program {
+        CREATE => (CREATE, attach::<CgroupSock>),
+        SOCKOPS => (SOCKOPS, attach::<SockOps>),
+        other => match CAPTURE.into_iter().chain(ASKED).find(|name| *name == other) {
+            Some(name) => (name, attach::<CgroupSockAddr>),
+            None => return Ok(()),
+        },
+    };
+    let label = if hook.link == link_path(pins, name, PODS_LABEL) {
+        PODS_LABEL
+    } else {
+        BROKER_LABEL
+    };
+    attach(ebpf, pins, name, &Target::open(&hook.cgroup, label)?).map(drop)
+}
+
+type Attach = fn(&mut Ebpf, &Pins, &'static str, &Target) -> Result<Hook, Error>;
+
+const PODS_LABEL: &str = "pods";
+const BROKER_LABEL: &str = "broker";
+
+fn link_path(pins: &Pins, program: &str, label: &str) -> PathBuf {
+    pins.link(&format!("{program}-{label}"))
 }
 
 /// A cgroup to attach to.
@@ -339,7 +422,7 @@ fn attach<P: CgroupProgram>(
     pins: &Pins,
     name: &'static str,
     target: &Target,
-) -> Result<(), Error> {
+) -> Result<Hook, Error> {
     let missing = || Error::Missing {
         kind: "program",
         name,
@@ -356,17 +439,44 @@ fn attach<P: CgroupProgram>(
             target: target.path.display().to_string(),
             source: Box::new(source),
         })?;
-    let path = pins.link(&format!("{name}-{}", target.label));
+    let path = link_path(pins, name, target.label);
     pin_link(link, &path)?;
-    pin_program(ebpf, pins, name)
+    pin_program(ebpf, pins, name)?;
+    Ok(Hook {
+        link: path,
+        program: name.to_owned(),
+        program_id: program_id(pins, name)?,
+        cgroup: target.path.clone(),
+        cgroup_id: sys::inode(&target.dir).map_err(Error::system("look at a cgroup"))?,
+    })
 }
 
-/// Pins a link; from here on its file is what keeps it attached.
+/// Pins a link; from here on its file is what keeps it attached. What was pinned there is detached
+/// only then, so that there is no gap.
 pub(crate) fn pin_link(link: FdLink, path: &Path) -> Result<(), Error> {
-    link.pin(path).map(drop).map_err(|e| Error::Pin {
+    let failed = |source| Error::Pin {
         path: path.to_owned(),
-        source: Box::new(e),
-    })
+        source,
+    };
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push("-new");
+    let fresh = PathBuf::from(fresh);
+    // Left by one that failed half-way.
+    let _ = fs::remove_file(&fresh);
+    link.pin(&fresh).map_err(|e| failed(Box::new(e)))?;
+    fs::rename(&fresh, path).map_err(|e| failed(Box::new(e)))
+}
+
+/// Pins a program once more, by its name.
+pub(crate) fn pin_again(ebpf: &mut Ebpf, pins: &Pins, wanted: &str) -> Result<(), Error> {
+    let mut all = CAPTURE
+        .into_iter()
+        .chain(ASKED)
+        .chain([CREATE, SOCKOPS, LOOKUP]);
+    match all.find(|name| *name == wanted) {
+        Some(name) => pin_program(ebpf, pins, name),
+        None => Ok(()),
+    }
 }
 
 fn pin_program(ebpf: &mut Ebpf, pins: &Pins, name: &'static str) -> Result<(), Error> {

@@ -2,8 +2,8 @@
 
 use std::{
     net::IpAddr,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
-    path::PathBuf,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
 };
 
 use aya::programs::{SkLookup, links::FdLink};
@@ -13,6 +13,8 @@ use crate::{
     Error, Kernel,
     load::{self, LOOKUP},
     registry::Outbound,
+    sys,
+    verify::ExpectedPod,
 };
 
 /// A pod to enrol.
@@ -125,9 +127,7 @@ impl Kernel {
             ref link,
             outbound,
         } = *enrolled;
-        self.listeners
-            .set(slot, &pod.listener.as_raw_fd(), 0)
-            .map_err(Error::map("LISTENERS"))?;
+        self.set_listener(enrolled, pod.listener)?;
         for ip in ips {
             self.pod_ips
                 .insert(
@@ -141,19 +141,41 @@ impl Kernel {
                 )
                 .map_err(Error::map("POD_IPS"))?;
         }
+        self.attach_lookup(pod.netns, cookie, link)?;
+        let flags = outbound.flags() | pod.dns.flags();
+        let inode = sys::inode(&pod.netns).map_err(Error::system("look at a network namespace"))?;
+        self.pods
+            .insert(cookie, maps::Pod { slot, flags }, 0)
+            .map_err(Error::map("PODS"))?;
+        let pod = ExpectedPod {
+            cookie,
+            inode,
+            link: link.clone(),
+            program: self.lookup_program,
+            slot,
+            flags,
+            ips: enrolled.ips().collect(),
+        };
+        self.expected.pods.insert(cookie, pod);
+        Ok(())
+    }
+
+    /// Attaches `sk_lookup` in a pod's network namespace, in place of what is pinned there.
+    pub(crate) fn attach_lookup(
+        &mut self,
+        netns: BorrowedFd<'_>,
+        cookie: u64,
+        link: &Path,
+    ) -> Result<(), Error> {
         let program: &mut SkLookup = load::program(&mut self.ebpf, LOOKUP)?;
         let attach_error = |source| Error::Attach {
             name: LOOKUP,
             target: format!("the pod's network namespace (cookie {cookie})"),
             source: Box::new(source),
         };
-        let id = program.attach(pod.netns.as_fd()).map_err(attach_error)?;
+        let id = program.attach(netns.as_fd()).map_err(attach_error)?;
         let attached: FdLink = program.take_link(id).map_err(attach_error)?.into();
-        load::pin_link(attached, link)?;
-        let flags = outbound.flags() | pod.dns.flags();
-        self.pods
-            .insert(cookie, maps::Pod { slot, flags }, 0)
-            .map_err(Error::map("PODS"))
+        load::pin_link(attached, link)
     }
 
     /// Says what becomes of a pod's DNS queries, from now on.
@@ -171,17 +193,23 @@ impl Kernel {
         mask: u32,
         flags: u32,
     ) -> Result<(), Error> {
-        let now = self.pods.get(&pod.cookie, 0).map_err(Error::map("PODS"))?;
-        let value = maps::Pod {
-            flags: now.flags & !mask | flags,
-            ..now
+        // Not what the map says: somebody else may have written there.
+        let Some(expected) = self.expected.pods.get_mut(&pod.cookie) else {
+            return Ok(());
         };
-        if now == value {
+        let flags = expected.flags & !mask | flags;
+        if expected.flags == flags {
             return Ok(());
         }
+        let value = maps::Pod {
+            slot: pod.slot,
+            flags,
+        };
         self.pods
             .insert(pod.cookie, value, 0)
-            .map_err(Error::map("PODS"))
+            .map_err(Error::map("PODS"))?;
+        expected.flags = flags;
+        Ok(())
     }
 
     /// Brings the addresses of an enrolled pod up to date.
@@ -210,11 +238,15 @@ impl Kernel {
             self.remove_ip(&ip, pod.cookie);
         }
         pod.ips = wanted;
+        if let Some(expected) = self.expected.pods.get_mut(&pod.cookie) {
+            expected.ips = pod.ips().collect();
+        }
         Ok(())
     }
 
     /// Withdraws a pod: its new connections are its own again. Outbound goes first.
     pub fn withdraw(&mut self, pod: EnrolledPod) {
+        self.expected.pods.remove(&pod.cookie);
         // Each step is independent, and missing entries are what is wanted.
         let _ = self.pods.remove(&pod.cookie);
         let _ = std::fs::remove_file(&pod.link);

@@ -12,6 +12,8 @@ use std::{
 
 /// `bpf(2)` command.
 const BPF_OBJ_GET: libc::c_long = 7;
+/// `bpf(2)` command.
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 /// `BPF_OBJ_GET` flag: the descriptor can only read the map.
 const BPF_F_RDONLY: u32 = 1 << 3;
 
@@ -40,6 +42,78 @@ pub(crate) fn open_pin(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     }
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The part of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` reads.
+#[repr(C)]
+struct GetInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_link_info`, with the part of its union that links of cgroups and of
+/// network namespaces have. aya shows none of it.
+#[repr(C)]
+#[derive(Default)]
+struct RawLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    target: [u32; 4],
+}
+
+/// `enum bpf_link_type`
+const LINK_CGROUP: u32 = 3;
+/// `enum bpf_link_type`
+const LINK_NETNS: u32 = 5;
+
+/// What a link attaches, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkInfo {
+    pub(crate) program: u32,
+    /// The id of the cgroup, or the inode of the network namespace; 0 when it is detached, or a link of
+    /// another kind.
+    pub(crate) target: u64,
+}
+
+/// Looks at a pinned link.
+pub(crate) fn link_info(path: &Path) -> io::Result<LinkInfo> {
+    let link = open_pin(path, false)?;
+    let mut info = RawLinkInfo::default();
+    let attr = GetInfo {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: mem::size_of::<RawLinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: `attr` and `info` live across the call; the kernel writes at most `info_len` bytes.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            &attr,
+            mem::size_of::<GetInfo>(),
+        )
+    };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [low, high, ..] = info.target;
+    let target = match info.kind {
+        LINK_CGROUP => u64::from(low) | u64::from(high) << 32,
+        LINK_NETNS => u64::from(low),
+        _ => 0,
+    };
+    Ok(LinkInfo {
+        program: info.prog_id,
+        target,
+    })
+}
+
+/// The inode behind a descriptor; a network namespace is known to its links by it.
+pub(crate) fn inode(fd: &impl AsFd) -> io::Result<u64> {
+    Ok(nix::sys::stat::fstat(fd)?.st_ino)
 }
 
 /// The cookie of the network namespace that a socket belongs to: unique since boot.

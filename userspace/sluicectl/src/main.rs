@@ -9,6 +9,7 @@ mod explain;
 mod rotate_root;
 mod show;
 mod status;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ enum Verb {
     Dump(dump::Arguments),
     RotateRoot(rotate_root::Arguments),
     Completion(completion::Arguments),
+    Trace(trace::Arguments),
 }
 
 /// What clap too returns for a command line that it does not understand.
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Dump(arguments) => dump::run(&arguments),
         Verb::RotateRoot(arguments) => rotate_root::run(&arguments),
         Verb::Completion(arguments) => completion::run(&arguments, Cli::command()),
+        Verb::Trace(arguments) => trace::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full, channel::Channel};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -30,6 +30,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub const TEXT: &str = "text/plain; charset=utf-8";
 pub const JSON: &str = "application/json";
+/// A JSON object a line.
+const NDJSON: &str = "application/x-ndjson";
 /// The content type of [`crate::metrics::Metrics::encode`].
 pub const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -77,13 +79,23 @@ pub fn parameter(query: &str, name: &str) -> Option<String> {
     pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
 }
 
+/// Lines that come as long as somebody reads them.
+pub type Lines = Channel<Bytes>;
+/// Where such lines are written.
+pub type LineSender = http_body_util::channel::Sender<Bytes>;
+
 type Handler = Arc<dyn Fn(Asked) -> BoxFuture<Reply> + Send + Sync>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Opener = Arc<dyn Fn(&str, LineSender) + Send + Sync>;
+
+/// How many pieces of a stream wait for its reader.
+const STREAM_BUFFER: usize = 64;
 
 /// What answers which path, by the one method that it is for.
 #[derive(Clone, Default)]
 pub struct Router {
     routes: BTreeMap<&'static str, (Method, Handler)>,
+    streams: BTreeMap<&'static str, Opener>,
 }
 
 impl Router {
@@ -119,6 +131,30 @@ impl Router {
     ) -> Self {
         let handler: Handler = Arc::new(move |asked| Box::pin(ready(handler(&asked.query))));
         self.route(Method::POST, path, handler)
+    }
+
+    /// Answers `GET path` with lines of JSON that have no end: `open` is called with the query, and begins
+    /// a task that writes them. Writing fails when nobody reads any more.
+    pub fn stream(
+        mut self,
+        path: &'static str,
+        open: impl Fn(&str, LineSender) + Send + Sync + 'static,
+    ) -> Self {
+        self.streams.insert(path, Arc::new(open));
+        self
+    }
+
+    /// The answer to a request for a path that streams, if it is one.
+    fn open(&self, method: &Method, path: &str, query: &str) -> Option<Response<Lines>> {
+        let open = self.streams.get(path).filter(|_| method == Method::GET)?;
+        let (sender, lines) = Channel::new(STREAM_BUFFER);
+        open(query, sender);
+        let mut response = Response::new(lines);
+        let content_type = header::HeaderValue::from_static(NDJSON);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        Some(response)
     }
 
     fn answer(
@@ -220,11 +256,14 @@ async fn serve_connection(stream: TcpStream, router: &Router) {
             accept: accept.unwrap_or_default().to_owned(),
         };
         async move {
-            Ok::<_, Infallible>(
-                router
+            let stream = router.open(request.method(), request.uri().path(), &asked.query);
+            Ok::<_, Infallible>(match stream {
+                Some(stream) => stream.map(Either::Right),
+                None => router
                     .reply(request.method(), request.uri().path(), asked)
-                    .await,
-            )
+                    .await
+                    .map(Either::Left),
+            })
         }
     });
     let served = http1::Builder::new()

@@ -3,7 +3,8 @@
 use std::{io, sync::Arc};
 
 use rustls::{
-    ClientConfig, CommonState, Error, ExtractedSecrets, ServerConfig, SupportedCipherSuite,
+    CipherSuite, ClientConfig, CommonState, Error, ExtractedSecrets, NamedGroup, ProtocolVersion,
+    ServerConfig, SupportedCipherSuite,
     client::{ClientConnectionData, UnbufferedClientConnection},
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
@@ -21,12 +22,34 @@ use super::{Opener, Sealer, Secrets};
 /// What a peer may have said without ending its handshake, in bytes.
 const MOST: usize = 256 << 10;
 
+/// What both ends of a handshake have agreed on, in the names of rustls.
+#[derive(Clone, Copy, Debug)]
+pub struct Negotiated {
+    pub version: Option<ProtocolVersion>,
+    pub cipher: Option<CipherSuite>,
+    /// Of the key exchange.
+    pub group: Option<NamedGroup>,
+}
+
+impl Negotiated {
+    fn of(tls: &CommonState) -> Self {
+        Self {
+            version: tls.protocol_version(),
+            cipher: tls.negotiated_cipher_suite().map(|suite| suite.suite()),
+            group: tls
+                .negotiated_key_exchange_group()
+                .map(|group| group.name()),
+        }
+    }
+}
+
 /// A connection whose peer has proven itself.
 #[derive(Debug)]
 pub(crate) struct Established {
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
     pub(crate) secrets: Secrets,
+    pub(crate) negotiated: Negotiated,
     /// The peer's chain.
     pub(crate) certificates: Vec<CertificateDer<'static>>,
     /// What the peer has said already.
@@ -162,11 +185,13 @@ async fn establish<H: Handshake>(tcp: &mut TcpStream, mut tls: H) -> io::Result<
     }
     let certificates = tls.common().peer_certificates();
     let certificates = certificates.unwrap_or_default().to_vec();
+    let negotiated = Negotiated::of(tls.common());
     let (secrets, next, suite) = tls.finish().map_err(invalid)?;
     Ok(Established {
         sealer: Sealer::new(secrets.tx, suite).map_err(invalid)?,
         opener: Opener::new(secrets.rx).map_err(invalid)?,
         secrets: next,
+        negotiated,
         certificates,
         said,
         records,

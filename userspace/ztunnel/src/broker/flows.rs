@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     os::fd::AsFd as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Result;
@@ -14,20 +17,51 @@ use sluice_kernel::EventReader;
 
 use crate::link::{
     Link, ToWorker,
-    message::{Ending, Flow, FlowEnd, MAX_FLOWS},
+    message::{Ending, Flow, FlowEnd, KernelEvent, MAX_FLOWS},
 };
 
 /// Whom flows are told to: the worker that runs.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Flows(Arc<Mutex<Option<Arc<Link>>>>);
+pub(super) struct Flows {
+    worker: Arc<Mutex<Option<Arc<Link>>>>,
+    /// Whether it wants to be told of all events, since somebody traces.
+    traced: Arc<AtomicBool>,
+}
 
 impl Flows {
     pub(super) fn tell_to(&self, worker: Option<Arc<Link>>) {
         *self.worker() = worker;
     }
 
+    /// Says whether somebody traces.
+    pub(super) fn trace(&self, on: bool) {
+        self.traced.store(on, Ordering::Relaxed);
+    }
+
+    /// Passes events on; returns how many were lost.
+    fn tell_events(&self, events: &[KernelEvent], log: &[String], lost: u64) -> u64 {
+        let Some(worker) = self.worker().clone() else {
+            return 0;
+        };
+        let events = events.chunks(MAX_FLOWS).map(|some| (some, &[][..]));
+        let all = events.chain(log.chunks(MAX_FLOWS).map(|some| (&[][..], some)));
+        let mut lost = lost;
+        for (events, log) in all {
+            let message = ToWorker::KernelEvents {
+                events: events.to_vec(),
+                log: log.to_vec(),
+                lost,
+            };
+            match worker.send(&message, &[]) {
+                Ok(()) => lost = 0,
+                Err(_) => lost += (events.len() + log.len()) as u64,
+            }
+        }
+        lost
+    }
+
     fn worker(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, flows: &[Flow]) {
@@ -50,16 +84,31 @@ pub(super) fn read(mut reader: EventReader, flows: Flows) -> Result<std::io::Pip
     std::thread::Builder::new()
         .name("events".into())
         .spawn(move || {
+            let mut lost = 0;
             let mut hear = || {
                 let mut news = News::default();
+                let (mut traced, mut log_lines) = (Vec::new(), Vec::new());
+                // Asked for each: it may begin while nothing is said.
+                let is_traced = || flows.traced.load(Ordering::Relaxed);
+                let on_line = |line| {
+                    if is_traced() {
+                        log_lines.push(line);
+                    }
+                };
                 let on_event = |event: &Event| {
                     log(event);
+                    if is_traced() {
+                        traced.push(KernelEvent::from(event));
+                    }
                     if let Some(flow) = flow(event) {
                         news.add(flow);
                     }
                 };
-                let goes_on = reader.wait(stop.as_fd(), on_event).unwrap_or(false);
+                let goes_on = reader
+                    .wait(stop.as_fd(), on_event, on_line)
+                    .unwrap_or(false);
                 flows.tell(&news.flows);
+                lost = flows.tell_events(&traced, &log_lines, lost);
                 goes_on
             };
             while hear() {}

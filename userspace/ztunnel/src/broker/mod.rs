@@ -4,6 +4,7 @@
 //! fixed messages of its own worker. One thread owns all state and takes [`Event`]s; the others
 //! only wait for something and report it.
 
+mod audit;
 mod crl;
 mod durable;
 mod egress;
@@ -99,6 +100,11 @@ enum Event {
         /// As above.
         _pending: mpsc::Sender<()>,
     },
+    /// Whether somebody traces.
+    Trace {
+        pid: u32,
+        on: bool,
+    },
     Stop,
 }
 
@@ -129,7 +135,9 @@ pub fn run(config: Config) -> Result<()> {
     let _directory = watch_pods(&config, events.clone())?;
     let mut broker = Broker {
         pods: Pods::new(kernel, &config)?,
-        worker: Worker::new(&config, events, flows)?,
+        worker: Worker::new(&config, events, flows.clone())?,
+        flows,
+        events: config.events,
     };
     tracing::info!(node = config.node, "broker started");
     broker.worker.start(&broker.pods)?;
@@ -157,6 +165,9 @@ pub fn run(config: Config) -> Result<()> {
 struct Broker {
     pods: Pods,
     worker: Worker,
+    flows: flows::Flows,
+    /// Whether events are wanted when nobody traces.
+    events: Events,
 }
 
 impl Broker {
@@ -170,6 +181,12 @@ impl Broker {
             Event::WorkerExited { pid, status } => {
                 self.worker.exited(pid, &status);
                 self.pods.orphan();
+                self.trace(false);
+            }
+            Event::Trace { pid, on } => {
+                if self.worker.is_running(pid) {
+                    self.trace(on);
+                }
             }
             // A worker that is gone may have left something to say.
             Event::Egress { pid, news, .. } => {
@@ -190,6 +207,15 @@ impl Broker {
                 }
             }
             Event::Stop => {}
+        }
+    }
+
+    /// Has the programs tell of connections, and the worker hear of it, while somebody traces.
+    fn trace(&mut self, on: bool) {
+        self.flows.trace(on);
+        let events = if on { Events::On } else { self.events };
+        if let Err(error) = self.pods.set_events(events) {
+            tracing::warn!(%error, "events of the kernel cannot be turned on or off");
         }
     }
 

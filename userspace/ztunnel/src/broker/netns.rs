@@ -5,11 +5,11 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rustix::thread::LinkNameSpaceType;
 use sluice_kernel::ports;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -23,6 +23,7 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug)]
 pub(super) struct Netns {
     file: File,
+    pub(super) path: PathBuf,
     pub(super) cookie: u64,
 }
 
@@ -31,12 +32,10 @@ impl Netns {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path)
             .with_context(|| format!("open the network namespace {}", path.display()))?;
-        let cookie = within(&file, || {
-            let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
-            Ok(sluice_kernel::netns_cookie(&probe)?)
-        })
-        .with_context(|| format!("{} is not a network namespace", path.display()))?;
-        Ok(Self { file, cookie })
+        let cookie = sluice_kernel::cookie_of(&file)
+            .with_context(|| format!("{} is not a network namespace", path.display()))?;
+        let path = path.to_owned();
+        Ok(Self { file, path, cookie })
     }
 
     /// Every address in the namespace but loopback's.
@@ -98,15 +97,9 @@ fn enter(netns: &File) -> io::Result<()> {
     )?)
 }
 
-/// Runs something inside a namespace, on a thread that ends with it: a thread that failed to come
-/// back would do its next work in the wrong place.
+/// Runs something inside a namespace, on a thread that ends with it.
 fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let inside = || {
-        enter(netns).context("enter the network namespace")?;
-        work()
-    };
-    let result = std::thread::scope(|scope| scope.spawn(inside).join());
-    result.unwrap_or_else(|_| bail!("work inside a network namespace panicked"))
+    sluice_kernel::within(netns, work).context("enter the network namespace")?
 }
 
 fn listener_set() -> Result<Vec<(Listener, OwnedFd)>> {

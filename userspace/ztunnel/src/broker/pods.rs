@@ -1,22 +1,25 @@
 //! The pods of this node that are, or are just leaving, the mesh.
 
+mod repair;
+
 use std::{
     collections::BTreeMap,
     fs,
     net::IpAddr,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use sluice_kernel::{Dns, EnrolledPod, Kernel, Outbound, PodSpec, SocketMapFds};
+use sluice_kernel::{Dns, EnrolledPod, Events, Kernel, Outbound, PodSpec, SocketMapFds};
 use sluice_model::Name;
 use sluice_objects::enrolment::Enrolment;
 
 use super::{
-    egress::Egress, neighbours::Neighbours, netns::Netns, supply::Namespaces, worker::Worker,
+    audit::Audit, egress::Egress, neighbours::Neighbours, netns::Netns, supply::Namespaces,
+    worker::Worker,
 };
 use crate::{
     link::{self, PodId, PodInfo, message::Listener},
@@ -48,6 +51,7 @@ pub(super) struct Pods {
     neighbours: Neighbours,
     /// Says to operators what is enrolled: a line for each pod.
     report: PathBuf,
+    audit: Audit,
     next_id: u32,
 }
 
@@ -87,12 +91,18 @@ impl Pods {
             wanted: Vec::new(),
             failures: BTreeMap::new(),
             report: config.run_dir.join("pods"),
+            audit: Audit::new(config),
             next_id: 1,
         })
     }
 
     pub(super) fn socket_maps(&self) -> Result<SocketMapFds> {
         Ok(self.kernel.socket_maps()?)
+    }
+
+    /// Whether the programs tell of each connection.
+    pub(super) fn set_events(&mut self, events: Events) -> Result<(), sluice_kernel::Error> {
+        self.kernel.set_events(events)
     }
 
     /// The kernel's counters, to be read only.
@@ -121,6 +131,11 @@ impl Pods {
     pub(super) fn orphan(&mut self) {
         self.neighbours.orphan();
         self.egress.orphan();
+    }
+
+    /// For a worker that starts: how much was found that was not as it must be.
+    pub(super) fn drift(&self) -> link::ToWorker {
+        self.audit.message()
     }
 
     /// Brings what goes straight from pod to pod in step with the pods.
@@ -162,8 +177,10 @@ impl Pods {
         }
     }
 
-    /// Lets go of pods that have left, tries again what failed, and follows changes of addresses.
+    /// Puts right what is not as it must be, lets go of pods that have left, tries again what failed,
+    /// and follows changes of addresses.
     pub(super) fn tick(&mut self, worker: &Worker) {
+        self.audit(worker);
         let gone: Vec<Key> = self
             .pods
             .iter()
@@ -188,7 +205,8 @@ impl Pods {
     }
 
     /// `NAMESPACE/NAME STATE`, where the state is `enrolled`, `leaving`, or `failed: WHY`.
-    fn write_report(&self) {
+    fn write_report(&mut self) {
+        self.audit.write(self.kernel.expected(), self.pods.values());
         let mut text = String::new();
         for ((namespace, name), record) in &self.pods {
             let state = match record.membership {
@@ -374,11 +392,20 @@ impl PodRecord {
         (self.same_node && routable(&ips) == self.info.ips).then_some(enrolled)
     }
 
+    pub(super) fn is_enrolled(&self) -> bool {
+        matches!(self.membership, Membership::Enrolled(_))
+    }
+
+    /// The listener that inbound plaintext is steered to.
+    fn listener(&self) -> Result<BorrowedFd<'_>> {
+        plaintext(&self.listeners)
+    }
+
     fn has_left(&self) -> bool {
         matches!(self.membership, Membership::Leaving(since) if since.elapsed() > LINGER)
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("{}/{}", self.info.namespace, self.info.name)
     }
 }
@@ -394,23 +421,23 @@ fn enrol(
     listeners: &[Vec<(Listener, OwnedFd)>],
     (outbound, dns): (Outbound, Dns),
 ) -> Result<EnrolledPod> {
-    let plaintext = |(kind, fd): &(Listener, OwnedFd)| {
-        (*kind == Listener::Plaintext).then(|| fd.as_fd().try_clone_to_owned())
-    };
-    let listener = listeners
-        .iter()
-        .flatten()
-        .find_map(plaintext)
-        .context("no thread has a listener for plaintext")??;
     let spec = PodSpec {
         netns: netns.as_fd(),
         cookie: netns.cookie,
         ips,
-        listener: listener.as_fd(),
+        listener: plaintext(listeners)?,
         outbound,
         dns,
     };
     Ok(kernel.enrol(&spec)?)
+}
+
+/// The listener that inbound plaintext is steered to, of all threads'.
+fn plaintext(listeners: &[Vec<(Listener, OwnedFd)>]) -> Result<BorrowedFd<'_>> {
+    let mut all = listeners.iter().flatten();
+    let found = all.find(|(kind, _)| *kind == Listener::Plaintext);
+    let (_, fd) = found.context("no thread has a listener for plaintext")?;
+    Ok(fd.as_fd())
 }
 
 /// The addresses that name the pod to others.

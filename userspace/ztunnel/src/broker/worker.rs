@@ -17,6 +17,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use sluice_kernel::verify::Ledger;
 
 use super::{
     Config, Event,
@@ -106,7 +107,7 @@ impl Worker {
         for pod in pods.records() {
             running.add_pod(pod);
         }
-        for message in pods.inheritance() {
+        for message in pods.inheritance().into_iter().chain([pods.drift()]) {
             running.tell(&running.link, &message, &[]);
         }
         self.flows.tell_to(Some(running.link.clone()));
@@ -166,6 +167,13 @@ impl Worker {
     pub(super) fn add_pod(&self, pod: &PodRecord) {
         if let Some(running) = &self.running {
             running.add_pod(pod);
+        }
+    }
+
+    /// Tells the worker something that the next one is told at its start.
+    pub(super) fn tell(&self, message: &ToWorker) {
+        if let Some(running) = &self.running {
+            running.tell(&running.link, message, &[]);
         }
     }
 
@@ -247,7 +255,7 @@ impl Worker {
             // It holds nothing that outlives it: what it carried ends with the mesh.
             let _ = kill(Pid::from_raw(running.pid as i32), Signal::SIGKILL);
         }
-        for name in ["worker.pid", "broker.pid", "pods"] {
+        for name in ["worker.pid", "broker.pid", "pods", Ledger::FILE] {
             let _ = fs::remove_file(self.config.run_dir.join(name));
         }
     }
@@ -259,6 +267,9 @@ fn hear(pid: u32, received: Received<ToBroker>, events: &Sender<Event>) {
     match received.message {
         ToBroker::Ready => {
             let _ = events.send(Event::WorkerReady { pid });
+        }
+        ToBroker::Trace(on) => {
+            let _ = events.send(Event::Trace { pid, on });
         }
         ToBroker::Egress(news) => {
             let (_pending, done) = mpsc::channel();

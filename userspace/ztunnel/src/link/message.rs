@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use sluice_abi::event;
+use sluice_kernel::{Reason, verify::Check};
 use sluice_model::Name;
 
 /// A pod, for as long as it is in the mesh; a pod that leaves and comes back gets another.
@@ -113,6 +115,15 @@ pub enum ToWorker {
     Neighbours(Neighbours),
     /// What became of connections that went straight, from pod to pod or out of the mesh, in order.
     Flows(Vec<Flow>),
+    /// What the kernel has seen and logged, while somebody traces, and how many events are lost between these and
+    /// those before.
+    KernelEvents {
+        events: Vec<KernelEvent>,
+        log: Vec<String>,
+        lost: u64,
+    },
+    /// What was found in the kernel that was not as it must be: all of it, whenever that changes.
+    Drift(Vec<Deviation>),
     /// Answers [`ToBroker::NeedControl`], in the order of the questions: with a connected socket, or
     /// with the reason why there is none.
     Control(Result<(), String>),
@@ -141,6 +152,8 @@ pub enum ToBroker {
     NeedControl(usize),
     Egress(Egress),
     Neighbours(Neighbours),
+    /// Whether somebody traces, and wants to be told of the kernel's events.
+    Trace(bool),
     /// With the descriptor of what is kept for the next worker, as [`super::memory`] makes it.
     Keep(Memory),
 }
@@ -206,6 +219,63 @@ pub struct Flow {
     /// When it was established, if that is told with its end.
     pub since: Option<u64>,
     pub end: Option<FlowEnd>,
+}
+
+/// An event of the eBPF programs: [`sluice_abi::event::Event`], for a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelEvent {
+    /// Nanoseconds since boot.
+    pub time: u64,
+    pub netns: u64,
+    pub socket: u64,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    kind: u32,
+    reason: u32,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// In microseconds.
+    pub srtt: u32,
+    pub retransmits: u32,
+}
+
+impl KernelEvent {
+    pub fn kind(&self) -> Option<event::Kind> {
+        event::Kind::from_u32(self.kind)
+    }
+
+    /// The reason of a verdict.
+    pub fn reason(&self) -> Option<Reason> {
+        Reason::from_u32(self.reason)
+    }
+}
+
+impl From<&event::Event> for KernelEvent {
+    fn from(event: &event::Event) -> Self {
+        Self {
+            time: event.time,
+            netns: event.netns,
+            socket: event.socket,
+            local: event.local.into(),
+            remote: event.remote.into(),
+            kind: event.kind,
+            reason: event.reason,
+            bytes_sent: event.bytes_sent,
+            bytes_received: event.bytes_received,
+            srtt: event.srtt,
+            retransmits: event.retransmits,
+        }
+    }
+}
+
+/// What has come of a check of the kernel's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deviation {
+    pub check: Check,
+    /// How many there were when it was made the last time.
+    pub found: u32,
+    /// How many were put right since the broker started.
+    pub healed: u64,
 }
 
 /// How such a connection ended.

@@ -23,11 +23,13 @@ use super::{
     admin::Operators,
     connections::{self, Questions},
     dial::ByBroker,
+    drift::DriftMetrics,
     egress, memory,
     memory::Memories,
     neighbours::{self, Member, Neighbourhood, Wishes},
     shard,
     straight::Straight,
+    trace::{self, Trace},
 };
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
 
@@ -79,7 +81,9 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         cluster: settings.cluster.clone(),
     };
     let (wishes, wished) = neighbours::wishes();
-    let (client, shared) = share(settings, control_plane, memories.mesh.take(), wishes)?;
+    let counters = Arc::new(counters);
+    let trace = Arc::new(Trace::new(counters.clone()));
+    let (client, shared) = share(settings, control_plane, memories.mesh.take(), wishes, trace)?;
     show_verdicts(&shared.metrics, counters);
     let readiness = Readiness::default();
     let mesh = readiness.pending("the control plane's first answer (there is no snapshot)");
@@ -102,6 +106,8 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
     };
     operators.start().await?;
     tokio::spawn(client.run());
+    tokio::spawn(trace::remember(shared.trace.clone()));
+    tokio::spawn(ask_for_events(shared.clone(), link.clone()));
     let mut failures = start_shards(threads.into_iter().zip(questions), &shared)?;
     let broker = Broker {
         link,
@@ -140,6 +146,7 @@ fn share(
     control_plane: ControlPlane,
     snapshot: Option<Snapshot>,
     wishes: Wishes,
+    trace: Arc<Trace>,
 ) -> Result<(Client, Arc<Shared>)> {
     let validity = Duration::from_secs(settings.certificate_ttl);
     let addresses = control_plane.addresses.clone();
@@ -171,6 +178,7 @@ fn share(
         metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
         settings,
         wishes,
+        trace,
     };
     Ok((client, Arc::new(shared)))
 }
@@ -194,7 +202,7 @@ fn explain(shared: &Shared, readiness: &Readiness) {
 }
 
 /// Shows what the kernel decided by itself.
-fn show_verdicts(metrics: &Metrics, counters: Counters) {
+fn show_verdicts(metrics: &Metrics, counters: Arc<Counters>) {
     let read = move || match counters.read() {
         Ok(counts) => counts
             .into_iter()
@@ -261,6 +269,7 @@ impl Broker {
         mut straight: Straight,
     ) -> Result<()> {
         let mut identities = Identities::default();
+        let drift = DriftMetrics::register(&shared.metrics);
         let mut needed: HashMap<PodId, Needed> = HashMap::new();
         loop {
             let received = self
@@ -310,6 +319,16 @@ impl Broker {
                 }
                 ToWorker::Neighbours(news) => self.neighbourhood.inherit(news),
                 ToWorker::Flows(flows) => straight.hear(flows, shared, &self.neighbourhood),
+                ToWorker::KernelEvents { events, log, lost } => {
+                    let members = self.neighbourhood.members.borrow();
+                    shared.trace.tell_kernel(events, log, lost, |event| {
+                        let here = || members.at(event.local.ip());
+                        let member = members.in_netns(event.netns).or_else(here)?;
+                        let (namespace, name) = (&member.info.namespace, &member.info.name);
+                        Some(format!("{namespace}/{name}").into())
+                    });
+                }
+                ToWorker::Drift(deviations) => drift.hear(&deviations),
                 ToWorker::Revocations => revoke(shared, received.fds),
                 ToWorker::Control(result) => self.dial.answer(result, received.fds),
                 ToWorker::Start(_)
@@ -317,6 +336,17 @@ impl Broker {
                 | ToWorker::Memories(_)
                 | ToWorker::Sockets { .. } => {}
             }
+        }
+    }
+}
+
+/// Has the broker tell of the kernel's events while somebody traces.
+async fn ask_for_events(shared: Arc<Shared>, link: Arc<AsyncLink>) {
+    let mut wanted = shared.trace.wanted();
+    while wanted.changed().await.is_ok() {
+        let on = *wanted.borrow_and_update();
+        if let Err(error) = link.send_when_room(&ToBroker::Trace(on), &[]).await {
+            tracing::warn!(%error, "the broker does not hear whether somebody traces");
         }
     }
 }

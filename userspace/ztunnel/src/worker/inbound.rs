@@ -9,7 +9,10 @@ use std::{
 use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, Incoming, ServeError, Session};
 use sluice_model::{Name, ServiceKey, TrustDomain, Workload, admission::Refusal as Unasked};
-use sluice_telemetry::metrics::{Denial, Phase, Reporter};
+use sluice_telemetry::{
+    metrics::{Denial, Phase, Reporter},
+    trace::{Kind, Step},
+};
 use sluice_xds::{Key, Unanswered};
 use tokio::{net::TcpStream, task::spawn_local};
 
@@ -125,6 +128,19 @@ fn log_broken_tunnel(shard: &Shard, error: &Broken, peer: SocketAddr, local: Soc
         let metrics = shard.shared.metrics.policy();
         metrics.denied(Reporter::Destination, &Denial::Revoked, Phase::New);
     }
+    if shard.shared.trace.is_heard() {
+        let step = Step {
+            step: Kind::End,
+            direction: Some("inbound".to_owned()),
+            verdict: Some("failed".to_owned()),
+            client: Some(peer),
+            destination: Some(local),
+            reason: Some(error.to_string()),
+            ..Step::default()
+        };
+        let trace = &shard.shared.trace;
+        trace.tell(trace.number(), None, step);
+    }
     tracing::event!(
         target: sluice_telemetry::access::TARGET,
         tracing::Level::WARN,
@@ -145,6 +161,7 @@ async fn stream(
     let error = match reached {
         Ok((tcp, flow, baggage)) => match incoming.accept(&baggage) {
             Ok(stream) => {
+                report.dialled(&pod, &tcp);
                 report.opened();
                 spawn_local(carry::through(stream, tcp, flow, report));
                 return;

@@ -11,6 +11,7 @@ mod connections;
 mod control;
 mod dial;
 mod dns;
+mod drift;
 mod egress;
 mod failure;
 mod flows;
@@ -26,6 +27,7 @@ mod resolver;
 mod review;
 mod shard;
 mod straight;
+mod trace;
 mod words;
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
@@ -41,6 +43,7 @@ use tokio::sync::Notify;
 use memory::Memories;
 use neighbours::Wishes;
 use pods::Pod;
+use trace::Trace;
 
 use crate::link::{Link, Received, Settings, ToWorker};
 
@@ -63,6 +66,7 @@ struct Shared {
     identities: Manager,
     metrics: Arc<Metrics>,
     wishes: Wishes,
+    trace: Arc<Trace>,
 }
 
 impl Shared {

@@ -25,6 +25,7 @@ use super::{
     report::Report,
     resolver,
     shard::Shard,
+    trace::End,
     words,
 };
 use crate::link::Family;
@@ -96,6 +97,7 @@ pub(super) async fn connect(
     let ip = pod.ip(Family::of(orig.0.ip())).unwrap_or_else(|| peer.ip());
     let client = SocketAddr::new(ip, peer.port());
     let mut report = Box::new(Report::outbound(&shard.shared, &pod, client, orig.0));
+    report.accepted(End::new(pod.info.netns, peer));
     // What the connection goes to stays known for as long as it lasts.
     let mut needed = Vec::new();
     match reach(&shard, &pod, client, orig, &mut needed, &mut report).await {
@@ -105,6 +107,7 @@ pub(super) async fn connect(
         }
         Ok(Reached::Tunnel(opened, flow)) => {
             report.peer(&pod.identity, opened.peer.identity());
+            report.tunnel(&opened);
             report.opened();
             let flow = flow.needing(needed);
             spawn_local(carry::through(opened.stream, tcp, flow, report));

@@ -24,6 +24,7 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: StdStream, peer: 
     let mut report = Box::new(Report::plaintext(&shard.shared, &pod, peer, destination));
     match reach(&shard, &pod, peer, destination, &mut report).await {
         Ok((application, flow)) => {
+            report.dialled(&pod, &application);
             report.opened();
             spawn_local(carry::join(application, tcp, flow, report));
         }

@@ -1,11 +1,14 @@
 //! What is told about a connection when it ends: one line in the access log, and metrics.
 
+mod steps;
+
 use std::{
+    cell::Cell,
     fmt,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use sluice_hbone::{Baggage, Incoming, Meter};
@@ -20,9 +23,12 @@ use sluice_telemetry::{
         self, ConnectionMetrics, Denial, Reporter, ResponseFlags, Security, ServiceLabels,
         TcpLabels,
     },
+    trace::{Kind, Step},
 };
 
-use super::{Shared, failure::Failure, neighbours::Member, pods::Pod};
+use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, trace};
+
+pub(super) use steps::Ended;
 
 /// The target of what policies have to say besides their decision, for log filters.
 const POLICY: &str = "policy";
@@ -45,6 +51,8 @@ pub(super) struct Report {
     /// The rule that decided.
     rule: Option<RuleId>,
     open: Option<ConnectionMetrics>,
+    /// By which it is traced; 0 as long as nobody does.
+    number: Cell<u64>,
     /// Counts the bytes while they flow.
     pub(super) meter: Rc<Meter>,
 }
@@ -100,6 +108,7 @@ impl Report {
             path: None,
             rule: None,
             open: None,
+            number: Cell::new(0),
             meter: Rc::default(),
         }
     }
@@ -135,6 +144,7 @@ impl Report {
         if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
             report.addressed(host.as_str().into());
         }
+        report.came(pod, Some(&incoming.negotiated));
         report
     }
 
@@ -147,6 +157,7 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, destination);
         report.destination.pod = pod.info.name.clone();
+        report.came(pod, None);
         report
     }
 
@@ -253,6 +264,7 @@ impl Report {
             self.destination.describe(workload);
         }
         self.service = service.map(ServiceLabels::from).unwrap_or_default();
+        self.leaves("in plaintext");
     }
 
     /// The connection leaves through a tunnel.
@@ -265,6 +277,7 @@ impl Report {
             .as_deref()
             .map(ServiceLabels::from)
             .unwrap_or_default();
+        self.leaves("through a tunnel");
     }
 
     /// Mutual TLS with the destination stands.
@@ -284,6 +297,7 @@ impl Report {
         let metrics = self.shared.metrics.policy();
         let Judgement { decision, dry_run } = judgement;
         self.rule = decision.rule().cloned();
+        self.decided(decision);
         let to = connection.destination;
         if let Some(dry_run) = dry_run {
             metrics.dry_run(decision, dry_run);
@@ -305,6 +319,14 @@ impl Report {
 
     /// From here on bytes may flow.
     pub(super) fn opened(&mut self) {
+        self.count();
+        self.tell(None, || Step {
+            step: Kind::Open,
+            ..Step::default()
+        });
+    }
+
+    fn count(&mut self) {
         let labels = TcpLabels {
             reporter: self.reporter(),
             source: self.source.labels.clone(),
@@ -327,7 +349,7 @@ impl Report {
     pub(super) fn finish(mut self, failure: Option<Failure>) {
         if self.open.is_none() {
             // Also one that never came to carry a byte is counted.
-            self.opened();
+            self.count();
         }
         let (from_client, to_client) = match self.direction {
             // Outbound, our TCP connection is the client's; inbound, the server's.
@@ -366,5 +388,30 @@ impl Report {
                 .map(|failure| &failure.text as &dyn fmt::Display),
         }
         .emit();
+        let connection = self.number.get();
+        let ended = Ended {
+            direction: self.direction,
+            duration: self.since.elapsed(),
+            source: self.source,
+            destination: self.destination,
+            hbone: self.hbone,
+            service: self.service.hostname,
+            path: self.path,
+            rule: self.rule,
+            sent: from_client,
+            received: to_client,
+            denied: failure
+                .as_ref()
+                .is_some_and(|failure| failure.denial.is_some()),
+            error: failure.map(|failure| failure.text),
+        };
+        if self.shared.trace.is_heard() {
+            self.shared.trace.tell(connection, None, ended.step());
+        }
+        trace::keep(trace::Past {
+            at: SystemTime::now(),
+            connection,
+            ended,
+        });
     }
 }

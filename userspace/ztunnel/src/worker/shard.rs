@@ -25,7 +25,7 @@ use super::{
     inbound, outbound, plaintext,
     pods::{Pod, Table},
     resolver::Resolver,
-    review,
+    review, trace,
 };
 use crate::link::{AsyncLink, Link, PodId, PodInfo, Received, ToWorker, message::Listener};
 
@@ -82,6 +82,7 @@ pub(super) fn run(link: Link, shared: Arc<Shared>, questions: Questions) -> Resu
             pods: Table::default(),
             departed: RefCell::default(),
         });
+        spawn_local(trace::remember(shard.shared.trace.clone()));
         spawn_local(sweep(shard.clone()));
         spawn_local(review::follow(shard.clone()));
         spawn_local(connections::answer(shard.clone(), questions));
@@ -122,6 +123,8 @@ impl Shard {
             | ToWorker::Memories(_)
             | ToWorker::Neighbours(_)
             | ToWorker::Flows(_)
+            | ToWorker::Drift(_)
+            | ToWorker::KernelEvents { .. }
             | ToWorker::Control(_)
             | ToWorker::Credentials { .. }
             | ToWorker::Revocations => {}

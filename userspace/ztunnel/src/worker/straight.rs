@@ -89,6 +89,7 @@ impl Ends {
         let mesh = shared.mesh.load();
         if flow.outside {
             let mut source = Report::outside(shared, client, flow.client, flow.server);
+            source.is_socket(flow.socket);
             source.source(mesh.workload(&client.uid));
             return Some(Self {
                 source,
@@ -113,6 +114,7 @@ impl Ends {
         };
         let report = |direction| {
             let mut report = Report::straight(shared, direction, flow.client, flow.server);
+            report.is_socket(flow.socket);
             report.proven(client, server, service.as_deref());
             report.source(mesh.workload(&client.uid));
             if let Some(workload) = mesh.workload(&server.uid) {
