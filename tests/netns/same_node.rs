@@ -242,7 +242,7 @@ fn the_log_and_the_metrics_tell_of_both_ends() {
             (
                 "error",
                 &format!(
-                    "connect to {}:8080: refused, or no answer",
+                    "connect to {}:8080: refused, or no answer; does the application listen there?",
                     stage.server.v4()
                 ),
             ),

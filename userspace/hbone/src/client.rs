@@ -36,6 +36,8 @@ pub(crate) struct Tunnel {
     peer: Rc<Peer>,
     /// When the first of both certificates expires.
     expires: SystemTime,
+    /// Tells whoever watches that the tunnel is there.
+    pub(crate) watch: Option<Box<dyn std::fmt::Debug>>,
 }
 
 impl Tunnel {
@@ -69,6 +71,7 @@ impl Tunnel {
             status,
             expires: expires.min(peer.not_after()),
             peer: Rc::new(peer),
+            watch: None,
         })
     }
 

@@ -29,6 +29,6 @@ pub use code::ErrorCode;
 pub use engine::{Engine, Listener};
 pub use error::{OpenError, TunnelError};
 pub use frame::Violation;
-pub use pool::{Idle, Opened, Pool, TunnelKey};
-pub use request::{Baggage, ConnectRequest, ForwardedFor};
+pub use pool::{Idle, Opened, Pool, TunnelKey, Watch};
+pub use request::{Baggage, ConnectRequest, ForwardedFor, Traceparent};
 pub use server::{Incoming, ServeError, Session};

@@ -7,6 +7,7 @@ mod counters;
 mod diag;
 mod error;
 mod events;
+mod flow_stats;
 mod load;
 mod neighbours;
 mod pins;
@@ -18,12 +19,14 @@ mod sys;
 pub use counters::Counters;
 pub use error::Error;
 pub use events::{EventReader, Events};
+pub use flow_stats::FlowCounters;
 pub use load::{Config, Kernel};
 pub use neighbours::{StraightConnections, Way};
 pub use pins::cleanup;
 pub use pods::{Dns, EnrolledPod, PodSpec};
 pub use registry::Outbound;
 pub use sluice_abi::{
+    flows::{FlowPath, FlowStats},
     maps::{MAX_DIALS, MAX_RANGES, MAX_REGISTRY},
     ports,
     verdict::Reason,

@@ -4,5 +4,7 @@ pub mod access;
 mod log;
 pub mod metrics;
 pub mod serve;
+mod share;
+pub mod spans;
 
-pub use log::{Error, LineFormat, init_logging};
+pub use log::{Error, LineFormat, Log, init_logging};

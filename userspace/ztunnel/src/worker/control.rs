@@ -12,9 +12,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use sluice_identity::{Addresses, CaClient, ControlPlane, Live, Manager, RevocationLists};
-use sluice_kernel::Counters;
+use sluice_kernel::{Counters, FlowCounters};
 use sluice_model::{SpiffeId, Uid};
-use sluice_telemetry::{metrics::Metrics, serve::Readiness};
+use sluice_telemetry::{
+    access::{Filter, Lines},
+    metrics::Metrics,
+    serve::Readiness,
+};
 use sluice_xds::{Client, Key, Needed, OnDemand, Snapshot};
 use tokio::sync::{mpsc, watch};
 
@@ -24,10 +28,13 @@ use super::{
     egress, memory,
     memory::Memories,
     neighbours::{self, Member, Neighbourhood, Wishes},
-    shard,
+    numbers, shard, spans,
     straight::Straight,
 };
-use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
+use crate::link::{
+    AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker,
+    message::{self, AccessLog},
+};
 
 /// How this node and the control plane prove themselves to each other.
 pub(super) struct Credentials {
@@ -42,13 +49,24 @@ pub(super) struct Start {
     /// The descriptor of revocation lists, if there are any.
     pub(super) revocations: Vec<OwnedFd>,
     pub(super) memories: Memories,
-    pub(super) counters: Counters,
+    pub(super) counters: KernelCounters,
     /// The links of the threads that carry traffic.
     pub(super) threads: Vec<Link>,
 }
 
-/// Runs the worker until the broker is gone or a thread of traffic fails.
-pub(super) async fn run(start: Start, link: Link) -> Result<()> {
+/// What the kernel counts.
+pub(super) struct KernelCounters {
+    pub(super) verdicts: Counters,
+    pub(super) flows: FlowCounters,
+}
+
+/// Runs the worker until the broker is gone or a thread of traffic fails. `lost` tells how many lines
+/// of the log could not be written.
+pub(super) async fn run(
+    start: Start,
+    link: Link,
+    lost: impl Fn() -> u64 + Send + Sync + 'static,
+) -> Result<()> {
     let Start {
         settings,
         credentials,
@@ -73,10 +91,12 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
     };
     let (wishes, wished) = neighbours::wishes();
     let (client, shared) = share(settings, control_plane, memories.mesh.take(), wishes)?;
-    show_verdicts(&shared.metrics, counters);
+    numbers::show_kernel(&shared.metrics, counters);
+    numbers::show_log(&shared.metrics, lost);
     let readiness = Readiness::default();
     let mesh = readiness.pending("the control plane's first answer (there is no snapshot)");
     explain(&shared, &readiness);
+    numbers::show(&shared, &readiness, client.traffic());
     memories.restore_certificates(&shared.identities);
     // Before the first peer: with the certificates at hand, nothing else has to be waited for.
     if !revocations.is_empty() {
@@ -91,7 +111,8 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         pods: watch::Sender::default(),
         neighbourhood: Neighbourhood::default(),
     };
-    let follow = broker.follow(&shared, &token, &roots);
+    let pods = numbers::Pods::show(&shared, broker.neighbourhood.members.subscribe());
+    let follow = broker.follow(&shared, &token, &roots, &pods);
     let keep = memory::keep(&shared, &broker.link);
     tokio::pin!(follow, keep);
     tokio::select! {
@@ -140,7 +161,10 @@ fn share(
     if let Some(snapshot) = snapshot {
         client.restore(snapshot);
     }
+    let metrics = Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION")));
     let shared = Shared {
+        access_log: access_log(&settings.access_log),
+        tracer: spans::start(&settings, &metrics).context("--otlp-endpoint")?,
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
         mesh: client.view(),
@@ -150,7 +174,7 @@ fn share(
             sluice_identity::Config::default(),
             tokio::runtime::Handle::current(),
         ),
-        metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
+        metrics,
         settings,
         wishes,
     };
@@ -175,24 +199,17 @@ fn explain(shared: &Shared, readiness: &Readiness) {
     );
 }
 
-/// Shows what the kernel decided by itself.
-fn show_verdicts(metrics: &Metrics, counters: Counters) {
-    let read = move || match counters.read() {
-        Ok(counts) => counts
-            .into_iter()
-            .map(|(reason, count)| (reason.name(), count))
-            .collect(),
-        Err(error) => {
-            tracing::warn!(%error, "the kernel's counters cannot be read");
-            Vec::new()
-        }
+fn access_log(settings: &AccessLog) -> Filter {
+    let lines = match settings.lines {
+        message::Lines::All => Lines::All,
+        message::Lines::Errors => Lines::Errors,
+        message::Lines::Off => Lines::Off,
     };
-    metrics.register_foreign(
-        "sluice_kernel_verdicts",
-        "Connections judged in the kernel, and what went wrong there, by reason",
-        "reason",
-        read,
-    );
+    Filter::new(lines)
+        .sampling(settings.sample)
+        .of_namespaces(settings.namespaces.clone())
+        .to_ports(settings.ports.clone())
+        .lasting(Duration::from_millis(settings.min_duration))
 }
 
 fn node(settings: &Settings) -> sluice_xds::Node {
@@ -235,7 +252,13 @@ struct Broker {
 
 impl Broker {
     /// Takes the broker's news until it is gone.
-    async fn follow(&self, shared: &Arc<Shared>, token: &Live, roots: &Live) -> Result<()> {
+    async fn follow(
+        &self,
+        shared: &Arc<Shared>,
+        token: &Live,
+        roots: &Live,
+        pods: &numbers::Pods,
+    ) -> Result<()> {
         let mut identities = Identities::default();
         let mut straight = Straight::default();
         let mut needed: HashMap<PodId, Needed> = HashMap::new();
@@ -250,6 +273,7 @@ impl Broker {
             };
             match received.message {
                 ToWorker::AddPod { pod, .. } => {
+                    pods.started.inc();
                     let identity = identities.add(shared, &pod);
                     let uid = Uid::pod(&shared.settings.cluster, &pod.namespace, &pod.name);
                     match shared.mesh.want(&Key::Workload(uid.clone())) {
@@ -270,6 +294,7 @@ impl Broker {
                     }
                 }
                 ToWorker::RemovePod(id) => {
+                    pods.stopped.inc();
                     identities.remove(shared, id);
                     needed.remove(&id);
                     self.pods.send_modify(|pods| {

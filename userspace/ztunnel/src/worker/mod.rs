@@ -16,6 +16,7 @@ mod flows;
 mod inbound;
 mod memory;
 mod neighbours;
+mod numbers;
 mod outbound;
 mod plaintext;
 mod pods;
@@ -25,6 +26,7 @@ mod resolver;
 mod review;
 mod route;
 mod shard;
+mod spans;
 mod straight;
 mod words;
 
@@ -32,9 +34,9 @@ use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use sluice_identity::{Addresses, Manager};
-use sluice_kernel::Counters;
+use sluice_kernel::{Counters, FlowCounters};
 use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload};
-use sluice_telemetry::metrics::Metrics;
+use sluice_telemetry::{access::Filter, metrics::Metrics, spans::Tracer};
 use sluice_xds::{Key, Needed, Unanswered, View};
 
 use memory::Memories;
@@ -61,6 +63,9 @@ struct Shared {
     control_plane: Addresses,
     identities: Manager,
     metrics: Arc<Metrics>,
+    access_log: Filter,
+    /// Takes spans, if they go anywhere.
+    tracer: Option<Tracer>,
     wishes: Wishes,
 }
 
@@ -155,11 +160,15 @@ pub fn run() -> Result<()> {
         }
     };
     privileges::drop_all(settings.uid).context("give up privileges")?;
-    sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
+    let log = sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
     let memories = Memories::read(&settings, &kinds, kept);
     let mut fds = fds.into_iter();
-    let counters = fds.next().context("the broker sent no counters")?;
-    let counters = Counters::from_fd(counters).context("open the kernel's counters")?;
+    let mut counters = || fds.next().context("the broker sent no counters");
+    let (verdicts, flows) = (counters()?, counters()?);
+    let counters = control::KernelCounters {
+        verdicts: Counters::from_fd(verdicts).context("open the kernel's counters")?,
+        flows: FlowCounters::from_fd(flows).context("open the kernel's counters of connections")?,
+    };
     let threads = fds.map(Link::from).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -175,7 +184,7 @@ pub fn run() -> Result<()> {
         counters,
         threads,
     };
-    runtime.block_on(control::run(start, link))
+    runtime.block_on(control::run(start, link, log.lost()))
 }
 
 fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {

@@ -10,7 +10,9 @@ use std::{
 };
 
 use http::StatusCode;
-use sluice_hbone::{ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey};
+use sluice_hbone::{
+    ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, Traceparent, TunnelKey,
+};
 use sluice_model::{Name, OrigDst, Uid, Workload};
 use sluice_xds::{Needed, Unanswered};
 use tokio::{net::TcpStream, task::spawn_local};
@@ -23,6 +25,7 @@ use super::{
     resolver,
     route::{self, Client, Hop, Named, Refusal, Route},
     shard::Shard,
+    spans::Place,
     words,
 };
 use crate::link::Family;
@@ -94,9 +97,16 @@ pub(super) async fn connect(
     let ip = pod.ip(Family::of(orig.0.ip())).unwrap_or_else(|| peer.ip());
     let client = SocketAddr::new(ip, peer.port());
     let mut report = Box::new(Report::outbound(&shard.shared, &pod, client, orig.0));
+    let place = Place::of(&shard.shared, None);
+    report.traced(place);
     // What the connection goes to stays known for as long as it lasts.
     let mut needed = Vec::new();
-    match reach(&shard, &pod, client, orig, &mut needed, &mut report).await {
+    let way = Way {
+        client,
+        orig,
+        trace: place.traceparent(),
+    };
+    match reach(&shard, &pod, way, &mut needed, &mut report).await {
         Ok(Reached::Plain(peer, flow)) => {
             report.opened();
             spawn_local(carry::join(tcp, peer, flow.needing(needed), report));
@@ -114,6 +124,14 @@ pub(super) async fn connect(
     }
 }
 
+/// What is known of a connection before its other end.
+#[derive(Clone, Copy)]
+struct Way {
+    client: SocketAddr,
+    orig: OrigDst,
+    trace: Traceparent,
+}
+
 /// The other end of a connection, before a byte has moved.
 enum Reached {
     Plain(StdStream, Flow),
@@ -123,12 +141,11 @@ enum Reached {
 async fn reach(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
-    address: SocketAddr,
-    orig: OrigDst,
+    way: Way,
     needed: &mut Vec<Needed>,
     report: &mut Report,
 ) -> Result<Reached, Error> {
-    let shared = &shard.shared;
+    let (shared, orig) = (&shard.shared, way.orig);
     if !shared.synced().await {
         return Err(Error::NotSynced);
     }
@@ -166,7 +183,7 @@ async fn reach(
             },
             Route::Hbone(hop) => {
                 report.hop(&hop);
-                match open(shard, pod, address, &source, &hop).await {
+                match open(shard, pod, way, &source, &hop).await {
                     Ok(opened) => {
                         let flow = note(shard, pod, &hop, &opened);
                         if *hop.workload.node == *shared.settings.node {
@@ -348,26 +365,27 @@ fn explain(tunnel: SocketAddr, error: &OpenError) -> String {
 async fn open(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
-    client: SocketAddr,
+    way: Way,
     source: &Workload,
     hop: &Hop,
 ) -> Result<Opened, OpenError> {
     let request = ConnectRequest {
         authority: hop.authority.clone(),
         forwarded: ForwardedFor {
-            client,
+            client: way.client,
             host: hop
                 .service
                 .as_ref()
                 .map(|service| service.hostname.to_string()),
         },
         baggage: sluice_hbone::Baggage::of(source),
+        trace: way.trace,
     };
     let key = TunnelKey {
         source: pod.identity.clone(),
         source_ip: pod
             .ip(Family::of(hop.tunnel.ip()))
-            .unwrap_or_else(|| client.ip()),
+            .unwrap_or_else(|| way.client.ip()),
         expected: hop.expected.clone(),
         destination: hop.tunnel,
     };
