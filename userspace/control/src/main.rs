@@ -228,6 +228,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let first_snapshot = readiness.pending("first snapshot");
     let metrics = Arc::new(Metrics::new("sluice-control", env!("CARGO_PKG_VERSION")));
+    metrics.register_process();
     let counters = ControlMetrics::register(&metrics);
     let clients = Clients::new(counters.clients.clone());
 

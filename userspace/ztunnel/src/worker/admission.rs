@@ -16,7 +16,6 @@ use sluice_model::{
 };
 
 use super::{
-    PATIENCE,
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::Report,
@@ -27,15 +26,17 @@ use super::{
 /// Why a connection does not reach the application.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    #[error("{}", words::not_synced())]
     NotSynced,
-    #[error("the workload is not known to the control plane")]
+    #[error("{}", words::UNKNOWN_WORKLOAD)]
     UnknownWorkload,
-    #[error("port {0} is the proxy's own")]
+    #[error("port {0} is the proxy's own, and no application's")]
     IllegalPort(u16),
     #[error("{0}")]
     Denied(DenyReason),
-    #[error("identities of the trust domain {0} are not accepted")]
+    #[error(
+        "identities of the trust domain {0} are not accepted; is it to be an alias of the mesh's own?"
+    )]
     Untrusted(TrustDomain),
     #[error("{0}")]
     Cut(#[from] Cut),

@@ -40,9 +40,9 @@ const ATTEMPTS: usize = 3;
 pub(super) enum Error {
     #[error("{0}")]
     Refused(#[from] Refusal),
-    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    #[error("{}", words::not_synced())]
     NotSynced,
-    #[error("the workload is not known to the control plane")]
+    #[error("{}", words::UNKNOWN_WORKLOAD)]
     UnknownWorkload,
     #[error("{0}")]
     UnknownDestination(#[from] Unanswered),
@@ -358,7 +358,24 @@ fn explain(tunnel: SocketAddr, error: &OpenError) -> String {
             words::connect(error)
         ),
         OpenError::Connect(error) => format!("tunnel to {tunnel}: {}", words::connect(error)),
-        other => other.to_string(),
+        // These say themselves what to look for.
+        OpenError::ConnectTimeout(_) | OpenError::Refused(_) | OpenError::Identity(_) => {
+            error.to_string()
+        }
+        _ if error.is_revoked() => error.to_string(),
+        OpenError::Tls(_) => {
+            format!("{error}; do both nodes trust the same roots, and are their clocks right?")
+        }
+        OpenError::Peer(_) => format!(
+            "{error}; has the address another owner by now, or the pod another service account?"
+        ),
+        OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
+            format!("{error}; is it a ztunnel that listens at {tunnel}, and does its log say why?")
+        }
+        OpenError::AnswerTimeout(_) => {
+            format!("{error}; is the application at {tunnel} behind a firewall, or overloaded?")
+        }
+        OpenError::Tunnel(_) => format!("{error}; has the ztunnel at {tunnel} just ended?"),
     }
 }
 
