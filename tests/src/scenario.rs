@@ -51,15 +51,17 @@ pub fn scenario(test: impl FnOnce(&mut Scenario) -> Result<()>) {
     scenario_with(&["a", "b"], Options::default(), test);
 }
 
-/// Runs a test in a mesh of these nodes.
+/// Runs a test in a mesh of these nodes. Two threads carry traffic on each, whatever the machine has, so
+/// that what threads could do to each other shows.
 ///
 /// # Panics
 /// When the test fails: with its error and the ends of all logs.
 pub fn scenario_with(
     nodes: &[&str],
-    options: Options,
+    mut options: Options,
     test: impl FnOnce(&mut Scenario) -> Result<()>,
 ) {
+    options.ztunnel.push("--threads=2".to_owned());
     let attempt = || -> Result<()> {
         let run = Run::start(Binaries::locate()?)?;
         let topology = Topology::new(&run, nodes)?;

@@ -3,10 +3,34 @@
 //! `SLUICE_BPF_OBJECT` says where they are. Without them the crate still builds, for tests that need
 //! no kernel; loading then says what is missing.
 
+use object::{
+    build::elf::{Builder, SectionData},
+    elf,
+};
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
+
+/// What the kernel reads of an object file: its debug information is several times as large, and each
+/// broker would hold it in memory. BTF stays.
+fn without_debug_information(object: &[u8]) -> object::build::Result<Vec<u8>> {
+    let mut builder = Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.to_vec();
+        let name = name.strip_prefix(b".rel").unwrap_or(&name);
+        section.delete = name.starts_with(b".debug");
+    }
+    builder.delete_orphans();
+    // The compiler keeps the names of sections with those of symbols; the builder wants them apart.
+    let names = builder.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = elf::SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut lean = Vec::new();
+    builder.write(&mut lean)?;
+    Ok(lean)
+}
 
 fn main() {
     println!("cargo::rerun-if-env-changed=SLUICE_BPF_OBJECT");
@@ -18,8 +42,12 @@ fn main() {
     }
     match object.filter(|object| object.exists()) {
         Some(object) => {
-            fs::copy(&object, &target)
-                .unwrap_or_else(|e| panic!("SLUICE_BPF_OBJECT={}: {e}", object.display()));
+            let failed = |e: &dyn std::error::Error| -> ! {
+                panic!("SLUICE_BPF_OBJECT={}: {e}", object.display())
+            };
+            let whole = fs::read(&object).unwrap_or_else(|e| failed(&e));
+            let lean = without_debug_information(&whole).unwrap_or_else(|e| failed(&e));
+            fs::write(&target, lean).expect("OUT_DIR is writable");
         }
         None => fs::write(&target, []).expect("OUT_DIR is writable"),
     }

@@ -17,7 +17,7 @@ pub const MAX_ASKING: u32 = 16_384;
 /// How many entries `ALLOW` and `ROUTES` have each.
 pub const MAX_DIALS: u32 = 16_384;
 /// Bytes of the event ring.
-pub const EVENTS_BYTES: u32 = 1 << 20;
+pub const EVENTS_BYTES: u32 = 1 << 19;
 
 /// `PODS`: network namespace cookie → an enrolled pod.
 #[repr(C)]

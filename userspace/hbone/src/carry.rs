@@ -7,7 +7,7 @@
 //! Whoever opened an application's socket has set its options, `TCP_NODELAY` among them: a listener's
 //! are inherited, so that they cost a connection nothing.
 
-use std::{cell::Cell, io, net::TcpStream as StdStream, os::fd::AsFd, rc::Rc};
+use std::{cell::Cell, future::poll_fn, io, net::TcpStream as StdStream, os::fd::AsFd, rc::Rc};
 
 use bytes::BytesMut;
 use tokio::{
@@ -70,13 +70,18 @@ impl Stream {
         self.engine.respond(self.id, accept, block)
     }
 
-    /// Carries an application's connection, a non-blocking socket, through the stream until both
-    /// directions have ended.
+    /// Carries an application's connection, a non-blocking socket, through the stream from now on;
+    /// the future resolves when both directions have ended, and is small.
     ///
     /// # Errors
     /// When either side breaks; the other has been reset then, as both are when this is given up.
-    pub async fn carry(self, tcp: StdStream, meter: &Rc<Meter>) -> Result<(), CarryError> {
-        self.engine.carry(self.id, tcp, meter.clone()).await
+    pub fn carry(
+        self,
+        tcp: StdStream,
+        meter: &Rc<Meter>,
+    ) -> impl Future<Output = Result<(), CarryError>> + use<> {
+        self.engine.carry(self.id, tcp, meter.clone());
+        poll_fn(move |cx| self.engine.poll_end(self.id, cx))
     }
 
     /// Refuses to go on; the peer sees a reset.

@@ -24,7 +24,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -300,7 +300,7 @@ impl Engine {
                 _ => None,
             }
         };
-        let answer = self.wait_for(id, answer).await;
+        let answer = poll_fn(|cx| self.poll_for(id, cx, answer)).await;
         answer.unwrap_or(Err(TunnelError::Ended))
     }
 
@@ -334,37 +334,38 @@ impl Engine {
         })
     }
 
-    /// Carries an application's connection until both directions have ended.
-    pub(crate) async fn carry(
+    /// Carries an application's connection from now on.
+    pub(crate) fn carry(&self, id: StreamId, tcp: TcpStream, meter: Rc<Meter>) {
+        self.with(|core| core.attach(id, tcp, meter));
+    }
+
+    /// How the carrying ended, once both directions have.
+    pub(crate) fn poll_end(
         &self,
         id: StreamId,
-        tcp: TcpStream,
-        meter: Rc<Meter>,
-    ) -> Result<(), CarryError> {
-        self.with(|core| core.attach(id, tcp, meter))?;
-        let end = self.wait_for(id, |stream| stream.end.take()).await;
-        end.unwrap_or(Err(CarryError::Tunnel(TunnelError::Ended)))
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), CarryError>> {
+        let end = self.poll_for(id, cx, |stream| stream.end.take());
+        end.map(|end| end.unwrap_or(Err(CarryError::Tunnel(TunnelError::Ended))))
     }
 
     /// Waits until a stream has something; `None` when there is no such stream.
-    async fn wait_for<T>(
+    fn poll_for<T>(
         &self,
         id: StreamId,
-        mut ready: impl FnMut(&mut Stream) -> Option<T>,
-    ) -> Option<T> {
-        poll_fn(|cx| {
-            self.look(|core| {
-                let Some(stream) = core.rest.streams.get_mut(id) else {
-                    return Poll::Ready(None);
-                };
-                if let Some(done) = ready(stream) {
-                    return Poll::Ready(Some(done));
-                }
-                stream.waker = Some(cx.waker().clone());
-                Poll::Pending
-            })
+        cx: &mut Context<'_>,
+        ready: impl FnOnce(&mut Stream) -> Option<T>,
+    ) -> Poll<Option<T>> {
+        self.look(|core| {
+            let Some(stream) = core.rest.streams.get_mut(id) else {
+                return Poll::Ready(None);
+            };
+            if let Some(done) = ready(stream) {
+                return Poll::Ready(Some(done));
+            }
+            stream.waker = Some(cx.waker().clone());
+            Poll::Pending
         })
-        .await
     }
 
     /// Forgets a stream, and resets it unless it has ended.
@@ -506,17 +507,25 @@ impl Core {
         Ok((id, status))
     }
 
-    fn attach(&mut self, id: StreamId, tcp: TcpStream, meter: Rc<Meter>) -> Result<(), CarryError> {
-        let ended = || CarryError::Tunnel(TunnelError::Ended);
-        let stream = self.rest.streams.get_mut(id).ok_or_else(ended)?;
+    fn attach(&mut self, id: StreamId, tcp: TcpStream, meter: Rc<Meter>) {
+        let Some(stream) = self.rest.streams.get_mut(id) else {
+            return;
+        };
         let key = id.data().as_ffi() | STREAM_BIT;
-        watch(&self.epoll, &tcp, key, SOCKET).map_err(CarryError::Application)?;
+        let watched = watch(&self.epoll, &tcp, key, SOCKET);
         stream.attach(tcp, meter);
+        if let Err(error) = watched {
+            let tunnel = self.tunnels.get_mut(stream.tunnel);
+            match tunnel {
+                Some(tunnel) => tunnel.application_broke(id, error, &mut self.rest),
+                None => stream.finish(Err(CarryError::Application(error))),
+            }
+            return;
+        }
         if stream.end.is_some() {
             stream.deliver_late();
         }
         self.rest.enqueue(id);
-        Ok(())
     }
 
     fn enqueue(&mut self, id: TunnelId) {

@@ -8,6 +8,7 @@ mod diag;
 mod error;
 mod events;
 mod flow_stats;
+pub mod heap;
 mod load;
 mod neighbours;
 mod pins;

@@ -132,20 +132,41 @@ impl Mesh {
         self.workloads.by_address(network, ip.to_canonical())
     }
 
-    /// Every address of a network that stands for something: VIPs and workloads' own.
-    pub fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
+    /// Every address of a network, and every range, that stands for something here and not in
+    /// another mesh. It is cheap when one of them was made from the other: what they share is not
+    /// looked at.
+    pub fn addresses_beyond<'a>(
+        &'a self,
+        other: &'a Self,
+        network: &'a Name,
+    ) -> impl Iterator<Item = IpNet> + 'a {
         let vips = self.vips.addresses();
-        vips.filter(move |vip| vip.network == *network)
-            .map(|vip| vip.ip)
-            .chain(self.workloads.addresses(network))
+        let vips = vips.filter(move |vip| vip.network == *network);
+        let workloads = self.workloads.addresses_beyond(&other.workloads, network);
+        let single = vips.map(|vip| vip.ip).chain(workloads);
+        let single = single.filter(move |ip| !other.has_address(network, *ip));
+        let ranges = self.vips.ranges();
+        let ranges = ranges
+            .filter(move |range| range.network == *network && !other.vips.has_range(range))
+            .map(|range| range.range);
+        single.map(IpNet::from).chain(ranges)
     }
 
-    /// The ranges of a network that stand for something, beside [`Mesh::addresses`].
-    pub fn ranges<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpNet> + 'a {
-        let ranges = self.vips.ranges();
-        ranges
-            .filter(move |range| range.network == *network)
-            .map(|range| range.range)
+    /// How many single addresses stand for something, in all networks; one that does so twice
+    /// counts twice.
+    pub fn address_count(&self) -> usize {
+        self.vips.addresses().len() + self.workloads.address_count()
+    }
+
+    /// How many ranges stand for something, in all networks.
+    pub fn range_count(&self) -> usize {
+        self.vips.ranges().len()
+    }
+
+    /// Whether just this address stands for something.
+    fn has_address(&self, network: &Name, ip: IpAddr) -> bool {
+        let vip = || self.vips.exact(&NetworkAddress::new(network.clone(), ip));
+        self.workloads.by_address(network, ip).is_some() || vip().is_some()
     }
 
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {

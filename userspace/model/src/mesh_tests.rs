@@ -202,3 +202,65 @@ fn a_name_without_vips_stands_for_its_ready_endpoints() {
     edit.apply(Update::RemoveWorkload(ready.uid));
     assert_eq!(addresses(&edit.finish(), &headless), ["10.0.0.2"]);
 }
+
+#[test]
+fn what_a_later_mesh_knows_beyond_an_earlier_one_is_found_without_looking_at_what_they_share() {
+    let network = Name::default();
+    // By asking for each address, one by one.
+    let known = |mesh: &Mesh| -> Vec<u8> {
+        let named = |last: &u8| at(mesh, &format!("10.0.{last}.1")) != "unknown";
+        (0..=u8::MAX).filter(named).collect()
+    };
+    let beyond = |mesh: &Mesh, other: &Mesh| -> Vec<u8> {
+        let nets = mesh.addresses_beyond(other, &network);
+        let mut places: Vec<u8> = nets
+            .map(|net| match net.addr() {
+                IpAddr::V4(ip) => ip.octets()[2],
+                IpAddr::V6(_) => panic!("{net} was not named"),
+            })
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    };
+    let difference = |all: &[u8], but: &[u8]| -> Vec<u8> {
+        let left = all.iter().filter(|place| !but.contains(place));
+        left.copied().collect()
+    };
+    // Workloads come, change, take each other's addresses and go, and so do services.
+    let mut numbers = (0_u64..).map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29));
+    let mut number = |below: u64| numbers.next().unwrap() % below;
+    let mut meshes = vec![Mesh::default()];
+    for round in 0..60 {
+        let last = meshes.last().unwrap();
+        let mut edit = last.edit();
+        for _ in 0..if round == 0 { 400 } else { 3 } {
+            let name = format!("w{}", number(400));
+            let ip = format!("10.0.{}.1", number(200));
+            let service_ip = format!("10.0.{}.1", 150 + number(100));
+            let made = service("shop", &format!("s{}", number(30)), &[&service_ip], &[]);
+            edit.apply(match number(10) {
+                0..4 => Update::Workload(workload(&name, &[&ip], &[]).into()),
+                4..7 => Update::RemoveWorkload(Uid::pod("c", "shop", &name)),
+                7..9 => Update::Service(made),
+                _ => Update::RemoveService(made.key()),
+            });
+        }
+        meshes.push(edit.finish());
+    }
+    assert!(
+        known(&meshes[1]).len() > 50,
+        "there is something to compare"
+    );
+    for (place, later) in meshes.iter().enumerate() {
+        for earlier in [
+            &meshes[0],
+            &meshes[place.saturating_sub(1)],
+            &meshes[place / 2],
+        ] {
+            let (now, before) = (known(later), known(earlier));
+            assert_eq!(beyond(later, earlier), difference(&now, &before));
+            assert_eq!(beyond(earlier, later), difference(&before, &now));
+        }
+    }
+}

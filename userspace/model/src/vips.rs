@@ -53,13 +53,17 @@ impl Vips {
     }
 
     /// Every single address.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = &NetworkAddress> {
+    pub(crate) fn addresses(&self) -> impl ExactSizeIterator<Item = &NetworkAddress> {
         self.by_address.keys()
     }
 
     /// Every range.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = &NetworkRange> {
+    pub(crate) fn ranges(&self) -> impl ExactSizeIterator<Item = &NetworkRange> {
         self.by_range.keys()
+    }
+
+    pub(crate) fn has_range(&self, range: &NetworkRange) -> bool {
+        self.by_range.contains_key(range)
     }
 
     /// The service of just this address.

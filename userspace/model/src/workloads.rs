@@ -88,12 +88,26 @@ impl Workloads {
             .map(|entry| &entry.workload)
     }
 
-    /// Every address of a network that names a workload.
-    pub(crate) fn addresses<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
-        self.by_address.iter().filter_map(move |address| {
-            let workload = &self.at(address.slot)?.workload;
-            (workload.network == *network).then(|| workload.ips[address.index as usize])
-        })
+    /// The addresses of a network that name a workload which the other has not, or not as it is
+    /// here. What names a workload is in the same chunk, so that one which both share is passed over.
+    pub(crate) fn addresses_beyond<'a>(
+        &'a self,
+        other: &'a Self,
+        network: &'a Name,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        let chunks = self.chunks.iter().enumerate();
+        let chunks = chunks.filter(|(place, chunk)| {
+            let theirs = other.chunks.get(*place);
+            !theirs.is_some_and(|theirs| Arc::ptr_eq(chunk, theirs))
+        });
+        let workloads = chunks.flat_map(|(_, chunk)| chunk.iter().flatten());
+        let ips = workloads.flat_map(|entry| entry.workload.ips.iter().copied());
+        ips.filter(|ip| self.by_address(network, *ip).is_some())
+    }
+
+    /// How many addresses name a workload.
+    pub(crate) fn address_count(&self) -> usize {
+        self.by_address.len()
     }
 
     /// Adds a workload, whose uid must not be there. An address that another one has is its own from

@@ -119,7 +119,7 @@ struct BrokerArgs {
     /// knowing all of them; needs --dns-capture false.
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     on_demand: bool,
-    /// Threads that carry traffic [default: one per core].
+    /// Threads that carry traffic [default: one for two cores, and four at most].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// User and group id of the worker.
@@ -191,6 +191,7 @@ impl BrokerArgs {
 }
 
 fn main() -> ExitCode {
+    sluice_kernel::heap::give_back_large_blocks();
     let cli = Cli::parse();
     let result = match (cli.verb, cli.broker) {
         (Some(Verb::Worker), _) => worker::run(),
@@ -231,9 +232,7 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
     }
     let threads = match args.threads {
         Some(threads) => threads.max(1),
-        None => std::thread::available_parallelism()
-            .context("count the cores")?
-            .get(),
+        None => default_threads()?,
     };
     let log_level = if args.bpf_log {
         sluice_kernel::Config::LOG_DEBUG
@@ -306,6 +305,13 @@ fn settings(args: &BrokerArgs) -> Settings {
         certificate_ttl: args.certificate_ttl,
         on_demand: args.on_demand,
     }
+}
+
+/// Fewer threads gather more of what is said at a time, and so carry more for the same work: a second
+/// one pays only when the first has more to do than it can.
+fn default_threads() -> Result<usize> {
+    let cores = std::thread::available_parallelism().context("count the cores")?;
+    Ok((cores.get() / 2).clamp(1, 4))
 }
 
 /// The worker would find out too, but it is started again and again.

@@ -121,6 +121,8 @@ pub fn run(config: Config) -> Result<()> {
     raise_descriptor_limit();
     let _running = claim(&config.run_dir)?;
     let (mut kernel, reader) = Kernel::load(&config.kernel).context("load the eBPF programs")?;
+    // Among it the description of all the kernel's types.
+    sluice_kernel::heap::give_back();
     kernel.set_events(config.events)?;
     let flows = flows::Flows::default();
     let _events = flows::read(reader, flows.clone())?;

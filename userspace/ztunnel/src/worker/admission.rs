@@ -39,7 +39,7 @@ pub(super) enum Refusal {
     )]
     Untrusted(TrustDomain),
     #[error("{0}")]
-    Cut(#[from] Cut),
+    Cut(#[from] Box<Cut>),
     #[error("connect to the application at {0}: {why}", why = words::connect(.1))]
     Connect(SocketAddr, #[source] io::Error),
 }

@@ -14,15 +14,18 @@ use super::{
 };
 
 /// Moves the bytes of a connection through a tunnel.
-pub(super) async fn through(
+pub(super) fn through(
     stream: Stream,
     application: StdStream,
     mut flow: Flow,
     report: Box<Report>,
-) {
+) -> impl Future<Output = ()> {
+    // Before the task, which then holds neither twice.
     let carried = stream.carry(application, &report.meter);
-    let carried = flow.unless_cut(carried).await;
-    report.finish(failure(carried));
+    async move {
+        let carried = flow.unless_cut(carried).await;
+        report.finish(failure(carried));
+    }
 }
 
 /// Moves the bytes of a connection without a tunnel.
@@ -47,7 +50,7 @@ async fn both_ways(
     sluice_hbone::join(application, peer, meter).await
 }
 
-fn failure(carried: Result<Result<(), CarryError>, Cut>) -> Option<Failure> {
+fn failure(carried: Result<Result<(), CarryError>, Box<Cut>>) -> Option<Failure> {
     match carried {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.into()),

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,7 +39,12 @@ pub(super) async fn tell(
         let wanted = {
             let here = pods.borrow_and_update();
             let bypass = shared.settings.bypass && !shared.settings.on_demand;
-            Wanted::of(&shared.mesh.load(), &shared.network, &here, bypass)
+            Wanted::of(
+                Arc::clone(&shared.mesh.load()),
+                &shared.network,
+                &here,
+                bypass,
+            )
         };
         if fitted && !wanted.fits() {
             tracing::warn!(
@@ -64,18 +70,48 @@ pub(super) async fn tell(
 }
 
 /// What the broker should know.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 struct Wanted {
     restricted: BTreeSet<PodId>,
     /// A pod that the control plane has not described yet is in neither set.
     free: BTreeSet<PodId>,
     /// Absent when nobody needs it, or when it is more than the kernel can hold.
-    known: Option<HashSet<IpNet>>,
+    known: Option<Known>,
+}
+
+/// What a mesh knows of a network: no list of it, which would be as long as the mesh is large.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    mesh: Arc<Mesh>,
+    network: Name,
+}
+
+impl Known {
+    /// What is known here, and not there, cut into pieces for messages.
+    fn beyond(&self, other: &Self) -> impl Iterator<Item = Vec<IpNet>> {
+        let all = self.mesh.addresses_beyond(&other.mesh, &self.network);
+        let all: Vec<IpNet> = all.collect();
+        let pieces = all.chunks(MAX_ADDRESSES).map(<[IpNet]>::to_vec);
+        pieces.collect::<Vec<_>>().into_iter()
+    }
+
+    /// Whether the kernel can hold it. Other networks' addresses are counted only if they matter.
+    fn fits(&self) -> bool {
+        let (single, ranges) = (MAX_REGISTRY as usize, MAX_RANGES as usize);
+        if self.mesh.address_count() <= single && self.mesh.range_count() <= ranges {
+            return true;
+        }
+        let nothing = Mesh::default();
+        let is_range = |net: &IpNet| net.prefix_len() < net.max_prefix_len();
+        let known = self.mesh.addresses_beyond(&nothing, &self.network);
+        let known: (HashSet<IpNet>, HashSet<IpNet>) = known.partition(is_range);
+        known.0.len() <= ranges && known.1.len() <= single
+    }
 }
 
 impl Wanted {
     /// `bypass`: what is not known is not captured.
-    fn of(mesh: &Mesh, network: &Name, pods: &Pods, bypass: bool) -> Self {
+    fn of(mesh: Arc<Mesh>, network: &Name, pods: &Pods, bypass: bool) -> Self {
         let mut wanted = Self::default();
         for (id, uid) in pods {
             match mesh.workload(uid).map(|workload| workload.egress) {
@@ -85,8 +121,8 @@ impl Wanted {
             };
         }
         if bypass || !wanted.restricted.is_empty() {
-            let single = mesh.addresses(network).map(IpNet::from);
-            wanted.known = Some(single.chain(mesh.ranges(network)).collect());
+            let network = network.clone();
+            wanted.known = Some(Known { mesh, network });
         }
         wanted
     }
@@ -100,12 +136,7 @@ impl Wanted {
 
     /// Whether the kernel can hold it.
     fn fits(&self) -> bool {
-        let Some(known) = &self.known else {
-            return true;
-        };
-        let is_range = |net: &&IpNet| net.prefix_len() < net.max_prefix_len();
-        let ranges = known.iter().filter(is_range).count();
-        ranges <= MAX_RANGES as usize && known.len() - ranges <= MAX_REGISTRY as usize
+        self.known.as_ref().is_none_or(Known::fits)
     }
 }
 
@@ -119,13 +150,13 @@ impl Told {
         let first = self.0.is_none();
         let told = self.0.take().unwrap_or_default();
         let mut messages = Vec::new();
-        let nothing = HashSet::new();
+        let nothing = Known::default();
         if let Some(known) = &wanted.known {
             if told.known.is_none() {
                 messages.push(Egress::Begin);
             }
             let before = told.known.as_ref().unwrap_or(&nothing);
-            messages.extend(batches(known, before).map(Egress::Known));
+            messages.extend(known.beyond(before).map(Egress::Known));
         }
         let said = |wanted: &Wanted| Egress::Outbound {
             listed: wanted.known.is_some(),
@@ -137,18 +168,11 @@ impl Told {
             messages.push(outbound);
         }
         if let (Some(known), Some(before)) = (&wanted.known, &told.known) {
-            messages.extend(batches(before, known).map(Egress::Forgotten));
+            messages.extend(before.beyond(known).map(Egress::Forgotten));
         }
         self.0 = Some(wanted);
         messages
     }
-}
-
-/// What is in one set and not in another.
-fn batches(of: &HashSet<IpNet>, without: &HashSet<IpNet>) -> impl Iterator<Item = Vec<IpNet>> {
-    let all: Vec<IpNet> = of.difference(without).copied().collect();
-    let batches = all.chunks(MAX_ADDRESSES).map(<[IpNet]>::to_vec);
-    batches.collect::<Vec<_>>().into_iter()
 }
 
 #[cfg(test)]

@@ -1,4 +1,37 @@
+use sluice_model::{
+    NetworkAddress, NetworkRange, Service, Update,
+    service::{LoadBalancing, Visibility},
+};
+
 use super::*;
+
+/// A mesh in which these stand for something.
+fn known(nets: impl IntoIterator<Item = IpNet>) -> Known {
+    let services = nets.into_iter().map(|net| {
+        let network = Name::default();
+        let name: Name = net.to_string().as_str().into();
+        let single = net.prefix_len() == net.max_prefix_len();
+        let vip = single.then(|| NetworkAddress::new(network.clone(), net.addr()));
+        let range = (!single).then(|| NetworkRange::new(network, net));
+        Update::Service(Service {
+            name: name.clone(),
+            namespace: "shop".into(),
+            hostname: name,
+            vips: vip.into_iter().collect(),
+            ranges: range.into_iter().collect(),
+            ports: Vec::new(),
+            subject_alt_names: Vec::new(),
+            waypoint: None,
+            load_balancing: LoadBalancing::default(),
+            canonical: false,
+            visibility: Visibility::Public,
+        })
+    });
+    Known {
+        mesh: Arc::new(services.collect()),
+        network: Name::default(),
+    }
+}
 
 fn ip(number: u32) -> IpNet {
     let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number);
@@ -14,7 +47,7 @@ fn wanted(pods: &[u32], known: impl IntoIterator<Item = u32>) -> Wanted {
     Wanted {
         restricted: pods.iter().copied().map(PodId).collect(),
         free: [PodId(1)].into(),
-        known: (!pods.is_empty()).then(|| known.into_iter().map(ip).collect()),
+        known: (!pods.is_empty()).then(|| self::known(known.into_iter().map(ip))),
     }
 }
 
@@ -65,7 +98,7 @@ fn the_last_restriction_takes_the_list_with_it() {
 #[test]
 fn where_the_unknown_is_not_captured_there_is_a_list_without_a_restriction() {
     let known = |ips: &[u32]| Wanted {
-        known: Some(ips.iter().copied().map(ip).collect()),
+        known: Some(self::known(ips.iter().copied().map(ip))),
         ..wanted(&[], [])
     };
     let outbound = |listed| Egress::Outbound {
@@ -104,8 +137,8 @@ fn lists_are_cut_into_messages_that_fit() {
 #[test]
 fn a_pod_that_the_control_plane_has_not_described_is_left_as_it_is() {
     let pods: Pods = [(PodId(7), Uid::pod("c", "shop", "web"))].into();
-    let nothing = Wanted::of(&Mesh::default(), &"".into(), &pods, false);
-    assert_eq!(nothing, Wanted::default());
+    let nothing = Wanted::of(Arc::default(), &"".into(), &pods, false);
+    assert!(nothing.restricted.is_empty() && nothing.free.is_empty() && nothing.known.is_none());
 }
 
 #[test]
@@ -114,7 +147,7 @@ fn what_does_not_fit_into_the_kernel_is_lifted_and_not_left_in_part() {
     assert!(fits.fits());
     let too_many = wanted(&[7], 0..=MAX_REGISTRY);
     let ranges = |count| Wanted {
-        known: Some((0..count).map(range).collect()),
+        known: Some(known((0..count).map(range))),
         ..wanted(&[7], [])
     };
     assert!(ranges(MAX_RANGES).fits());

@@ -193,8 +193,8 @@ impl From<CarryError> for Failure {
     }
 }
 
-impl From<Cut> for Failure {
-    fn from(cut: Cut) -> Self {
+impl From<Box<Cut>> for Failure {
+    fn from(cut: Box<Cut>) -> Self {
         Self::cut(&cut)
     }
 }

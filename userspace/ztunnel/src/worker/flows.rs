@@ -84,7 +84,8 @@ pub(super) struct Flows {
 #[derive(Debug)]
 struct Entry {
     claim: Claim,
-    cut: oneshot::Sender<Cut>,
+    /// In a box, since nearly every connection ends without.
+    cut: oneshot::Sender<Box<Cut>>,
 }
 
 impl Flows {
@@ -96,7 +97,7 @@ impl Flows {
         let (cut, is_cut) = oneshot::channel();
         match claim.distrust() {
             // The receiver is below.
-            Some(reason) => _ = cut.send(reason),
+            Some(reason) => _ = cut.send(Box::new(reason)),
             None => _ = self.entries.borrow_mut().insert(id, Entry { claim, cut }),
         }
         Flow {
@@ -117,7 +118,7 @@ impl Flows {
         for (id, reason) in doomed {
             if let Some(entry) = entries.remove(&id) {
                 // One that is ending by itself needs no reason.
-                let _ = entry.cut.send(reason);
+                let _ = entry.cut.send(Box::new(reason));
             }
         }
     }
@@ -133,7 +134,7 @@ impl Flows {
 pub(super) struct Flow {
     flows: Rc<Flows>,
     id: u64,
-    is_cut: oneshot::Receiver<Cut>,
+    is_cut: oneshot::Receiver<Box<Cut>>,
     /// What it needs to stay known.
     needed: Vec<Needed>,
 }
@@ -147,7 +148,10 @@ impl Flow {
 
     /// Does something for the connection, unless it is cut before that is done. A cut is what is
     /// reported, also when its tunnel ends with it.
-    pub(super) async fn unless_cut<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Cut> {
+    pub(super) async fn unless_cut<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Box<Cut>> {
         tokio::select! {
             biased;
             Ok(reason) = &mut self.is_cut => Err(reason),

@@ -51,7 +51,7 @@ enum Broken {
     #[error("{0}")]
     Serve(#[from] ServeError),
     #[error("tunnel {0}")]
-    Cut(#[from] Cut),
+    Cut(#[from] Box<Cut>),
 }
 
 impl Broken {

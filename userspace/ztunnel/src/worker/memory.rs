@@ -82,6 +82,8 @@ async fn keep_mesh(shared: &Shared, broker: &AsyncLink) -> io::Result<()> {
                 let mut buffered = BufWriter::with_capacity(64 << 10, file);
                 Snapshot::write(&mesh, &origin, SystemTime::now(), &mut buffered)
             })
+            // And of what came before, while the mesh was received.
+            .inspect(|_| sluice_kernel::heap::give_back())
         });
         match written.await? {
             Ok(fd) => send(broker, Memory::Mesh, &fd).await?,

@@ -53,7 +53,7 @@ pub(super) enum Error {
     #[error("{0}, the host of a service, has no address: {1}")]
     Resolve(Name, #[source] resolver::Error),
     #[error("{0}")]
-    Cut(#[from] Cut),
+    Cut(#[from] Box<Cut>),
 }
 
 /// Serves one captured connection from its accept to its end.

@@ -172,7 +172,12 @@ impl Tunnel {
         }
     }
 
-    pub(super) fn application_broke(&mut self, id: StreamId, error: io::Error, rest: &mut Rest) {
+    pub(in crate::engine) fn application_broke(
+        &mut self,
+        id: StreamId,
+        error: io::Error,
+        rest: &mut Rest,
+    ) {
         let Some(stream) = rest.streams.get_mut(id) else {
             return;
         };

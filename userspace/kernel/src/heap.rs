@@ -1,0 +1,26 @@
+//! What the process keeps of memory that it has freed.
+//!
+//! Left to itself, glibc learns from large blocks that are freed to take the next ones from the heap,
+//! where they leave holes: indices of a mesh are such blocks, and each change makes new ones.
+
+/// Blocks of this size, in bytes, and larger ones go back to the system when they are freed.
+const LARGE: libc::c_int = 1 << 20;
+
+/// Has large blocks go back to the system when they are freed. Called once, at the start.
+pub fn give_back_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only changes a setting of the allocator; before there are threads, as it demands.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
+/// Gives memory that was freed back to the system. It takes milliseconds where the heap is large: called
+/// when a large piece of work is done.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches nothing that is in use, and may be called from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
