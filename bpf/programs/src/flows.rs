@@ -50,17 +50,18 @@ pub fn count(ops: *mut bpf_sock_ops, path: FlowPath) {
     let Some(stats) = FLOW_STATS.get_ptr_mut(path as u32) else {
         return;
     };
+    let (sent, received) = (read!((*ops).bytes_acked), read!((*ops).bytes_received));
+    let retransmits = u64::from(read!((*ops).total_retrans));
     // The kernel keeps eighths of a microsecond.
     let rtt = read!((*ops).srtt_us) >> 3;
     // SAFETY: the map's value; per CPU, so nobody else writes it now.
-    unsafe {
-        (*stats).connections += 1;
-        (*stats).sent += read!((*ops).bytes_acked);
-        (*stats).received += read!((*ops).bytes_received);
-        (*stats).retransmits += u64::from(read!((*ops).total_retrans));
-        (*stats).rtt_sum += u64::from(rtt);
-        if let Some(bucket) = (*stats).rtt.get_mut(rtt_bucket(rtt) as usize) {
-            *bucket += 1;
-        }
+    let stats = unsafe { &mut *stats };
+    stats.connections += 1;
+    stats.sent += sent;
+    stats.received += received;
+    stats.retransmits += retransmits;
+    stats.rtt_sum += u64::from(rtt);
+    if let Some(bucket) = stats.rtt.get_mut(rtt_bucket(rtt) as usize) {
+        *bucket += 1;
     }
 }
