@@ -1,6 +1,6 @@
 //! Spans of connections, as a receiver of OpenTelemetry's own making gets them.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
@@ -13,13 +13,14 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use sluice_tests::eventually;
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::outcome::{Outcome, attempt};
 use sluice_tests::scenario::scenario_with;
 use sluice_tests::topology::WIRE_V4;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use super::{GREET, NOBODY, Stage, options};
+use super::{EMPTY, GREET, NOBODY, Stage, options};
 
 const PORT: u16 = 4317;
 
@@ -153,6 +154,16 @@ fn both_ends_of_a_connection_are_spans_of_one_trace() {
             let found = text(&span.attributes, "error.type");
             ensure!(found == cause, "{node} says {found}");
         }
+
+        // Those that wait when the ztunnel ends are exported.
+        let last = SocketAddr::new(EMPTY.parse()?, 80);
+        ensure!(attempt(&stage.web, last)? == Outcome::Reset);
+        stage.s.mesh.ztunnel_mut("a").stop(PATIENCE)?;
+        let all = receiver.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = all
+            .iter()
+            .any(|(_, span)| text(&span.attributes, "error.type") == "no_endpoint");
+        ensure!(told, "the last span is lost");
         Ok(())
     });
 }

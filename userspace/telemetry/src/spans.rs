@@ -11,10 +11,16 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::{
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+    time::timeout,
+};
 
 use crate::{
     metrics::{Kind, Metrics, Reading},
@@ -98,10 +104,18 @@ impl Span {
     }
 }
 
+/// What waits for the exporter.
+#[derive(Debug)]
+enum Item {
+    Span(Span),
+    /// Somebody waits until all before has been dealt with. The sender is dropped then.
+    Flush(oneshot::Sender<()>),
+}
+
 /// Takes spans for their export. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Tracer {
-    queue: mpsc::Sender<Span>,
+    queue: mpsc::Sender<Item>,
     sampling: Arc<Share>,
     counts: Arc<Counts>,
 }
@@ -123,13 +137,13 @@ impl Tracer {
     /// When the endpoint is no address.
     pub fn start(config: Config, metrics: &Metrics) -> Result<Self, BadEndpoint> {
         let exporter = otlp::Exporter::new(&config)?;
-        let (queue, spans) = mpsc::channel(WAITING);
+        let (queue, items) = mpsc::channel(WAITING);
         let tracer = Self {
             queue,
             sampling: Arc::new(Share::new(config.sampling)),
             counts: Arc::default(),
         };
-        tokio::spawn(exporter.run(spans, tracer.counts.clone()));
+        tokio::spawn(exporter.run(items, tracer.counts.clone()));
         let counts = tracer.counts.clone();
         metrics.register_readings(
             Kind::Counter,
@@ -147,9 +161,21 @@ impl Tracer {
 
     /// Hands a span over.
     pub fn record(&self, span: Span) {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(span) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Span(span)) {
             self.counts.overflowed.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Waits until the spans handed over so far have been exported, or lost; not longer than that.
+    pub async fn flush(&self, patience: Duration) {
+        let (waiting, done) = oneshot::channel();
+        let flushed = async {
+            if self.queue.send(Item::Flush(waiting)).await.is_ok() {
+                // Nothing is ever sent.
+                let _ = done.await;
+            }
+        };
+        let _ = timeout(patience, flushed).await;
     }
 }
 

@@ -9,10 +9,13 @@ use sluice_proto::traces::{
     self, AnyValue, ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, Scope,
     ScopeSpans, Status, any_value, span, status, trace_service_client::TraceServiceClient,
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{BadEndpoint, Config, Counts, Side, Span, Value};
+use super::{BadEndpoint, Config, Counts, Item, Side, Span, Value};
 
 /// For how long spans are gathered.
 const GATHER: Duration = Duration::from_millis(500);
@@ -53,17 +56,13 @@ impl Exporter {
     }
 
     /// Exports until nobody makes spans any more.
-    pub(super) async fn run(mut self, mut spans: mpsc::Receiver<Span>, counts: Arc<Counts>) {
+    pub(super) async fn run(mut self, mut items: mpsc::Receiver<Item>, counts: Arc<Counts>) {
         let mut batch = Vec::new();
         let mut well = true;
-        while spans.recv_many(&mut batch, BATCH).await > 0 {
-            if batch.len() < BATCH {
-                sleep(GATHER).await;
-                while batch.len() < BATCH
-                    && let Ok(span) = spans.try_recv()
-                {
-                    batch.push(span);
-                }
+        while let Some(first) = items.recv().await {
+            let _waiting = gather(first, &mut items, &mut batch).await;
+            if batch.is_empty() {
+                continue;
             }
             let all = batch.len() as u64;
             let refused = match self.export(std::mem::take(&mut batch)).await {
@@ -107,6 +106,26 @@ impl Exporter {
             tracing::warn!(endpoint = self.endpoint, reason, "spans are rejected");
         }
         Ok(partial.rejected_spans.try_into().unwrap_or_default())
+    }
+}
+
+/// Gathers spans until there are enough of them, or for long enough, or until somebody waits for them.
+async fn gather(
+    first: Item,
+    items: &mut mpsc::Receiver<Item>,
+    batch: &mut Vec<Span>,
+) -> Option<oneshot::Sender<()>> {
+    let end = Instant::now() + GATHER;
+    let mut item = first;
+    loop {
+        match item {
+            Item::Span(span) => batch.push(span),
+            Item::Flush(waiting) => return Some(waiting),
+        }
+        if batch.len() == BATCH {
+            return None;
+        }
+        item = timeout_at(end, items.recv()).await.ok()??;
     }
 }
 

@@ -36,6 +36,9 @@ use crate::link::{
     message::{self, AccessLog},
 };
 
+/// How long the last spans may take.
+const LAST_SPANS: Duration = Duration::from_millis(500);
+
 /// How this node and the control plane prove themselves to each other.
 pub(super) struct Credentials {
     pub(super) token: String,
@@ -269,6 +272,9 @@ impl Broker {
                 .await
                 .context("read from the broker")?;
             let Some(received) = received else {
+                if let Some(tracer) = &shared.tracer {
+                    tracer.flush(LAST_SPANS).await;
+                }
                 return Ok(());
             };
             match received.message {
