@@ -1,7 +1,7 @@
 //! The mesh on a topology: one control process, a ztunnel per node, the YAML they obey.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,24 +97,15 @@ impl Mesh {
             let flag = ["--crl".to_owned(), self.crl().display().to_string()];
             self.options.ztunnel.extend(flag);
         }
-        let mut tokens = String::new();
         let mut uplinks = Vec::new();
         for node in topology.nodes() {
-            let token = random_token()?;
-            tokens += &format!("{} {token}\n", node.name());
-            let path = self.tokens.with_extension(node.name());
-            fs::write(&path, token).with_context(|| format!("writing {}", path.display()))?;
             let local = self.options.local && uplinks.is_empty();
             let control = match (local, self.options.spare) {
                 (true, _) => format!("unix://{}", self.socket().display()),
                 (false, false) => control_url(CONTROL_PORT),
                 (false, true) => [CONTROL_PORT, SPARE_PORT].map(control_url).join(","),
             };
-            let ca = self.options.cacerts.as_ref().unwrap_or(&self.state);
-            let proofs = Proofs {
-                root_certificate: ca.join("root-cert.pem"),
-                token: path,
-            };
+            let proofs = self.admit(node.name())?;
             uplinks.push(Uplink {
                 control,
                 proofs: (!local).then_some(proofs),
@@ -127,8 +118,6 @@ impl Mesh {
             let flags = ["--listen-unix", &socket, "--unix-node", node.name()];
             self.options.control.extend(flags.map(str::to_owned));
         }
-        fs::write(&self.tokens, tokens)
-            .with_context(|| format!("writing {}", self.tokens.display()))?;
         self.start_control()?;
         if self.options.spare {
             let spare = self.spawn_control("control-spare", SPARE_PORT, SPARE_STATUS)?;
@@ -139,6 +128,44 @@ impl Mesh {
         }
         for ztunnel in &mut self.ztunnels {
             ztunnel.wait_until_ready()?;
+        }
+        Ok(())
+    }
+
+    /// Lets the proxy of one more node join, a real node or not: what it needs to prove itself to
+    /// the control plane, and to know it.
+    pub fn admit(&self, node: &str) -> Result<Proofs> {
+        let token = random_token()?;
+        let path = self.tokens.with_extension(node);
+        fs::write(&path, &token).with_context(|| format!("writing {}", path.display()))?;
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.tokens)
+            .and_then(|mut file| file.write_all(format!("{node} {token}\n").as_bytes()))
+            .with_context(|| format!("writing {}", self.tokens.display()))?;
+        let ca = self.options.cacerts.as_ref().unwrap_or(&self.state);
+        Ok(Proofs {
+            root_certificate: ca.join("root-cert.pem"),
+            token: path,
+        })
+    }
+
+    /// Where the control plane serves discovery and certificates.
+    #[must_use]
+    pub fn control_url(&self) -> String {
+        control_url(CONTROL_PORT)
+    }
+
+    /// Ends it and removes what it kept on disk, so that the next mesh of the run begins with nothing.
+    pub fn discard(self) -> Result<()> {
+        let own = self.state.parent().map(Path::to_path_buf);
+        let ztunnels = self.ztunnels.iter().map(|one| one.run_dir().to_owned());
+        let directories: Vec<_> = own.into_iter().chain(ztunnels).collect();
+        drop(self);
+        for directory in directories {
+            fs::remove_dir_all(&directory)
+                .with_context(|| format!("removing {}", directory.display()))?;
         }
         Ok(())
     }

@@ -75,6 +75,19 @@ pub fn with_annotation(object: &str, name: &str, value: &str) -> String {
     }
 }
 
+/// Makes the text of a [`pod`] name another node than the one it is on: one whose ztunnel is not
+/// of this mesh, so that nobody here enrols the pod.
+#[must_use]
+pub fn on_node(pod: &str, node: &str) -> String {
+    let lines = pod
+        .lines()
+        .map(|line| match line.strip_prefix("  nodeName: ") {
+            Some(_) => format!("  nodeName: {node}\n"),
+            None => format!("{line}\n"),
+        });
+    lines.collect()
+}
+
 /// Makes the text of a [`pod`] name one of its ports.
 #[must_use]
 pub fn with_named_port(pod: &str, name: &str, port: u16) -> String {

@@ -144,6 +144,19 @@ pub fn hold(place: &Place, name: &str, address: &str, count: u32) -> Result<Proc
     )
 }
 
+/// What one `connect` costs that fails for want of a route, before anything is sent: the mean of
+/// so many, in nanoseconds.
+pub fn knock(place: &Place, address: &str, count: u32) -> Result<f64> {
+    let mut command = place.command(place.run.binaries().podtool()?);
+    command.args(["knock", address, "--count", &count.to_string()]);
+    let finished = crate::process::finish_within(&place.run, command, PATIENCE)?;
+    let told = finished.success()?;
+    told.trim()
+        .strip_prefix("nanoseconds ")
+        .and_then(|value| value.parse().ok())
+        .with_context(|| format!("podtool knock told {told:?}"))
+}
+
 fn start_server(place: &Place, name: &str, arguments: &[&str]) -> Result<Process> {
     start_until(place, name, arguments, "listening ")
 }

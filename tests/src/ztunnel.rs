@@ -33,11 +33,11 @@ pub(crate) struct Uplink {
     pub(crate) extra: Vec<String>,
 }
 
-/// How ztunnel and control plane prove themselves to each other over a network.
+/// How a proxy and the control plane prove themselves to each other over a network: files.
 #[derive(Debug, Clone)]
-pub(crate) struct Proofs {
-    pub(crate) root_certificate: PathBuf,
-    pub(crate) token: PathBuf,
+pub struct Proofs {
+    pub root_certificate: PathBuf,
+    pub token: PathBuf,
 }
 
 /// A ztunnel on a node; stopped when dropped.

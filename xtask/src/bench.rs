@@ -1,182 +1,271 @@
-//! `cargo xtask bench`: what the mesh costs, as ratios, both sides measured in turns.
+//! `cargo xtask bench`: what the mesh costs, as ratios, all setups measured in turns.
 
-mod measure;
+mod chart;
+mod growth;
+mod machine;
+mod peer;
+mod programs;
 mod report;
+pub(crate) mod scenario;
+pub(crate) mod side;
 mod usage;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
 use sluice_tests::mesh::Options;
-use sluice_tests::process::Process;
-use sluice_tests::{Mesh, Pod, PodSpec, Run, Topology};
+use sluice_tests::{Mesh, Run, Topology};
 
 use crate::setup::Group;
-use crate::{demo, supervise};
-use measure::SCENARIOS;
-use report::Report;
-use usage::Usage;
+use crate::{cargo, demo, supervise};
+use growth::Dimension;
+use machine::Machine;
+use peer::Peer;
+use report::{Comparison, Report};
+use scenario::Scenario;
+use side::{Side, Way};
 
-/// Measures throughput, latency, requests and new connections per second between two nodes, or on
-/// one, with the mesh and without it.
+/// Where reports are kept, in the checkout.
+const REPORTS: &str = "tests/bench";
+
+/// Measures throughput, latency, requests and new connections between two pods, with the mesh and
+/// without it, and with other meshes' proxies.
 ///
-/// The two are measured in turns, since absolute figures drift; what counts is the ratio of the
-/// medians. What the proxies of both nodes use for it is shown as well. Needs root; makes and removes the same nodes and pods as `demo`.
+/// All setups are measured in turns, since absolute figures drift; what counts is the ratio of the
+/// medians. What the proxies of both pods use for it is shown as well. Needs root; makes and
+/// removes the same nodes and pods as `demo`.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = Peer::HELP)]
 pub(crate) struct Arguments {
-    /// A few seconds per measurement: minutes in all, good for a first impression
+    /// Only scenarios whose names contain one of these
+    scenarios: Vec<String>,
+    /// Name the scenarios, measure nothing
+    #[arg(long)]
+    list: bool,
+    /// A second per measurement and two rounds: less than two minutes, for a first impression
     #[arg(long)]
     quick: bool,
-    /// How often each side is measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Only scenarios whose name contains this
-    #[arg(long, value_name = "TEXT")]
-    filter: Option<String>,
+    /// How often each setup is measured [default: 3, or 2 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// How long each measurement takes [default: 10, or 1 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: Option<u32>,
+    /// Which ways of a connection to measure
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "between")]
+    way: Vec<Way>,
+    /// A peer's proxies beside ours, between nodes; may be given several times (see --help)
+    #[arg(long, value_name = "NAME=COMMAND")]
+    peer: Vec<Peer>,
+    /// Only the network without the mesh: what this machine can do
+    #[arg(long, conflicts_with = "peer")]
+    no_mesh: bool,
+    #[command(flatten)]
+    programs: Programs,
+    /// Instead: how memory and rates change with ever more of these [default: all]
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 0.., require_equals = true,
+        value_name = "OF", conflicts_with_all = ["scenarios", "peer", "no_mesh", "chart"])]
+    growth: Option<Vec<Dimension>>,
+    /// Write all values, medians and ratios to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw the ratios into this file
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
+    /// Write tests/bench/report.md, .json and .svg, or growth.md and .json
+    #[arg(long)]
+    report: bool,
+}
+
+/// What is measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Programs {
     /// One more argument for the ztunnels, such as `--threads=1`
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     ztunnel: Vec<String>,
-    /// Client and server on one node
-    #[arg(long)]
-    same_node: bool,
-    /// Only the network without the mesh: what this machine can do
-    #[arg(long)]
-    no_mesh: bool,
+    /// Measure the programs in this directory, built already, not those of this checkout
+    #[arg(long, value_name = "DIRECTORY")]
+    programs: Option<PathBuf>,
 }
 
-/// One of the two sides that are compared: a client on node a, servers on node b or a.
-#[derive(Debug)]
-struct Side {
-    client: Pod,
-    server: Pod,
-    _servers: Vec<Process>,
+impl Programs {
+    /// A run that has the programs, built if need be.
+    pub(crate) fn begin(&self, verb: &str, groups: &[Group]) -> Result<Arc<Run>> {
+        demo::begin(verb, groups, self.programs.as_deref())
+    }
+
+    /// Starts a mesh of them.
+    pub(crate) fn start(&self, topology: &Topology) -> Result<Mesh> {
+        let options = Options {
+            ztunnel: self.ztunnel.clone(),
+            ..Options::default()
+        };
+        Mesh::start_with(topology, options).context("starting the mesh")
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        print!("{}", scenario::list());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let scenarios = scenario::chosen(&arguments.scenarios)?;
     supervise::run(|| {
         let mut groups = vec![Group::Run, Group::Bench];
         if !arguments.no_mesh {
             groups.push(Group::Bpf);
         }
-        let run = demo::begin("bench", &groups)?;
-        bench(&run, arguments)?;
+        let run = arguments.programs.begin("bench", &groups)?;
+        if let Some(dimensions) = &arguments.growth {
+            return grow(&run, arguments, dimensions);
+        }
+        let report = bench(&run, arguments, &scenarios)?;
+        println!("\n{}", report.tables());
+        write(&report, arguments)?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
-fn bench(run: &Arc<Run>, arguments: &Arguments) -> Result<()> {
-    let seconds = if arguments.quick { 3 } else { 10 };
-    let wanted = |name: &str| {
-        arguments
-            .filter
-            .as_ref()
-            .is_none_or(|text| name.contains(text))
+fn grow(run: &Arc<Run>, arguments: &Arguments, dimensions: &[Dimension]) -> Result<ExitCode> {
+    let dimensions = match dimensions {
+        [] => Dimension::value_variants(),
+        some => some,
     };
-    let scenarios: Vec<_> = SCENARIOS
-        .iter()
-        .filter(|scenario| wanted(scenario.name))
-        .collect();
-    ensure!(
-        !scenarios.is_empty() || wanted(measure::MEMORY),
-        "no scenario has this in its name"
-    );
+    let (_, seconds) = extent(arguments);
+    let programs = &arguments.programs;
+    let growth = growth::measure(run, programs, dimensions, seconds, arguments.quick)?;
+    println!("\n{}", growth.tables());
+    let json = format!("{:#}\n", growth.json());
+    if let Some(file) = &arguments.json {
+        write_file(file, &json)?;
+    }
+    if arguments.report {
+        let directory = cargo::workspace()?.join(REPORTS);
+        write_file(&directory.join("growth.md"), &growth.markdown())?;
+        write_file(&directory.join("growth.json"), &json)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
 
+fn bench(run: &Arc<Run>, arguments: &Arguments, scenarios: &[&Scenario]) -> Result<Report> {
     let topology = Topology::new(run, &["a", "b"])?;
     let mesh = match arguments.no_mesh {
         true => None,
-        false => {
-            let options = Options {
-                ztunnel: arguments.ztunnel.clone(),
-                ..Options::default()
-            };
-            Some(Mesh::start_with(&topology, options).context("starting the mesh")?)
-        }
+        false => Some(arguments.programs.start(&topology)?),
     };
-    let far = if arguments.same_node { "a" } else { "b" };
-    let plain = Side::build(&topology, "plain", far)?;
-    let meshed = match &mesh {
-        None => None,
-        Some(mesh) => {
-            let side = Side::build(&topology, "meshed", far)?;
-            mesh.apply_namespace("meshed", Some("ambient"))?;
-            for pod in [&side.client, &side.server] {
-                mesh.apply_pod(pod, &[])?;
+    let sides = sides(&topology, mesh.as_ref(), arguments);
+    let sides = sides.map_err(|error| match &mesh {
+        Some(mesh) => mesh.explain(error),
+        None => error,
+    })?;
+    let (rounds, seconds) = extent(arguments);
+    let how = format!(
+        "Both nodes on one machine, all setups in turns: {rounds} rounds, {seconds} s per measurement."
+    );
+    let mut report = Report::new(Machine::describe(), how, comparisons(arguments));
+    for round in 1..=rounds {
+        for scenario in scenarios {
+            if scenario.once && round > 1 {
+                continue;
             }
-            for pod in [&side.client, &side.server] {
-                mesh.wait_until_enrolled(pod)
-                    .map_err(|error| mesh.explain(error))?;
-            }
-            Some(side)
-        }
-    };
-    // The first connection to a port of the same node goes another way than the next ones.
-    for side in meshed.iter().filter(|_| arguments.same_node) {
-        for scenario in &scenarios {
-            scenario.measure(&side.client, &side.server, 1)?;
-        }
-    }
-    let mut report = Report::default();
-    if let (Some(mesh), Some(side)) = (&mesh, &meshed)
-        && wanted(measure::MEMORY)
-        && !arguments.same_node
-    {
-        println!("── {}", measure::MEMORY);
-        for figure in measure::memory(mesh, side)? {
-            println!("   {:<8} {figure}", side.server.namespace());
-            report.add(true, figure);
-        }
-    }
-    for round in 1..=arguments.rounds {
-        for scenario in &scenarios {
-            println!(
-                "── round {round} of {}: {}",
-                arguments.rounds, scenario.name
-            );
-            // Each round begins with the other side, lest one always runs on a warmer machine.
-            let mut sides = [Some(&plain), meshed.as_ref()];
+            println!("── round {round} of {rounds}: {}", scenario.name);
+            // Each round begins at the other end, lest one always runs on a warmer machine.
+            let mut order: Vec<_> = sides.iter().collect();
             if round % 2 == 0 {
-                sides.reverse();
+                order.reverse();
             }
-            for side in sides.into_iter().flatten() {
-                let with_mesh = side.server.namespace() == "meshed";
-                let mesh = mesh.as_ref().filter(|_| with_mesh);
-                let before = mesh.map(Usage::of_ztunnels).transpose()?;
-                let mut figures = scenario.measure(&side.client, &side.server, seconds)?;
-                if let (Some(mesh), Some(before)) = (mesh, before) {
-                    figures.extend(scenario.cost(
-                        &figures[0],
-                        seconds,
-                        Usage::of_ztunnels(mesh)? - before,
-                    ));
+            for side in order {
+                if side.is_direct() && round == 1 {
+                    scenario.measure(side, 1)?;
                 }
-                for figure in figures {
-                    println!("   {:<8} {figure}", side.server.namespace());
-                    report.add(with_mesh, figure);
+                for figure in scenario.measure(side, seconds)? {
+                    println!("   {:<18} {figure}", side.setup);
+                    report.add(&side.setup, figure);
                 }
             }
         }
     }
-    println!("\n{}", report.table());
+    Ok(report)
+}
+
+/// Rounds, and seconds of each measurement.
+fn extent(arguments: &Arguments) -> (u32, u32) {
+    let (rounds, seconds) = if arguments.quick { (2, 1) } else { (3, 10) };
+    (
+        arguments.rounds.unwrap_or(rounds),
+        arguments.seconds.unwrap_or(seconds),
+    )
+}
+
+/// All setups; those without a mesh are shared by the ways that are compared to them.
+fn sides<'m>(
+    topology: &Topology,
+    mesh: Option<&'m Mesh>,
+    arguments: &Arguments,
+) -> Result<Vec<Side<'m>>> {
+    let mut sides: Vec<Side<'m>> = Vec::new();
+    for way in &arguments.way {
+        if sides.iter().all(|side| side.setup != way.baseline()) {
+            sides.push(Side::plain(topology, *way)?);
+        }
+        if let Some(mesh) = mesh {
+            sides.push(Side::meshed(topology, mesh, *way)?);
+            if *way == Way::Between {
+                for peer in &arguments.peer {
+                    sides.push(Side::of_peer(topology, mesh, peer)?);
+                }
+            }
+        }
+    }
+    Ok(sides)
+}
+
+fn comparisons(arguments: &Arguments) -> Vec<Comparison> {
+    let comparison = |way: &Way| {
+        let mut setups = vec![way.baseline().to_owned()];
+        if !arguments.no_mesh {
+            setups.push(way.ours().to_owned());
+            if *way == Way::Between {
+                setups.extend(arguments.peer.iter().map(|peer| peer.name.clone()));
+            }
+        }
+        let title = way.title();
+        Comparison { title, setups }
+    };
+    arguments.way.iter().map(comparison).collect()
+}
+
+fn write(report: &Report, arguments: &Arguments) -> Result<()> {
+    let json = format!("{:#}\n", report.json());
+    let chart = chart::svg(report);
+    if let Some(file) = &arguments.json {
+        write_file(file, &json)?;
+    }
+    if let Some(file) = &arguments.chart {
+        write_file(file, &chart)?;
+    }
+    if arguments.report {
+        let directory = cargo::workspace()?.join(REPORTS);
+        write_file(&directory.join("report.md"), &report.markdown("report.svg"))?;
+        write_file(&directory.join("report.json"), &json)?;
+        write_file(&directory.join("report.svg"), &chart)?;
+    }
     Ok(())
 }
 
-impl Side {
-    fn build(topology: &Topology, namespace: &str, far: &str) -> Result<Self> {
-        let pod = |node: &str, name: &str| {
-            let spec = PodSpec {
-                namespace,
-                name,
-                service_account: name,
-            };
-            topology.node(node).pod(spec)
-        };
-        let (client, server) = (pod("a", "client")?, pod(far, "server")?);
-        let servers = measure::start_servers(&server)?;
-        Ok(Self {
-            client,
-            server,
-            _servers: servers,
-        })
-    }
+/// Writes a file, and the directory that it is in.
+pub(crate) fn write_file(file: &Path, text: &str) -> Result<()> {
+    let directory = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    directory
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(file, text))
+        .with_context(|| format!("writing {}", file.display()))?;
+    println!("wrote {}", file.display());
+    Ok(())
 }

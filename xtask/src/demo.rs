@@ -10,6 +10,7 @@ mod shop;
 mod traffic;
 mod worker;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     supervise::run(|| {
-        let run = begin("demo", &[Group::Bpf, Group::Run])?;
+        let run = begin("demo", &[Group::Bpf, Group::Run], None)?;
         let held = show(&run, arguments.keep)?;
         Ok(if held {
             ExitCode::SUCCESS
@@ -50,16 +51,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-/// What `demo` and `bench` begin with: tools, binaries (if there are to be any), a run that
-/// Ctrl-C tears down.
-pub(crate) fn begin(verb: &str, groups: &[Group]) -> Result<Arc<Run>> {
+/// What `demo` and `bench` begin with: tools, binaries (if there are to be any, and unless they are
+/// built already), a run that Ctrl-C tears down.
+pub(crate) fn begin(verb: &str, groups: &[Group], built: Option<&Path>) -> Result<Arc<Run>> {
     ensure!(
         geteuid().is_root(),
         "network namespaces, cgroups and eBPF need root: sudo -E cargo xtask {verb}"
     );
     let interrupt = supervise::Interrupt::watch();
     setup::ensure(groups)?;
-    let binaries = if groups.contains(&Group::Bpf) {
+    let binaries = if let Some(directory) = built {
+        Binaries::in_directory(directory)
+    } else if groups.contains(&Group::Bpf) {
         println!("── building");
         Binaries::in_directory(build::all(Profile::Release)?)
     } else {

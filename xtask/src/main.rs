@@ -1,10 +1,11 @@
-//! The project's commands: `cargo xtask setup | build | test | demo | bench | fuzz`.
+//! The project's commands: `cargo xtask setup | build | test | demo | bench | profile | fuzz`.
 
 mod bench;
 mod build;
 mod cargo;
 mod demo;
 mod fuzz;
+mod profile;
 mod setup;
 mod supervise;
 mod table;
@@ -38,6 +39,7 @@ enum Verb {
     Test(test::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
+    Profile(profile::Arguments),
     Fuzz(fuzz::Arguments),
 }
 
@@ -58,6 +60,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Profile(arguments) => profile::run(&arguments),
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
     }
 }

@@ -8,24 +8,28 @@ const NARROWEST: usize = 24;
 
 /// Lays out rows under a header. Cells of the column `wrapped` are broken between words so that
 /// the whole fits into `width`; the others keep their width.
-pub(crate) fn render<const N: usize>(
-    header: [&str; N],
-    rows: &[[String; N]],
+pub(crate) fn render(
+    header: &[impl AsRef<str>],
+    rows: &[impl AsRef<[String]>],
     wrapped: &[usize],
     width: usize,
 ) -> String {
-    let mut widths = header.map(length);
+    let header: Vec<_> = header.iter().map(|cell| cell.as_ref().to_owned()).collect();
+    let mut widths: Vec<_> = header.iter().map(|cell| length(cell)).collect();
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
+        for (width, cell) in widths.iter_mut().zip(row.as_ref()) {
             *width = (*width).max(length(cell));
         }
     }
     shrink(&mut widths, wrapped, width);
-    let rows: Vec<_> = rows.iter().map(|row| cells(&widths, row)).collect();
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| cells(&widths, row.as_ref()))
+        .collect();
     // Rows of several lines are told apart by a rule between them.
     let ruled = rows.iter().any(|row| row.lines().count() > 1);
     let mut text = line(&widths, ["┌", "┬", "┐"]);
-    text += &cells(&widths, &header.map(str::to_owned));
+    text += &cells(&widths, &header);
     for (at, row) in rows.iter().enumerate() {
         if at == 0 || ruled {
             text += &line(&widths, ["├", "┼", "┤"]);
@@ -126,7 +130,7 @@ mod tests {
             "short".to_owned(),
             "a text of many words that is too long".to_owned(),
         ]];
-        let table = render(["claim", "evidence"], &rows, &[1], 40);
+        let table = render(&["claim", "evidence"], &rows, &[1], 40);
         let lines: Vec<_> = table.lines().collect();
         assert!(lines.iter().all(|line| length(line) == 40), "{table}");
         assert_eq!(lines[3], "│ short │ a text of many words that is │");

@@ -160,7 +160,7 @@ impl From<&Workload> for wire::Workload {
             addresses: workload.ips.iter().copied().map(ip_bytes).collect(),
             hostname: workload.hostname.as_ref().map(text).unwrap_or_default(),
             tunnel_protocol: protocol(workload.protocol).into(),
-            node: text(&workload.node),
+            node: workload.node.to_string(),
             network_mode: mode.into(),
             canonical_name: text(&workload.canonical_name),
             canonical_revision: text(&workload.canonical_revision),

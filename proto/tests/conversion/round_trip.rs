@@ -143,7 +143,7 @@ prop_compose! {
             own_name: uid.unless_last_part(&name),
             uid,
             ips: ips.into(),
-            node,
+            node: (&*node).into(),
             health,
             profile: Arc::new(Profile {
                 namespace: identity.1,

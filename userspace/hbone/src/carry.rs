@@ -7,26 +7,31 @@
 //! Whoever opened an application's socket has set its options, `TCP_NODELAY` among them: a listener's
 //! are inherited, so that they cost a connection nothing.
 
-use std::{cell::Cell, future::poll_fn, io, net::TcpStream as StdStream, os::fd::AsFd, rc::Rc};
-
-use bytes::BytesMut;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io,
+    net::{Shutdown, TcpStream as StdStream},
+    os::fd::AsFd,
+    rc::Rc,
 };
+
+use bytes::{Buf as _, BytesMut};
+use socket2::SockRef;
+use tokio::net::TcpStream;
 
 use crate::{
     Engine, TunnelError,
     engine::{StreamId, reset_when_closed},
+    splice::Pipe,
 };
 
 /// What one read starts with, in bytes; it doubles while reads fill it.
 const MIN_READ: usize = 4 << 10;
-/// And ends with.
+/// And ends with; a connection that says so much at a time is not copied any more.
 const MAX_READ: usize = 256 << 10;
+/// A connection that says less than this at a time is copied again, in bytes.
+const MANY: usize = 16 << 10;
 
 /// Bytes carried so far, from the side of the TCP connection.
 #[derive(Debug, Default)]
@@ -107,26 +112,24 @@ pub fn reset(tcp: impl AsFd) {
 /// # Errors
 /// When either side breaks; the other has been reset then, as both are when this is given up.
 pub async fn join(
-    mut application: TcpStream,
-    mut peer: TcpStream,
+    application: TcpStream,
+    peer: TcpStream,
     meter: &Meter,
 ) -> Result<(), CarryError> {
     for tcp in [&application, &peer] {
         reset_when_closed(tcp, true);
     }
-    let (app_read, app_write) = application.split();
-    let (peer_read, peer_write) = peer.split();
     let result = tokio::try_join!(
         pipe(
-            app_read,
-            peer_write,
+            &application,
+            &peer,
             &meter.received,
             CarryError::Application,
             CarryError::Peer
         ),
         pipe(
-            peer_read,
-            app_write,
+            &peer,
+            &application,
             &meter.sent,
             CarryError::Peer,
             CarryError::Application
@@ -140,28 +143,87 @@ pub async fn join(
 }
 
 async fn pipe(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
+    from: &TcpStream,
+    to: &TcpStream,
     counter: &Cell<u64>,
     read_error: fn(io::Error) -> CarryError,
     write_error: fn(io::Error) -> CarryError,
 ) -> Result<(), CarryError> {
-    let mut buffer = BytesMut::new();
     let mut size = MIN_READ;
     loop {
-        buffer.reserve(size);
-        let read = from.read_buf(&mut buffer).await.map_err(read_error)?;
-        if read == 0 {
-            return shutdown(to.shutdown().await).map_err(write_error);
-        }
-        size = if read >= size {
-            (size * 2).min(MAX_READ)
+        // Nothing is held while there is nothing to say.
+        from.readable().await.map_err(read_error)?;
+        let read = if size == MAX_READ {
+            // The descriptors may have run out: then it is copied.
+            match Pipe::take() {
+                Ok(pipe) => splice(pipe, from, to, counter, read_error, write_error).await?,
+                Err(_) => copy(size, from, to, counter, read_error, write_error).await?,
+            }
         } else {
-            size.min(read * 2).max(MIN_READ)
+            copy(size, from, to, counter, read_error, write_error).await?
         };
-        to.write_all(&buffer).await.map_err(write_error)?;
-        Meter::add(counter, read);
-        buffer.clear();
+        size = match read {
+            Some(0) => {
+                return shutdown(SockRef::from(to).shutdown(Shutdown::Write)).map_err(write_error);
+            }
+            Some(read) if read >= size => (size * 2).min(MAX_READ),
+            Some(read) => size.min(read * 2).max(MIN_READ),
+            None => continue,
+        };
+    }
+}
+
+/// Carries what one read brings, and says how many bytes that is: none at the end, and `None` when
+/// there was nothing to read after all.
+async fn copy(
+    size: usize,
+    from: &TcpStream,
+    to: &TcpStream,
+    counter: &Cell<u64>,
+    read_error: fn(io::Error) -> CarryError,
+    write_error: fn(io::Error) -> CarryError,
+) -> Result<Option<usize>, CarryError> {
+    let mut buffer = BytesMut::with_capacity(size);
+    let read = match from.try_read_buf(&mut buffer) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        other => other.map_err(read_error)?,
+    };
+    while !buffer.is_empty() {
+        to.writable().await.map_err(write_error)?;
+        match to.try_write(&buffer) {
+            Ok(written) => buffer.advance(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(write_error(error)),
+        }
+    }
+    Meter::add(counter, read);
+    Ok(Some(read))
+}
+
+/// Carries bytes without looking at them for as long as there are many of them. Says how many the last
+/// move brought.
+async fn splice(
+    mut pipe: Pipe,
+    from: &TcpStream,
+    to: &TcpStream,
+    counter: &Cell<u64>,
+    read_error: fn(io::Error) -> CarryError,
+    write_error: fn(io::Error) -> CarryError,
+) -> Result<Option<usize>, CarryError> {
+    loop {
+        let taken = match pipe.fill(from) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                pipe.give_back();
+                return Ok(None);
+            }
+            other => other.map_err(read_error)?,
+        };
+        pipe.empty(to).await.map_err(write_error)?;
+        Meter::add(counter, taken);
+        if taken < MANY {
+            pipe.give_back();
+            return Ok(Some(taken));
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod limits;
 mod pool;
 mod request;
 mod server;
+mod splice;
 mod tls;
 
 pub use carry::{CarryError, Meter, Stream, join, reset};

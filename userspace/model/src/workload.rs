@@ -56,9 +56,35 @@ pub struct Workload {
     /// Canonical addresses: no IPv4-mapped IPv6.
     pub ips: Ips,
     /// The node it runs on.
-    pub node: Name,
+    pub node: Node,
     pub health: Health,
     pub profile: Arc<Profile>,
+}
+
+const _: () = assert!(size_of::<Workload>() <= 72);
+
+/// The name of a node: thin, since each workload has one, and shared by all that run there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Node(Arc<Box<str>>);
+
+impl Deref for Node {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl From<&str> for Node {
+    fn from(name: &str) -> Self {
+        Self(Arc::new(name.into()))
+    }
 }
 
 /// What the pods of one deployment, and many others, have in common. A [`Workload`] shows it as its
@@ -287,6 +313,7 @@ impl Index<&ServiceKey> for Memberships {
 pub struct Interner {
     profiles: HashSet<Arc<Profile>>,
     names: HashSet<Name>,
+    nodes: HashSet<Node>,
     /// When to look for what nobody uses any more.
     sweep_at: usize,
 }
@@ -298,7 +325,7 @@ impl Interner {
     /// The same workload, sharing what it can.
     pub fn share(&mut self, workload: Arc<Workload>) -> Arc<Workload> {
         let mut workload = Arc::unwrap_or_clone(workload);
-        workload.node = self.name(workload.node);
+        workload.node = self.node(workload.node);
         workload.profile = match self.profiles.get(&workload.profile) {
             Some(known) => known.clone(),
             None => {
@@ -376,15 +403,30 @@ impl Interner {
         }
     }
 
+    fn node(&mut self, node: Node) -> Node {
+        match self.nodes.get(&node) {
+            Some(known) => known.clone(),
+            None => {
+                self.nodes.insert(node.clone());
+                node
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.profiles.len() + self.names.len() + self.nodes.len()
+    }
+
     /// Forgets what nobody else uses, once much has been added.
     fn sweep(&mut self) {
-        if self.profiles.len() + self.names.len() <= self.sweep_at.max(Self::FIRST_SWEEP) {
+        if self.len() <= self.sweep_at.max(Self::FIRST_SWEEP) {
             return;
         }
         // Profiles first: they use names.
         self.profiles
             .retain(|profile| Arc::strong_count(profile) > 1);
         self.names.retain(|name| Arc::strong_count(name) > 1);
-        self.sweep_at = 2 * (self.profiles.len() + self.names.len());
+        self.nodes.retain(|node| Arc::strong_count(&node.0) > 1);
+        self.sweep_at = 2 * self.len();
     }
 }

@@ -14,6 +14,8 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 
+use sluice_model::Name;
+
 use crate::{Error, Memory, Snapshot, Store, scan::scan};
 
 /// Which directory is watched, and how eagerly.
@@ -28,6 +30,8 @@ pub struct Config {
     pub rescan: Duration,
     /// The policies that were in force before.
     pub memory: Memory,
+    /// Whose pods are wanted, and nothing else but namespaces; absent when everything is.
+    pub node: Option<Name>,
 }
 
 impl Config {
@@ -39,6 +43,7 @@ impl Config {
             longest_burst: Duration::from_millis(200),
             rescan: Duration::from_secs(10),
             memory: Memory::Off,
+            node: None,
         }
     }
 }
@@ -74,6 +79,9 @@ impl Directory {
         // Listening begins before the first look, so that no change falls between them.
         ear.listen();
         let mut store = Store::new(std::mem::take(&mut config.memory));
+        if let Some(node) = config.node.clone() {
+            store = store.for_node(node);
+        }
         load(&mut store, &config.path)?;
         deliver(store.snapshot());
         let path = config.path.clone();

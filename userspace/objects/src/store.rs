@@ -1,7 +1,8 @@
 //! The last good version of every object, across reloads.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, hash_map::RandomState},
+    hash::BuildHasher as _,
     path::Path,
     sync::Arc,
 };
@@ -37,6 +38,25 @@ pub enum FileText {
     Unreadable(String),
 }
 
+/// What a file said when it was read. Its text is not kept: a mesh may have a great deal of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Text { length: usize, hash: u64 },
+    Unreadable(String),
+}
+
+impl Seen {
+    fn of(text: &FileText, hasher: &RandomState) -> Self {
+        match text {
+            FileText::Text(text) => Self::Text {
+                length: text.len(),
+                hash: hasher.hash_one(text),
+            },
+            FileText::Unreadable(reason) => Self::Unreadable(reason.clone()),
+        }
+    }
+}
+
 /// Keeps the last good version of every object.
 ///
 /// A reload replaces what is good and new, removes what is gone, and keeps what is broken as it
@@ -44,7 +64,10 @@ pub enum FileText {
 /// whose [`Memory`] is blank: then another stands in for it.
 #[derive(Debug, Default)]
 pub struct Store {
-    files: BTreeMap<Arc<Path>, (FileText, Arc<Contents>)>,
+    files: BTreeMap<Arc<Path>, (Seen, Arc<Contents>)>,
+    hasher: RandomState,
+    /// Whose pods are wanted, and nothing else but namespaces; absent when everything is.
+    node: Option<Name>,
     good: BTreeMap<ObjectRef, InForce>,
     /// Policies are remembered, and it is told what comes of broken ones.
     remembers: bool,
@@ -84,6 +107,13 @@ impl Store {
         }
         store.remembers = true;
         store
+    }
+
+    /// Keeps nothing but the pods of a node, and what says whether they are part of the mesh.
+    #[must_use]
+    pub fn for_node(mut self, node: Name) -> Self {
+        self.node = Some(node);
+        self
     }
 
     fn recall(&mut self, last_good: &LastGood) {
@@ -128,37 +158,62 @@ impl Store {
     /// Takes over the files as they are now. Returns the new snapshot, or `None` when no file
     /// changed.
     pub fn reload(&mut self, files: BTreeMap<Arc<Path>, FileText>) -> Option<Snapshot> {
-        let unchanged = self.files.len() == files.len()
-            && self
-                .files
-                .iter()
-                .zip(&files)
-                .all(|(old, new)| (old.0, &old.1.0) == new);
+        let mut old = std::mem::take(&mut self.files);
+        let mut unchanged = old.len() == files.len();
+        for (path, text) in files {
+            let seen = Seen::of(&text, &self.hasher);
+            let contents = match old.remove(&path) {
+                Some((before, contents)) if before == seen => contents,
+                _ => {
+                    unchanged = false;
+                    Arc::new(self.contents(&path, text))
+                }
+            };
+            self.files.insert(path, (seen, contents));
+        }
         if unchanged && self.snapshot.is_some() {
             return None;
         }
-        let mut old = std::mem::take(&mut self.files);
-        for (path, text) in files {
-            let contents = match old.remove(&path) {
-                Some((before, contents)) if before == text => contents,
-                _ => Arc::new(match &text {
-                    FileText::Text(text) => read::read(&path, text),
-                    FileText::Unreadable(reason) => read::unreadable(&path, reason.clone()),
-                }),
-            };
-            self.files.insert(path, (text, contents));
+        Some(self.renew())
+    }
+
+    fn contents(&self, path: &Arc<Path>, text: FileText) -> Contents {
+        let mut contents = match text {
+            FileText::Text(text) => read::read(path, &text),
+            FileText::Unreadable(reason) => read::unreadable(path, reason),
+        };
+        if let Some(node) = &self.node {
+            contents.items.retain(|item| match &item.object {
+                Some(Object::Pod(pod)) => pod.node == *node,
+                Some(object) => matches!(object, Object::Namespace(_)),
+                // Its last good version may be wanted.
+                None => matches!(&*item.origin.object.kind, "Pod" | "Namespace"),
+            });
+            contents.items.shrink_to_fit();
         }
+        contents
+    }
+
+    fn renew(&mut self) -> Snapshot {
         let snapshot = self.settle();
         self.snapshot = Some(snapshot.clone());
-        Some(snapshot)
+        snapshot
     }
 
     /// Notes that the files cannot be seen at all, for a `reason`. Everything stays as it was.
     pub fn keep(&mut self, root: &Path, reason: String) -> Option<Snapshot> {
-        let known = self.files.iter();
-        let mut files: BTreeMap<_, _> = known.map(|(p, (t, _))| (p.clone(), t.clone())).collect();
-        files.insert(root.into(), FileText::Unreadable(reason));
-        self.reload(files)
+        let seen = Seen::Unreadable(reason.clone());
+        let known = self
+            .files
+            .get(root)
+            .is_some_and(|(before, _)| *before == seen);
+        if known && self.snapshot.is_some() {
+            return None;
+        }
+        let root: Arc<Path> = root.into();
+        let contents = Arc::new(read::unreadable(&root, reason));
+        self.files.insert(root, (seen, contents));
+        Some(self.renew())
     }
 
     /// What is in force now; nothing before the first reload.

@@ -212,6 +212,41 @@ fn nothing_is_delivered_when_nothing_changed() {
 }
 
 #[test]
+fn for_a_node_only_its_pods_and_namespaces_are_kept() {
+    let on = |node: &str, name: &str| {
+        pod(name, "10.0.0.1").replace("spec:\n", &format!("spec:\n  nodeName: {node}\n"))
+    };
+    let text = [
+        SHOP,
+        &on("a", "here"),
+        "---\n",
+        &on("b", "there"),
+        "---\n",
+        SERVICE,
+    ]
+    .concat();
+    let mut store = Store::default().for_node("a".into());
+    let names = |snapshot: &Snapshot| -> Vec<String> {
+        let pods = snapshot.objects.pods.values();
+        pods.map(|pod| pod.name.to_string()).collect()
+    };
+    let snapshot = reload(&mut store, &[("f.yaml", &text)]);
+    assert_eq!(names(&snapshot), ["here"]);
+    assert_eq!(
+        (
+            snapshot.count(Kind::Namespace),
+            snapshot.count(Kind::Service)
+        ),
+        (1, 0)
+    );
+    // Broken, it is as it was; gone to another node, it is gone.
+    let broken = text.replacen("10.0.0.1", "nonsense", 1);
+    assert_eq!(names(&reload(&mut store, &[("f.yaml", &broken)])), ["here"]);
+    let moved = text.replace("nodeName: a", "nodeName: c");
+    assert!(names(&reload(&mut store, &[("f.yaml", &moved)])).is_empty());
+}
+
+#[test]
 fn an_empty_directory_is_delivered_once() {
     let mut store = Store::default();
     assert!(store.reload(BTreeMap::new()).is_some());

@@ -273,8 +273,7 @@ impl Client {
                 request.resource_names_unsubscribe = vec![WILDCARD.to_owned()];
                 missing = demand.begin(&mesh);
             }
-            let none = Version::none();
-            let missing = missing.iter().map(|name| (&**name, &none));
+            let missing = missing.iter().map(|name| (&**name, Version::none()));
             let versions = self.store.versions(kind, &mesh).chain(missing);
             Outgoing::with_versions(&request, versions)
         })

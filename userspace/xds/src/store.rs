@@ -11,7 +11,11 @@ use sluice_model::{Interner, Mesh, Name, Uid, Update, mesh::Edit};
 use sluice_proto::{convert::names, security, workload};
 
 use crate::{
-    decode::Envelope, demand::Review, resource::Resource, snapshot::Snapshot, version::Version,
+    decode::Envelope,
+    demand::Review,
+    resource::Resource,
+    snapshot::Snapshot,
+    version::{Version, Versions},
 };
 
 /// A type of resource that we subscribe to.
@@ -79,20 +83,10 @@ pub(crate) struct Store {
 struct Received {
     /// The control plane has answered for this type.
     answered: bool,
-    /// The version of each workload in force, by its place in the mesh.
-    workloads: Vec<Version>,
+    /// Of each workload in force, by its place in the mesh.
+    workloads: Versions,
     /// The version of each other resource in force.
     others: HashMap<Name, Version>,
-}
-
-impl Received {
-    /// Notes the version of a workload.
-    fn note(&mut self, place: usize, version: Version) {
-        if self.workloads.len() <= place {
-            self.workloads.resize(place + 1, Version::none());
-        }
-        self.workloads[place] = version;
-    }
 }
 
 /// What came of a response.
@@ -153,7 +147,7 @@ impl Store {
         &'a self,
         kind: Kind,
         mesh: &'a Mesh,
-    ) -> impl Iterator<Item = (&'a str, &'a Version)> {
+    ) -> impl Iterator<Item = (&'a str, Version)> {
         let received = match kind {
             Kind::Address => &self.addresses,
             Kind::Authorization => &self.policies,
@@ -163,7 +157,7 @@ impl Store {
             Some((&*workload.uid.0, received.workloads.get(place)?))
         });
         let others = received.others.iter();
-        workloads.chain(others.map(|(name, version)| (&**name, version)))
+        workloads.chain(others.map(|(name, version)| (&**name, version.clone())))
     }
 
     /// Keeps what resources have in common once.
@@ -268,7 +262,7 @@ impl Store {
                         applied.changed = true;
                     }
                     match workload.and_then(|uid| edit.mesh().place(&uid)) {
-                        Some(place) => received.note(place, version),
+                        Some(place) => received.workloads.note(place, version),
                         None => drop(received.others.insert(name, version)),
                     }
                 }

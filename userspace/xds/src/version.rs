@@ -1,6 +1,6 @@
 //! The version of a resource, small.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 /// A version, as the control plane gave it. There is one for each workload of the mesh, so that of
 /// the usual form takes no memory of its own.
@@ -42,9 +42,81 @@ impl fmt::Display for Version {
     }
 }
 
+/// The versions of things that have places: small numbers, most of which are in use.
+#[derive(Debug, Default)]
+pub(crate) struct Versions {
+    /// By place; [`ELSEWHERE`] where it is no hash.
+    hashes: Vec<u64>,
+    /// The others, but for those that are empty.
+    texts: HashMap<usize, Box<str>>,
+}
+
+/// A hash that is kept as a text, like all versions that are none.
+const ELSEWHERE: u64 = 0;
+
+impl Versions {
+    pub(crate) fn note(&mut self, place: usize, version: Version) {
+        if self.hashes.len() <= place {
+            // By an eighth: twice as many would be a lot, where there are many.
+            self.hashes
+                .reserve_exact(place + 1 - self.hashes.len() + place / 8);
+            self.hashes.resize(place + 1, ELSEWHERE);
+        }
+        self.hashes[place] = match version {
+            Version::Hash(hash) if hash != ELSEWHERE => {
+                self.texts.remove(&place);
+                hash
+            }
+            other => {
+                let text = other.to_string();
+                match text.is_empty() {
+                    true => self.texts.remove(&place),
+                    false => self.texts.insert(place, text.into()),
+                };
+                ELSEWHERE
+            }
+        };
+    }
+
+    /// What was noted for a place, or [`Version::none`]; `None` behind the last place.
+    pub(crate) fn get(&self, place: usize) -> Option<Version> {
+        Some(match *self.hashes.get(place)? {
+            ELSEWHERE => match self.texts.get(&place) {
+                Some(text) => text.to_string().into(),
+                None => Version::none(),
+            },
+            hash => Version::Hash(hash),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Version;
+    use super::{Version, Versions};
+
+    #[test]
+    fn each_place_has_the_version_that_was_noted_last() {
+        let mut versions = Versions::default();
+        let noted = [
+            "v1",
+            "00000000deadbeef",
+            "0000000000000000",
+            "",
+            "ffffffffffffffff",
+        ];
+        for round in 0..noted.len() {
+            for place in 0..200 {
+                let text = noted[(place + round) % noted.len()];
+                versions.note(place, text.to_owned().into());
+                let got = versions.get(place).map(|version| version.to_string());
+                assert_eq!(got.as_deref(), Some(text));
+            }
+        }
+        assert_eq!(versions.get(200), None);
+        versions.note(1000, "v2".to_owned().into());
+        assert_eq!(versions.get(999), Some(Version::none()));
+        assert_eq!(versions.get(1001), None);
+    }
 
     #[test]
     fn every_version_is_given_back_as_it_came() {

@@ -1,75 +1,217 @@
-//! Medians and ratios.
+//! All figures of a run: medians, spread, ratios; as a table, as JSON and as Markdown.
 
-use super::measure::Figure;
+use serde_json::{Value, json};
+
+use super::machine::Machine;
+use super::scenario::{Better, Figure};
 use crate::table;
 
+/// Setups that are compared with each other. The first is the network without a mesh; the second,
+/// if there is one, is ours; the others are peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Comparison {
+    pub(crate) title: &'static str,
+    pub(crate) setups: Vec<String>,
+}
+
 /// All figures, in the order in which they first came.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    /// How it was measured, in a sentence.
+    pub(crate) how: String,
+    pub(crate) comparisons: Vec<Comparison>,
     rows: Vec<Row>,
 }
 
+/// One figure in all setups.
 #[derive(Debug)]
-struct Row {
-    what: &'static str,
+pub(crate) struct Row {
+    pub(crate) what: &'static str,
     unit: &'static str,
-    plain: Vec<f64>,
-    meshed: Vec<f64>,
+    pub(crate) better: Better,
+    /// By setup, in the order of their first appearance.
+    values: Vec<(String, Vec<f64>)>,
 }
 
 impl Report {
-    pub(crate) fn add(&mut self, with_mesh: bool, figure: Figure) {
-        let at = self.rows.iter().position(|row| row.what == figure.what);
-        let at = at.unwrap_or_else(|| {
-            let (plain, meshed) = (Vec::new(), Vec::new());
+    pub(crate) fn new(machine: Machine, how: String, comparisons: Vec<Comparison>) -> Self {
+        Self {
+            machine,
+            how,
+            comparisons,
+            rows: Vec::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, setup: &str, figure: Figure) {
+        let row = self.rows.iter().position(|row| row.what == figure.what);
+        let row = row.unwrap_or_else(|| {
             self.rows.push(Row {
                 what: figure.what,
                 unit: figure.unit,
-                plain,
-                meshed,
+                better: figure.better,
+                values: Vec::new(),
             });
             self.rows.len() - 1
         });
-        let row = &mut self.rows[at];
-        if with_mesh {
-            &mut row.meshed
-        } else {
-            &mut row.plain
+        let values = &mut self.rows[row].values;
+        match values.iter_mut().find(|(name, _)| name == setup) {
+            Some((_, values)) => values.push(figure.value),
+            None => values.push((setup.to_owned(), vec![figure.value])),
         }
-        .push(figure.value);
     }
 
-    pub(crate) fn table(&self) -> String {
-        let rows: Vec<_> = self
-            .rows
-            .iter()
-            .map(|row| {
-                let (plain, meshed) = (median(&row.plain), median(&row.meshed));
-                let ratio = plain.zip(meshed).map(|(plain, meshed)| meshed / plain);
-                [
-                    row.what.to_owned(),
-                    row.unit.to_owned(),
-                    show(plain),
-                    show(meshed),
-                    ratio.map_or_else(|| "–".to_owned(), |ratio| format!("× {ratio:.2}")),
-                ]
-            })
-            .collect();
-        table::render(
-            ["median", "unit", "no mesh", "mesh", "ratio"],
-            &rows,
-            &[],
-            table::terminal_width(),
-        )
+    /// The rows that say anything about one of these setups but the first.
+    pub(crate) fn rows<'a>(&'a self, of: &'a Comparison) -> impl Iterator<Item = &'a Row> {
+        let alone = of.setups.len() == 1;
+        let told = move |row: &&Row| {
+            let mut setups = of.setups.iter().skip(usize::from(!alone));
+            setups.any(|setup| row.median(setup).is_some())
+        };
+        self.rows.iter().filter(told)
+    }
+
+    /// A table for each comparison, for a terminal.
+    pub(crate) fn tables(&self) -> String {
+        let width = table::terminal_width();
+        let table = |one: &Comparison| {
+            let table = table::render(&header(one), &self.cells(one), &[], width);
+            format!("{}: medians ± half of the range\n{table}", one.title)
+        };
+        let tables: Vec<_> = self.comparisons.iter().map(table).collect();
+        tables.join("\n")
+    }
+
+    pub(crate) fn markdown(&self, chart: &str) -> String {
+        let mut text = format!(
+            "# What the mesh costs\n\n{}\n\n{}\n\n![Ratios]({chart})\n",
+            self.how,
+            self.machine.markdown()
+        );
+        for one in &self.comparisons {
+            let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+            let header = header(one);
+            text += &format!("\n## {}\n\n", one.title);
+            text += &line(&header);
+            text += &line(&vec!["---".to_owned(); header.len()]);
+            for row in self.cells(one) {
+                text += &line(&row);
+            }
+        }
+        text + "\nMedians ± half of the range. A ratio (×) is to no mesh, or to the peer that it names.\n"
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let figures = self.rows.iter().map(Row::json);
+        let comparisons =
+            self.comparisons.iter().map(|one| {
+                let ratios =
+                    self.rows(one).map(|row| {
+                        let ratios = one.setups.iter().enumerate().skip(1);
+                        let of = ratios.filter_map(|(at, setup)| {
+                    let against = &one.setups[if at == 1 { 0 } else { 1 }];
+                    // Ours against no mesh; ours against each peer.
+                    let (ours, other) = if at == 1 { (setup, against) } else { (against, setup) };
+                    Some(json!({ "of": ours, "to": other, "ratio": row.ratio(ours, other)? }))
+                });
+                        json!({ "figure": row.what.trim(), "ratios": of.collect::<Vec<_>>() })
+                    });
+                json!({
+                    "title": one.title,
+                    "setups": one.setups,
+                    "ratios": ratios.collect::<Vec<_>>(),
+                })
+            });
+        json!({
+            "machine": self.machine.json(),
+            "how": self.how,
+            "comparisons": comparisons.collect::<Vec<_>>(),
+            "figures": figures.collect::<Vec<_>>(),
+        })
+    }
+
+    fn cells(&self, of: &Comparison) -> Vec<Vec<String>> {
+        let cells = |row: &Row| {
+            let mut cells = vec![row.what.to_owned(), row.unit.to_owned()];
+            for (at, setup) in of.setups.iter().enumerate() {
+                cells.push(row.show(setup));
+                match at {
+                    0 => {}
+                    1 => cells.push(ratio(row.ratio(setup, &of.setups[0]))),
+                    _ => cells.push(ratio(row.ratio(&of.setups[1], setup))),
+                }
+            }
+            cells
+        };
+        self.rows(of).map(cells).collect()
     }
 }
 
-fn show(value: Option<f64>) -> String {
-    match value {
-        None => "–".to_owned(),
-        Some(value) if value >= 1000.0 => format!("{value:.0}"),
-        Some(value) => format!("{value:.1}"),
+fn header(of: &Comparison) -> Vec<String> {
+    let mut cells = vec!["figure".to_owned(), "unit".to_owned()];
+    for (at, setup) in of.setups.iter().enumerate() {
+        cells.push(setup.clone());
+        match at {
+            0 => {}
+            1 => cells.push("to none".to_owned()),
+            _ => cells.push(format!("to {setup}")),
+        }
     }
+    cells
+}
+
+impl Row {
+    fn of(&self, setup: &str) -> &[f64] {
+        let found = self.values.iter().find(|(name, _)| name == setup);
+        found.map_or(&[], |(_, values)| values)
+    }
+
+    pub(crate) fn median(&self, setup: &str) -> Option<f64> {
+        median(self.of(setup))
+    }
+
+    /// How the median in one setup compares to that in another.
+    pub(crate) fn ratio(&self, of: &str, to: &str) -> Option<f64> {
+        let (of, to) = (self.median(of)?, self.median(to)?);
+        (to != 0.0).then(|| of / to)
+    }
+
+    fn show(&self, setup: &str) -> String {
+        let Some(median) = self.median(setup) else {
+            return "–".to_owned();
+        };
+        let value = match median {
+            median if median.abs() >= 1000.0 => format!("{median:.0}"),
+            median if median.abs() >= 10.0 => format!("{median:.1}"),
+            median => format!("{median:.2}"),
+        };
+        match spread(self.of(setup)) {
+            Some(share) => format!("{value} ± {:.0} %", share * 100.0),
+            None => value,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let setups = self.values.iter().map(|(setup, values)| {
+            let value = json!({
+                "median": median(values),
+                "half_range_of_median": spread(values),
+                "values": values,
+            });
+            (setup.clone(), value)
+        });
+        json!({
+            "figure": self.what.trim(),
+            "unit": self.unit,
+            "better": match self.better { Better::Higher => "higher", Better::Lower => "lower" },
+            "setups": setups.collect::<serde_json::Map<_, _>>(),
+        })
+    }
+}
+
+fn ratio(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |ratio| format!("× {ratio:.2}"))
 }
 
 fn median(values: &[f64]) -> Option<f64> {
@@ -83,14 +225,111 @@ fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// Half of the range, as a share of the median; `None` of a single value.
+fn spread(values: &[f64]) -> Option<f64> {
+    let median = median(values)?;
+    let least = values.iter().copied().min_by(f64::total_cmp)?;
+    let most = values.iter().copied().max_by(f64::total_cmp)?;
+    (values.len() > 1 && median != 0.0).then(|| (most - least) / 2.0 / median.abs())
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Three rounds of three setups.
+    pub(crate) fn sample() -> Report {
+        let setups = ["no mesh", "Sluice", "other"].map(str::to_owned).to_vec();
+        let title = "between nodes";
+        let comparison = Comparison { title, setups };
+        let mut report = Report::new(Machine::default(), "Once.".to_owned(), vec![comparison]);
+        let mut add = |setup, what, better, values: [f64; 3]| {
+            for value in values {
+                let unit = "x";
+                report.add(
+                    setup,
+                    Figure {
+                        what,
+                        unit,
+                        better,
+                        value,
+                    },
+                );
+            }
+        };
+        let (more, less) = (Better::Higher, Better::Lower);
+        add("no mesh", "speed", more, [200.0, 190.0, 210.0]);
+        add("Sluice", "speed", more, [100.0, 900.0, 90.0]);
+        add("other", "speed", more, [50.0, 50.0, 50.0]);
+        add("Sluice", "  cost < & >", less, [3.0, 3.0, 3.0]);
+        add("other", "  cost < & >", less, [6.0, 6.0, 6.0]);
+        report
+    }
 
     #[test]
     fn a_median_is_not_moved_by_one_bad_round() {
         assert_eq!(median(&[1.0, 100.0, 2.0]), Some(2.0));
         assert_eq!(median(&[1.0, 3.0]), Some(2.0));
         assert_eq!(median(&[]), None);
+    }
+
+    #[test]
+    fn the_spread_is_half_of_the_range() {
+        assert_eq!(spread(&[90.0, 100.0, 110.0]), Some(0.1));
+        assert_eq!(spread(&[7.0]), None);
+        assert_eq!(spread(&[]), None);
+    }
+
+    #[test]
+    fn ratios_are_to_no_mesh_and_to_each_peer() {
+        let report = sample();
+        let cells = report.cells(&report.comparisons[0]);
+        assert_eq!(
+            header(&report.comparisons[0])[2..],
+            ["no mesh", "Sluice", "to none", "other", "to other"]
+        );
+        assert_eq!(
+            cells[0][2..],
+            [
+                "200.0 ± 5 %",
+                "100.0 ± 405 %",
+                "× 0.50",
+                "50.0 ± 0 %",
+                "× 2.00"
+            ]
+        );
+        assert_eq!(
+            cells[1][2..],
+            ["–", "3.00 ± 0 %", "–", "6.00 ± 0 %", "× 0.50"]
+        );
+    }
+
+    #[test]
+    fn the_json_holds_every_value_and_ratio() {
+        let text = sample().json().to_string();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        let speed = &json["figures"][0];
+        assert_eq!(speed["figure"], "speed");
+        assert_eq!(speed["better"], "higher");
+        assert_eq!(speed["setups"]["Sluice"]["median"], 100.0);
+        assert_eq!(speed["setups"]["Sluice"]["values"][1], 900.0);
+        let ratios = &json["comparisons"][0]["ratios"];
+        assert_eq!(
+            ratios[0]["ratios"],
+            json!([{ "of": "Sluice", "to": "no mesh", "ratio": 0.5 },
+                   { "of": "Sluice", "to": "other", "ratio": 2.0 }])
+        );
+        assert_eq!(
+            ratios[1]["ratios"],
+            json!([{ "of": "Sluice", "to": "other", "ratio": 0.5 }])
+        );
+    }
+
+    #[test]
+    fn the_markdown_has_a_row_for_every_figure() {
+        let text = sample().markdown("report.svg");
+        assert!(text.contains("![Ratios](report.svg)"), "{text}");
+        assert!(text.contains("| speed | x | 200.0 ± 5 % |"), "{text}");
+        assert!(text.contains("cost"), "{text}");
     }
 }

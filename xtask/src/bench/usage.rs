@@ -43,6 +43,11 @@ impl Usage {
             pids.push(ztunnel.broker_pid());
             pids.push(ztunnel.worker()?.pid);
         }
+        Self::of_all(pids)
+    }
+
+    /// What several processes have used together.
+    pub(crate) fn of_all(pids: impl IntoIterator<Item = u32>) -> Result<Self> {
         pids.into_iter().map(Self::of).sum()
     }
 }

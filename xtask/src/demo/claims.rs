@@ -52,7 +52,7 @@ impl Claims {
             })
             .collect();
         let table = table::render(
-            ["claim", "evidence", ""],
+            &["claim", "evidence", ""],
             &rows,
             &[0, 1],
             table::terminal_width(),

@@ -10,6 +10,8 @@ use sluice_tests::place::Place;
 use sluice_tests::process::Process;
 
 pub(crate) const HTTP_PORT: u16 = 8080;
+/// The same server, spoken to in HTTP/2 from the first byte.
+pub(crate) const HTTP2_PORT: u16 = 8082;
 pub(crate) const REDIS_PORT: u16 = 6379;
 pub(crate) const SMTP_PORT: u16 = 2525;
 /// The request header whose value the HTTP server repeats in its answer.
@@ -20,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// nginx, which answers with its own name, whom it sees, and the marker.
 pub(crate) fn nginx(place: &Place, name: &str) -> Result<Process> {
     let directory = place.run.dir().join(format!("nginx-{name}"));
-    fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let file = directory.join("nginx.conf");
     // A worker as another user could not open what belongs to the run.
     let text = format!(
@@ -40,6 +42,7 @@ pub(crate) fn nginx(place: &Place, name: &str) -> Result<Process> {
          \x20 scgi_temp_path {directory}/scgi;\n\
          \x20 server {{\n\
          \x20   listen [::]:{HTTP_PORT} ipv6only=off;\n\
+         \x20   listen [::]:{HTTP2_PORT} http2 ipv6only=off;\n\
          \x20   default_type text/plain;\n\
          \x20   return 200 \"{name} sees $remote_addr $remote_port, marker $http_x_marker\\n\";\n\
          \x20 }}\n\

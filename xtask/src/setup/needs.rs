@@ -21,10 +21,18 @@ pub(crate) enum Group {
     Peers,
     /// To measure.
     Bench,
+    /// To see where processors spend their time.
+    Profile,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 4] = [Self::Bpf, Self::Run, Self::Peers, Self::Bench];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Bpf,
+        Self::Run,
+        Self::Peers,
+        Self::Bench,
+        Self::Profile,
+    ];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
@@ -34,6 +42,7 @@ impl Group {
                 "to test with Envoy, as peer and as oracle, and Prometheus (direct and netns tests)"
             }
             Self::Bench => "to measure (bench)",
+            Self::Profile => "to see where the time goes (profile)",
         }
     }
 }
@@ -171,9 +180,21 @@ const NEEDS: &[Need] = &[
     program(Group::Bench, "wrk", "wrk", "requests per second"),
     program(
         Group::Bench,
+        "nghttp2-client",
+        "h2load",
+        "requests per second by HTTP/2",
+    ),
+    program(
+        Group::Bench,
         "ethtool",
         "ethtool",
         "tells which offloads the links have",
+    ),
+    program(
+        Group::Profile,
+        "linux-perf",
+        "perf",
+        "samples where processors are",
     ),
 ];
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -12,6 +13,7 @@ use nix::sys::socket::{
 };
 
 use crate::arguments::Arguments;
+use crate::events::tell;
 
 /// Connects as the options say: `--bind IP:PORT`, `--wait poll`.
 pub(crate) fn dial(arguments: &Arguments) -> io::Result<TcpStream> {
@@ -34,12 +36,39 @@ pub(crate) fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
     Ok(setsockopt(stream, sockopt::Linger, &at_once)?)
 }
 
-fn by_hand(to: SocketAddr, from: Option<SocketAddr>, flags: SockFlag) -> io::Result<TcpStream> {
-    let family = match to {
+/// Tries to connect to where no route leads, again and again by one socket: what is left of a
+/// connect then is the system call, the programs attached to it, and the search for a route.
+pub(crate) fn knock(arguments: &Arguments) -> io::Result<()> {
+    let count = arguments.option("count")?.unwrap_or(100_000_u32);
+    let family = family(arguments.address);
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
+    let address = SockaddrStorage::from(arguments.address);
+    let begin = Instant::now();
+    for _ in 0..count {
+        match connect(socket.as_raw_fd(), &address) {
+            Err(Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {}
+            outcome => {
+                let address = arguments.address;
+                return Err(io::Error::other(format!(
+                    "a route to {address}: {outcome:?}"
+                )));
+            }
+        }
+    }
+    let each = begin.elapsed().as_nanos() as f64 / f64::from(count);
+    tell(&format!("nanoseconds {each:.1}"));
+    Ok(())
+}
+
+fn family(of: SocketAddr) -> AddressFamily {
+    match of {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let socket = socket(family, SockType::Stream, flags, None)?;
+    }
+}
+
+fn by_hand(to: SocketAddr, from: Option<SocketAddr>, flags: SockFlag) -> io::Result<TcpStream> {
+    let socket = socket(family(to), SockType::Stream, flags, None)?;
     if let Some(from) = from {
         bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
     }

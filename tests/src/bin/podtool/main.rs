@@ -32,6 +32,8 @@ usage: podtool VERB ADDRESS [--option VALUE]...
                              it can), --concurrency N, --timeout-ms MS
   hold ADDRESS               --count N connections, each with one echoed line; prints `holding`, and
                              keeps them until it is ended
+  knock ADDRESS              --count N connects that find no route, by one socket; prints
+                             `nanoseconds EACH`
   serve ADDRESS              --mode echo     sends back what it gets (default)
                              --mode greet    speaks first: `220 …`, then answers lines
                              --mode sum      answers length and checksum after the end
@@ -69,6 +71,7 @@ fn run() -> io::Result<()> {
         "half-close" => client::half_close(&arguments),
         "flood" => flood::flood(&arguments),
         "hold" => flood::hold(&arguments),
+        "knock" => dial::knock(&arguments),
         "serve" => server::serve(&arguments),
         "ask" => datagram::ask(&arguments),
         "answer" => datagram::serve(&arguments),

@@ -87,7 +87,7 @@ impl<'a> Foreign<'a> {
             uid,
             own_name: None,
             ips: self.ips.into(),
-            node: self.node,
+            node: (&*self.node).into(),
             health: self.health,
             profile: Arc::new(profile),
         }

@@ -60,7 +60,7 @@ pub(super) fn workload(
         own_name: uid.unless_last_part(&pod.name),
         uid,
         ips: pod.ips.clone().into(),
-        node: pod.node.clone(),
+        node: (&*pod.node).into(),
         health: match (pod.ready, pod.terminating) {
             (true, false) => Health::Ready,
             (true, true) => Health::Terminating,

@@ -224,17 +224,17 @@ fn claim(run_dir: &Path) -> Result<Flock<fs::File>> {
 /// Follows the pods of this node.
 fn watch_pods(config: &Config, events: mpsc::Sender<Event>) -> Result<Directory> {
     let node = config.node.clone();
-    Directory::watch(
-        directory::Config::new(&config.config_dir),
-        move |snapshot| {
-            let (pods, problems) =
-                sluice_objects::enrolment::pods_to_enrol(&snapshot.objects, &node);
-            for problem in problems {
-                tracing::warn!(%problem, "pod not enrolled");
-            }
-            // Fails only when the broker is stopping.
-            let _ = events.send(Event::Pods(pods));
-        },
-    )
+    let wanted = directory::Config {
+        node: Some(node.as_str().into()),
+        ..directory::Config::new(&config.config_dir)
+    };
+    Directory::watch(wanted, move |snapshot| {
+        let (pods, problems) = sluice_objects::enrolment::pods_to_enrol(&snapshot.objects, &node);
+        for problem in problems {
+            tracing::warn!(%problem, "pod not enrolled");
+        }
+        // Fails only when the broker is stopping.
+        let _ = events.send(Event::Pods(pods));
+    })
     .with_context(|| format!("watch {}", config.config_dir.display()))
 }
