@@ -29,7 +29,8 @@ pub(super) fn register(metrics: &Metrics) {
         "Processor time that the process has used",
         || cpu_seconds().map(Reading::new).into_iter().collect(),
     );
-    let gauges: [(&'static str, &'static str, fn() -> Option<f64>); 4] = [
+    type Read = fn() -> Option<f64>;
+    let gauges: [(&'static str, &'static str, Read); 4] = [
         ("process_open_fds", "Open file descriptors", open_fds),
         (
             "process_max_fds",
