@@ -193,7 +193,7 @@ fn a_prometheus_finds_everything_that_dashboard_and_alerts_ask_for() {
             let text = nodes.map(|ztunnel| ztunnel.metrics());
             let text = text.collect::<Result<Vec<_>>>()?.join("\n");
             let samples = text.lines().filter(|line| !line.starts_with('#'));
-            let exported: BTreeSet<_> = samples.flat_map(|line| names(line)).collect();
+            let exported: BTreeSet<_> = samples.flat_map(names).collect();
             let missing: Vec<_> = wanted.difference(&exported).collect();
             ensure!(missing.is_empty(), "no ztunnel exports {missing:?}");
             Ok(())

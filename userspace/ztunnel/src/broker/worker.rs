@@ -129,7 +129,10 @@ impl Worker {
         let ends = pairs.iter().map(|(_, worker)| worker.as_fd());
         let counters = counters.iter().map(|counters| counters.as_fd());
         let ends: Vec<_> = counters.chain(ends).collect();
-        link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
+        link.send(
+            &ToWorker::Start(Box::new(self.config.worker.clone())),
+            &ends,
+        )?;
         link.send(&self.credentials.message(), &[])?;
         if let Some(crl) = &mut self.crl {
             crl.send(&link)?;

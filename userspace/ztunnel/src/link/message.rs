@@ -123,7 +123,7 @@ pub struct Traces {
 pub enum ToWorker {
     /// With the descriptors of the kernel's counters, of verdicts and of connections, and then the links
     /// of the worker's threads.
-    Start(Settings),
+    Start(Box<Settings>),
     /// With the descriptors of the kernel's socket maps.
     Maps,
     /// What authenticates the node to the control plane, and the control plane to it; sent again

@@ -174,7 +174,7 @@ pub fn run() -> Result<()> {
         .enable_all()
         .build()?;
     let start = control::Start {
-        settings,
+        settings: *settings,
         credentials: control::Credentials {
             token,
             control_root,
