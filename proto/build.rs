@@ -3,10 +3,11 @@
 use std::{env, error::Error, path::PathBuf};
 
 const INCLUDE: &str = "proto";
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/ca.proto",
+    "opentelemetry/trace.proto",
     "sluice/extension.proto",
     "envoy/service/discovery/v3/discovery.proto",
 ];

@@ -42,3 +42,8 @@ pub mod ca {
     /// The key of a request's metadata that holds the SPIFFE ID to sign.
     pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 }
+
+/// The export of traces by OTLP: its client.
+pub mod traces {
+    pub use crate::generated::opentelemetry::proto::collector::trace::v1::*;
+}

@@ -11,7 +11,7 @@ use std::{
 
 use sluice_hbone::{
     Baggage, CarryError, ConnectRequest, Dialled, Engine, ForwardedFor, Incoming, Meter, OpenError,
-    Opened, Pool, ServeError, Session, TunnelKey,
+    Opened, Pool, ServeError, Session, Traceparent, TunnelKey,
 };
 use sluice_identity::Svid;
 use tokio::{
@@ -334,6 +334,7 @@ pub(crate) fn request(authority: &str) -> ConnectRequest {
             host: None,
         },
         baggage: Baggage::default(),
+        trace: Traceparent::begin(false),
     }
 }
 

@@ -121,7 +121,9 @@ fn what_the_mesh_does_not_know_goes_straight_and_is_told_of() {
             ("path", "kernel"),
             (
                 "error",
-                &format!("connect to {closed}: refused, or no answer"),
+                &format!(
+                    "connect to {closed}: refused, or no answer; does the application listen there?"
+                ),
             ),
         ])?;
         // The mesh's business is captured as before.

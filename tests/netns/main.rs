@@ -18,6 +18,7 @@ mod identity;
 mod kernel;
 mod membership;
 mod metrics;
+mod observe;
 mod on_demand;
 mod peers;
 mod policy;

@@ -210,6 +210,18 @@ fn the_log_and_the_metrics_tell_of_both_ends() {
             ensure!(line.has(&wanted), "{}", line.text());
         }
         ensure!(by_tunnel()? == before, "a tunnel was used");
+        // The kernel has counted it before it told of its end.
+        let direct = |name| stage.ztunnel().metric(name, &[("path", "direct")]);
+        let ended = direct("sluice_flow_connections_total")?;
+        let bytes = [
+            direct("sluice_flow_sent_bytes_total")?,
+            direct("sluice_flow_received_bytes_total")?,
+        ];
+        ensure!(
+            ended >= 2.0 && bytes[0] >= 11.0 && bytes[1] >= received.parse()?,
+            "{ended} connections, {bytes:?} bytes"
+        );
+        ensure!(direct("sluice_flow_rtt_seconds_count")? == ended);
         for reporter in ["source", "destination"] {
             let labels = [
                 ("reporter", reporter),
@@ -242,7 +254,7 @@ fn the_log_and_the_metrics_tell_of_both_ends() {
             (
                 "error",
                 &format!(
-                    "connect to {}:8080: refused, or no answer",
+                    "connect to {}:8080: refused, or no answer; does the application listen there?",
                     stage.server.v4()
                 ),
             ),

@@ -7,6 +7,7 @@
 
 pub mod addr;
 pub mod event;
+pub mod flows;
 pub mod maps;
 pub mod verdict;
 

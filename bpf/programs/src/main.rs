@@ -7,6 +7,7 @@ mod connect;
 mod ctx;
 mod dns;
 mod events;
+mod flows;
 mod maps;
 mod neighbour;
 mod peername;

@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use sluice_abi::{
     Addr, Ip,
+    flows::{FLOW_PATHS, FlowStats},
     maps::{
         Authorized, Block, CONFIG_LEN, Dial, EVENTS_BYTES, MAX_ASKING, MAX_DIALS, MAX_PENDING,
         MAX_POD_ADDRESSES, MAX_PODS, MAX_RANGES, MAX_REGISTRY, OrigDst, Pair, Pod, PodIp, Query,
@@ -100,6 +101,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
+
+/// What was counted of connections that have ended, by the way they went.
+#[map]
+pub static FLOW_STATS: PerCpuArray<FlowStats> = PerCpuArray::with_max_entries(FLOW_PATHS, 0);
 
 #[map]
 pub static CONFIG: Array<u32> = Array::with_max_entries(CONFIG_LEN, 0);

@@ -16,12 +16,13 @@ use sluice_abi::{
     Addr,
     event::{Event, Kind},
     maps::{ACCEPTED, CAPTURED, DIRECT, OUTSIDE, OrigDst, Tuple},
+    ports,
     verdict::Reason,
 };
 
 use crate::{
     ctx::{self, read},
-    events,
+    events, flows,
     maps::{
         CLIENT, CLIENT_PENDING, ORIG_DST, ORIG_PENDING, PODS, PROXY, count, storage_get,
         storage_set,
@@ -78,24 +79,41 @@ fn connecting(context: &SockOpsContext) {
             neighbour::announce(netns(context), &local, &remote);
         }
         // How it ends is told in any case.
-        let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+        follow(context);
     } else if let Some(orig) = orig
         && orig.end == CAPTURED
     {
+        follow(context);
         if ORIG_PENDING
             .insert(&tuple(context, &local), &orig.dst, 0)
             .is_err()
         {
             count(Reason::PendingFull);
         }
-    } else if storage_get(&PROXY, sk).is_some()
-        && let Some(client) = storage_get(&CLIENT, sk)
-        && CLIENT_PENDING
-            .insert(&tuple(context, &local), &client, 0)
-            .is_err()
-    {
-        count(Reason::PendingFull);
+    } else if storage_get(&PROXY, sk).is_some() {
+        if is_enrolled(context) {
+            follow(context);
+        }
+        if let Some(client) = storage_get(&CLIENT, sk)
+            && CLIENT_PENDING
+                .insert(&tuple(context, &local), &client, 0)
+                .is_err()
+        {
+            count(Reason::PendingFull);
+        }
     }
+}
+
+/// Has the socket's end reported.
+#[inline(always)]
+fn follow(context: &SockOpsContext) {
+    let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+}
+
+#[inline(always)]
+fn is_enrolled(context: &SockOpsContext) -> bool {
+    // SAFETY: values are only looked at.
+    unsafe { PODS.get(&netns(context)) }.is_some()
 }
 
 #[inline(always)]
@@ -114,6 +132,10 @@ fn accepted(context: &SockOpsContext) {
     } else if let Some(client) = unsafe { CLIENT_PENDING.get(&key) }.copied() {
         if storage_set(&CLIENT, sk, &client) {
             let _ = CLIENT_PENDING.remove(&key);
+        }
+    } else if local.port == u32::from(ports::HBONE) {
+        if is_enrolled(context) {
+            follow(context);
         }
     } else {
         neighbour::forget(&remote, &local);
@@ -151,11 +173,10 @@ fn report_open(context: &SockOpsContext, kind: Kind) {
     if !events::enabled() {
         return;
     }
-    // SAFETY: values are only looked at.
-    if unsafe { PODS.get(&netns(context)) }.is_none() {
+    if !is_enrolled(context) {
         return;
     }
-    let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    follow(context);
     report(context, kind, 0, Addr::default());
 }
 
@@ -165,6 +186,9 @@ fn changed(context: &SockOpsContext) {
     let (before, now) = (context.arg(0), context.arg(1));
     if now != BPF_TCP_CLOSE {
         return;
+    }
+    if before != BPF_TCP_SYN_SENT {
+        account(context);
     }
     let Some(orig) = dialled(context) else {
         // A socket whose ends are told of for another reason may have been used again.
@@ -181,6 +205,24 @@ fn changed(context: &SockOpsContext) {
         neighbour::forget(&local, &remote);
     }
     report(context, Kind::DirectClose, before, orig.dst);
+}
+
+/// Counts a connection that has ended.
+#[inline(always)]
+fn account(context: &SockOpsContext) {
+    let ops = context.ops;
+    let sk = socket(ops);
+    let (local, remote) = ctx::ends(ops);
+    let path = flows::path(
+        storage_get(&ORIG_DST, sk),
+        storage_get(&PROXY, sk).is_some(),
+        storage_get(&CLIENT, sk).is_some(),
+        &local,
+        &remote,
+    );
+    if let Some(path) = path {
+        flows::count(ops, path);
+    }
 }
 
 #[inline(always)]

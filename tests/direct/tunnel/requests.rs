@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use http::{HeaderMap, Method, StatusCode};
-use sluice_hbone::{Baggage, ConnectRequest, ForwardedFor, OpenError};
+use sluice_hbone::{Baggage, ConnectRequest, ForwardedFor, OpenError, Traceparent};
 use sluice_model::{
     Uid, Workload,
     workload::{Health, Locality, OwnerKind, Profile},
@@ -84,6 +84,7 @@ fn a_request_is_a_bare_connect_with_three_headers() {
                     host: host.map(ToOwned::to_owned),
                 },
                 baggage: Baggage::of(&workload()),
+                trace: Traceparent::begin(false),
             };
             source.open_with(&source.key, &request).await.unwrap();
             let arrived = timeout(PATIENCE, seen.recv()).await.unwrap().unwrap();

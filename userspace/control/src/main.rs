@@ -220,7 +220,7 @@ impl Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    sluice_telemetry::init_logging(&args.log, args.log_json)?;
+    let _log = sluice_telemetry::init_logging(&args.log, args.log_json)?;
     run(args).await
 }
 
@@ -228,6 +228,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let first_snapshot = readiness.pending("first snapshot");
     let metrics = Arc::new(Metrics::new("sluice-control", env!("CARGO_PKG_VERSION")));
+    metrics.register_process();
     let counters = ControlMetrics::register(&metrics);
     let clients = Clients::new(counters.clients.clone());
 

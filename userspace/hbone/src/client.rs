@@ -37,6 +37,8 @@ pub(crate) struct Tunnel {
     negotiated: Negotiated,
     /// When the first of both certificates expires.
     expires: SystemTime,
+    /// Tells whoever watches that the tunnel is there.
+    pub(crate) watch: Option<Box<dyn std::fmt::Debug>>,
 }
 
 impl Tunnel {
@@ -72,6 +74,7 @@ impl Tunnel {
             negotiated,
             expires: expires.min(peer.not_after()),
             peer: Rc::new(peer),
+            watch: None,
         })
     }
 

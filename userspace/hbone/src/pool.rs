@@ -43,10 +43,20 @@ pub struct Opened {
     pub baggage: Baggage,
 }
 
+/// Is told of the tunnels of a pool.
+pub trait Watch: std::fmt::Debug {
+    /// A tunnel was made. It is there until what is returned is dropped.
+    fn established(&self) -> Box<dyn std::fmt::Debug>;
+
+    /// A tunnel did not come to be.
+    fn failed(&self, why: &OpenError);
+}
+
 /// The tunnels of one worker thread, by key.
 #[derive(Debug)]
 pub struct Pool {
     engine: Engine,
+    watch: Option<Rc<dyn Watch>>,
     slots: RefCell<HashMap<TunnelKey, Rc<Slot>>>,
 }
 
@@ -70,8 +80,16 @@ impl Pool {
     pub fn new(engine: Engine) -> Self {
         Self {
             engine,
+            watch: None,
             slots: RefCell::default(),
         }
+    }
+
+    /// Has somebody told of all tunnels.
+    #[must_use]
+    pub fn watched(mut self, watch: Rc<dyn Watch>) -> Self {
+        self.watch = Some(watch);
+        self
     }
 
     /// Opens a stream in a tunnel for `key`; `dial` makes one if none has room.
@@ -93,13 +111,13 @@ impl Pool {
             .entry(key.clone())
             .or_default()
             .clone();
-        let (tunnel, reused) = slot.tunnel(&self.engine, &mut dial).await?;
+        let (tunnel, reused) = slot.tunnel(self, &mut dial).await?;
         match tunnel.open(request).await {
             // A tunnel that idled may have died unnoticed, or its server may be about to leave; a
             // fresh one that fails is the peer's.
             Err(error) if reused && error.is_unseen() => {
                 slot.distrust(&tunnel);
-                let (tunnel, reused) = slot.tunnel(&self.engine, &mut dial).await?;
+                let (tunnel, reused) = slot.tunnel(self, &mut dial).await?;
                 let opened = tunnel.open(request).await?;
                 Ok(Opened { reused, ..opened })
             }
@@ -187,7 +205,7 @@ impl Slot {
     /// A tunnel with room, and whether it was there before.
     async fn tunnel<F>(
         &self,
-        engine: &Engine,
+        pool: &Pool,
         dial: &mut impl FnMut() -> F,
     ) -> Result<(Rc<Tunnel>, bool), OpenError>
     where
@@ -205,13 +223,18 @@ impl Slot {
             return Err(error);
         }
         if let Some(young) = self.young() {
-            young.grown().await.map_err(|error| self.fail(error))?;
+            young
+                .grown()
+                .await
+                .map_err(|error| self.fail(pool, error))?;
         }
         if let Some(tunnel) = self.usable() {
             return Ok((tunnel, true));
         }
-        let tunnel = async { Tunnel::establish(engine, dial().await?).await };
-        let tunnel = Rc::new(tunnel.await.map_err(|error| self.fail(error))?);
+        let tunnel = async { Tunnel::establish(&pool.engine, dial().await?).await };
+        let mut tunnel = tunnel.await.map_err(|error| self.fail(pool, error))?;
+        tunnel.watch = pool.watch.as_ref().map(|watch| watch.established());
+        let tunnel = Rc::new(tunnel);
         let mut tunnels = self.tunnels.borrow_mut();
         tunnels.retain(|tunnel| !tunnel.is_dead());
         tunnels.push(tunnel.clone());
@@ -224,7 +247,10 @@ impl Slot {
         tunnels.iter().find(|tunnel| tunnel.is_young()).cloned()
     }
 
-    fn fail(&self, error: OpenError) -> OpenError {
+    fn fail(&self, pool: &Pool, error: OpenError) -> OpenError {
+        if let Some(watch) = &pool.watch {
+            watch.failed(&error);
+        }
         let mut failed = self.failed.borrow_mut();
         failed.times += 1;
         failed.last = Some(error.clone());

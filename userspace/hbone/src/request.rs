@@ -20,6 +20,69 @@ pub struct ConnectRequest {
     pub authority: Authority,
     pub forwarded: ForwardedFor,
     pub baggage: Baggage,
+    /// What the stream is a part of.
+    pub trace: Traceparent,
+}
+
+/// A place in a trace (W3C Trace Context): the trace, and the span that others go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traceparent {
+    pub trace: u128,
+    pub span: u64,
+    /// The trace is recorded.
+    pub sampled: bool,
+}
+
+impl Traceparent {
+    /// The only version of the header there is.
+    const VERSION: &'static str = "00";
+    /// The flag of a trace that is recorded.
+    const SAMPLED: u8 = 1;
+
+    /// The first place of a new trace.
+    pub fn begin(sampled: bool) -> Self {
+        // Zeros mean none.
+        Self {
+            trace: rand::random::<u128>().max(1),
+            span: rand::random::<u64>().max(1),
+            sampled,
+        }
+    }
+
+    /// A place that goes on from this one.
+    #[must_use]
+    pub fn child(self) -> Self {
+        Self {
+            span: rand::random::<u64>().max(1),
+            ..self
+        }
+    }
+
+    fn header(self) -> String {
+        let flags = if self.sampled { Self::SAMPLED } else { 0 };
+        let (version, trace, span) = (Self::VERSION, self.trace, self.span);
+        format!("{version}-{trace:032x}-{span:016x}-{flags:02x}")
+    }
+
+    /// From a request's headers; `None` when there is no such header or it makes no sense.
+    pub fn parse(headers: &HeaderMap) -> Option<Self> {
+        let mut parts = headers.get(TRACEPARENT)?.to_str().ok()?.split('-');
+        let mut part = |length: usize| {
+            let digit = |c: u8| matches!(c, b'0'..=b'9' | b'a'..=b'f');
+            parts
+                .next()
+                .filter(|p| p.len() == length && p.bytes().all(digit))
+        };
+        let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+        let place = Self {
+            trace: u128::from_str_radix(trace, 16).ok()?,
+            span: u64::from_str_radix(span, 16).ok()?,
+            sampled: u8::from_str_radix(flags, 16).ok()? & Self::SAMPLED != 0,
+        };
+        // Of later versions these parts are the same, and there may be more; of this one there are not.
+        let is_whole = version != Self::VERSION || parts.next().is_none();
+        (version != "ff" && is_whole && place.trace != 0 && place.span != 0).then_some(place)
+    }
 }
 
 /// The client that the stream stands for, and the service that it called, if any.
@@ -119,7 +182,7 @@ impl ConnectRequest {
         hpack::encode(&mut block, Name::AUTHORITY, authority);
         for (name, value) in [
             (FORWARDED, self.forwarded.header()),
-            (TRACEPARENT, traceparent()),
+            (TRACEPARENT, self.trace.header()),
         ] {
             hpack::encode(&mut block, Name::Text(name.as_str()), value.as_bytes());
         }
@@ -140,15 +203,6 @@ fn encode_baggage(block: &mut Vec<u8>, baggage: &Baggage) {
     if let Some(value) = baggage.value() {
         hpack::encode(block, Name::Text(BAGGAGE.as_str()), value);
     }
-}
-
-/// A W3C trace context of its own for every connection, not sampled.
-fn traceparent() -> String {
-    format!(
-        "00-{:032x}-{:016x}-00",
-        rand::random::<u128>(),
-        rand::random::<u64>()
-    )
 }
 
 #[cfg(test)]
@@ -178,11 +232,44 @@ mod tests {
         assert_eq!(ForwardedFor::parse(&headers), None);
     }
 
+    fn parse(value: &str) -> Option<Traceparent> {
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, value.parse().unwrap());
+        Traceparent::parse(&headers)
+    }
+
     #[test]
-    fn traceparents_are_well_formed_and_differ() {
-        let (a, b) = (traceparent(), traceparent());
-        assert_ne!(a, b);
-        let parts: Vec<_> = a.split('-').map(str::len).collect();
-        assert_eq!(parts, [2, 32, 16, 2]);
+    fn traceparents_round_trip_and_differ() {
+        for sampled in [true, false] {
+            let place = Traceparent::begin(sampled);
+            assert_ne!(place, Traceparent::begin(sampled));
+            assert_eq!(parse(&place.header()), Some(place));
+            let child = place.child();
+            assert_ne!(child.span, place.span);
+            assert_eq!((child.trace, child.sampled), (place.trace, sampled));
+        }
+        assert_eq!(Traceparent::parse(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn traceparents_are_taken_as_the_standard_says() {
+        let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let place = parse(header).unwrap();
+        assert_eq!(place.header(), header);
+        assert_eq!(place.span, 0x00f0_67aa_0ba9_02b7);
+        let later = format!("cc{}-more", &header[2..]);
+        assert_eq!(parse(&later), Some(place));
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-+1",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    Baggage, Engine, ForwardedFor, Stream, TunnelError,
+    Baggage, Engine, ForwardedFor, Stream, Traceparent, TunnelError,
     engine::{self, Life, Status, TunnelId},
     error::tls_reason,
     fields::Request,
@@ -69,6 +69,11 @@ impl Incoming {
 
     pub fn baggage(&self) -> Baggage {
         Baggage::parse(self.headers())
+    }
+
+    /// The place in a trace that the stream goes on from, as the peer says.
+    pub fn trace(&self) -> Option<Traceparent> {
+        Traceparent::parse(self.headers())
     }
 
     /// Accepts, and says what the destination is.

@@ -50,7 +50,12 @@ impl Kernel {
     /// # Errors
     /// The kernel's.
     pub fn counters(&self) -> Result<OwnedFd, Error> {
-        let path = self.pins.maps().join(COUNTERS);
+        self.read_only(COUNTERS)
+    }
+
+    /// A pinned map, by which nothing can be written.
+    pub(crate) fn read_only(&self, name: &str) -> Result<OwnedFd, Error> {
+        let path = self.pins.maps().join(name);
         sys::open_pin(&path, true).map_err(Error::system(format!("open {}", path.display())))
     }
 }

@@ -8,6 +8,7 @@ mod diag;
 mod dump;
 mod error;
 mod events;
+mod flow_stats;
 pub mod heap;
 mod load;
 mod neighbours;
@@ -25,6 +26,7 @@ pub use diag::{TcpSocket, tcp_sockets};
 pub use dump::{Dump, Entry, dump};
 pub use error::Error;
 pub use events::{EventReader, Events};
+pub use flow_stats::FlowCounters;
 pub use load::{Config, Kernel};
 pub use neighbours::{StraightConnections, Way};
 pub use netns::{cookie_of, within};
@@ -32,6 +34,7 @@ pub use pins::cleanup;
 pub use pods::{Dns, EnrolledPod, PodSpec};
 pub use registry::Outbound;
 pub use sluice_abi::{
+    flows::{FlowPath, FlowStats},
     maps::{MAX_DIALS, MAX_RANGES, MAX_REGISTRY},
     ports,
     verdict::Reason,

@@ -18,6 +18,7 @@ use crate::{
     Error, EventReader, SocketMapFds,
     counters::COUNTERS,
     events::{self, Events},
+    flow_stats::FLOW_STATS,
     neighbours::{ALLOW, Neighbours, ROUTES},
     pins::Pins,
     registry::{RANGES, REGISTRY, Registry},
@@ -82,13 +83,14 @@ static OBJECT: &Aligned<[u8]> =
 
 /// The maps that outlive a broker: the next one finds connections that were under way. Not among
 /// them is what a broker alone stands for, as what may go straight from pod to pod.
-const PINNED: [&str; 13] = [
+const PINNED: [&str; 14] = [
     "PODS",
     "POD_IPS",
     "LISTENERS",
     REGISTRY,
     RANGES,
     COUNTERS,
+    FLOW_STATS,
     "ORIG_PENDING",
     "CLIENT_PENDING",
     "ASKED",

@@ -11,9 +11,11 @@ use crate::{
 /// Why a connection is refused before any policy is asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("port {0} is the proxy's own")]
+    #[error("port {0} is the proxy's own, and no application's")]
     IllegalPort(u16),
-    #[error("identities of the trust domain {0} are not accepted")]
+    #[error(
+        "identities of the trust domain {0} are not accepted; is it to be an alias of the mesh's own?"
+    )]
     Untrusted(TrustDomain),
 }
 

@@ -72,15 +72,20 @@ pub struct Hop {
 /// Why a connection goes nowhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("service {0} has no healthy endpoint for port {1}")]
+    #[error(
+        "service {0} has no healthy endpoint for port {1}; does its selector match pods, and are they ready?"
+    )]
     NoEndpoint(Name, u16),
-    #[error("unknown waypoint {0}")]
+    #[error("unknown waypoint {0}; is its Gateway there, and does it have pods?")]
     UnknownWaypoint(GatewayDestination),
     #[error("workload {0} has no address of the family of {1}")]
     NoAddress(Name, SocketAddr),
     #[error("attempted recursive call to ourselves")]
     Recursive,
-    #[error("workload {0} has an identity that cannot be verified")]
+    #[error(
+        "workload {0} has an identity that cannot be verified: its trust domain, namespace and service \
+         account make no SPIFFE ID"
+    )]
     Identity(Name),
     #[error(
         "the mesh does not know {0}, and the outbound traffic policy of {1} is REGISTRY_ONLY; \

@@ -1,6 +1,10 @@
 //! The access log: one line for each connection that ended.
 
+mod filter;
+
 use std::{fmt, net::SocketAddr, time::Duration};
+
+pub use filter::{Filter, Lines};
 
 use sluice_model::{SpiffeId, authz::RuleId};
 
@@ -15,7 +19,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
@@ -53,6 +57,8 @@ pub struct AccessLog<'a> {
     pub direction: Direction,
     pub src: Peer<'a>,
     pub dst: Peer<'a>,
+    /// The application's port, which a tunnel's address does not show.
+    pub port: u16,
     /// The authority asked for through the tunnel.
     pub hbone_addr: Option<&'a dyn fmt::Display>,
     /// The host name of the service that was addressed.
@@ -66,6 +72,8 @@ pub struct AccessLog<'a> {
     pub duration: Duration,
     /// The rule of an authorization policy that allowed or denied it, if one did.
     pub rule: Option<&'a RuleId>,
+    /// The trace that it is a span of, if that is recorded.
+    pub trace: Option<&'a str>,
     /// Why it failed; absent when it did not.
     pub error: Option<&'a dyn fmt::Display>,
 }
@@ -81,9 +89,9 @@ impl fmt::Debug for AccessLog<'_> {
     }
 }
 
-/// The level of an event is part of its static metadata, so each level needs an event of its own.
+/// The level and the message of an event are part of its static metadata, so each needs one of its own.
 macro_rules! event {
-    ($level:expr, $log:expr) => {{
+    ($level:expr, $log:expr, $message:literal, $($more:tt)*) => {{
         let log: &AccessLog<'_> = $log;
         if tracing::enabled!(target: TARGET, $level) {
             let identity = |peer: &Peer<'_>| peer.identity.map(ToString::to_string);
@@ -105,25 +113,47 @@ macro_rules! event {
                 dst.cluster = known(log.dst.cluster),
                 direction = log.direction.as_str(),
                 path = log.path,
-                bytes_sent = log.bytes_sent,
-                bytes_recv = log.bytes_received,
-                duration = format!("{}ms", log.duration.as_millis()),
-                policy = log.rule.map(|rule| rule.policy.to_string()),
-                policy_rule = log.rule.map(|rule| rule.rule),
-                error = log.error.map(|error| error.to_string()),
-                "connection complete"
+                $($more)*
+                $message
             );
         }
     }};
+}
+
+macro_rules! complete {
+    ($level:expr, $log:expr) => {
+        event!(
+            $level,
+            $log,
+            "connection complete",
+            bytes_sent = $log.bytes_sent,
+            bytes_recv = $log.bytes_received,
+            duration = format!("{}ms", $log.duration.as_millis()),
+            policy = $log.rule.map(|rule| rule.policy.to_string()),
+            policy_rule = $log.rule.map(|rule| rule.rule),
+            trace_id = $log.trace,
+            error = $log.error.map(|error| error.to_string()),
+        )
+    };
 }
 
 impl AccessLog<'_> {
     /// Writes the line: as information when the connection went well, as an error otherwise.
     pub fn emit(&self) {
         match self.error {
-            None => event!(tracing::Level::INFO, self),
-            Some(_) => event!(tracing::Level::ERROR, self),
+            None => complete!(tracing::Level::INFO, self),
+            Some(_) => complete!(tracing::Level::ERROR, self),
         }
+    }
+
+    /// Says that the connection may carry bytes from now on, for who debugs.
+    pub fn opened(&self) {
+        event!(tracing::Level::DEBUG, self, "connection opened",);
+    }
+
+    /// Whether [`Self::opened`] would write a line.
+    pub fn is_opening_told() -> bool {
+        tracing::enabled!(target: TARGET, tracing::Level::DEBUG)
     }
 }
 

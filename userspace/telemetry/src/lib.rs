@@ -5,7 +5,9 @@ mod levels;
 mod log;
 pub mod metrics;
 pub mod serve;
+mod share;
+pub mod spans;
 pub mod trace;
 
 pub use levels::{Levels, Refused};
-pub use log::{Error, LineFormat, init_logging};
+pub use log::{Error, LineFormat, Log, init_logging};

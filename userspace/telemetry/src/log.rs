@@ -1,6 +1,11 @@
-//! The form of log lines.
+//! The log: the form of its lines, and their way out.
 
-use std::fmt;
+mod queue;
+
+use std::{
+    cell::RefCell,
+    fmt::{self, Write as _},
+};
 
 use tracing::{
     Event, Level, Subscriber,
@@ -13,6 +18,7 @@ use tracing_subscriber::{
 };
 
 use crate::levels::Levels;
+pub use queue::Log;
 
 /// Why logging could not be set up. Whoever started the process is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -24,27 +30,32 @@ pub enum Error {
     },
     #[error("logging was set up before in this process")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
+    #[error("standard output cannot be used for the log")]
+    Output(#[source] std::io::Error),
 }
 
-/// Sends what `filter` lets through to standard output, a line per event.
+/// Sends what `filter` lets through to standard output, a line per event, some milliseconds later. The
+/// log has to be dropped before the process ends.
 ///
 /// # Errors
 /// When the filter does not parse, or this process logs already.
-pub fn init_logging(filter: &str, json: bool) -> Result<Levels, Error> {
+pub fn init_logging(filter: &str, json: bool) -> Result<(Log, Levels), Error> {
     use tracing_subscriber::util::SubscriberInitExt as _;
     let filter = EnvFilter::try_new(filter).map_err(|source| Error::Filter {
         filter: filter.to_owned(),
         source,
     })?;
     let initial = filter.to_string();
-    let log = tracing_subscriber::fmt()
+    let (queue, log) = queue::to_stdout().map_err(Error::Output)?;
+    let lines = tracing_subscriber::fmt()
         .event_format(LineFormat { json })
+        .with_writer(queue)
         .with_env_filter(filter)
         .with_filter_reloading();
-    let handle = log.reload_handle();
-    log.finish().try_init().map_err(Error::AlreadySet)?;
+    let handle = lines.reload_handle();
+    lines.finish().try_init().map_err(Error::AlreadySet)?;
     let replace = move |filter| handle.reload(filter);
-    Ok(Levels::new(initial, Box::new(replace)))
+    Ok((log, Levels::new(initial, Box::new(replace))))
 }
 
 /// Formats an event as one line: `TIME\tLEVEL\tTARGET\tMESSAGE\tFIELDS`, or as JSON with the keys
@@ -69,24 +80,39 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        let mut fields = Fields::default();
-        event.record(&mut fields);
         let head = Head {
             // Microseconds: enough to order events, and what readers of such lines expect.
-            time: format!("{:.6}", jiff::Timestamp::now()),
+            time: jiff::Timestamp::now(),
             level: level(*metadata.level()),
             target: metadata.target(),
         };
         if self.json {
-            writeln!(writer, "{}", json(&head, fields))
-        } else {
-            text(&mut writer, &head, &fields)
+            let mut fields = JsonFields::default();
+            event.record(&mut fields);
+            return writeln!(writer, "{}", json(&head, fields));
         }
+        // Lines are many: they are put together where the ones before were.
+        let mut fields = SCRATCH.take();
+        fields.clear();
+        event.record(&mut fields);
+        let Head {
+            time,
+            level,
+            target,
+        } = head;
+        let (message, rest) = (&fields.message, &fields.rest);
+        let written = writeln!(writer, "{time:.6}\t{level}\t{target}\t{message}{rest}");
+        SCRATCH.set(fields);
+        written
     }
 }
 
+thread_local! {
+    static SCRATCH: RefCell<TextFields> = RefCell::default();
+}
+
 struct Head<'a> {
-    time: String,
+    time: jiff::Timestamp,
     level: &'static str,
     target: &'a str,
 }
@@ -101,79 +127,124 @@ fn level(level: Level) -> &'static str {
     }
 }
 
-fn text(writer: &mut Writer<'_>, head: &Head<'_>, fields: &Fields) -> fmt::Result {
-    write!(writer, "{}\t{}\t{}\t", head.time, head.level, head.target)?;
-    escaped(writer, &fields.message)?;
-    for (i, (name, value)) in fields.rest.iter().enumerate() {
-        write!(writer, "{}{name}=", if i == 0 { '\t' } else { ' ' })?;
-        match value {
-            Value::Text(text) => write!(writer, "{text:?}")?,
-            Value::Shown(shown) if shown.starts_with('"') => escaped(writer, shown)?,
-            Value::Shown(shown) if shown.contains(char::is_whitespace) => {
-                write!(writer, "{shown:?}")?;
-            }
-            Value::Shown(shown) => escaped(writer, shown)?,
-            Value::Json(value) => write!(writer, "{value}")?,
+fn escaped(text: &mut String, from: &str) {
+    for c in from.chars() {
+        if c.is_control() {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
         }
     }
-    writeln!(writer)
 }
 
-fn escaped(writer: &mut Writer<'_>, text: &str) -> fmt::Result {
-    text.chars().try_for_each(|c| {
-        if c.is_control() {
-            write!(writer, "{}", c.escape_default())
+/// An event's fields as text, the message apart. Writing to a `String` cannot fail.
+#[derive(Default)]
+struct TextFields {
+    message: String,
+    rest: String,
+    /// What a value looks like, before it is known how to write it.
+    shown: String,
+}
+
+impl TextFields {
+    fn clear(&mut self) {
+        self.message.clear();
+        self.rest.clear();
+    }
+
+    fn name(&mut self, field: &Field) {
+        self.rest
+            .push(if self.rest.is_empty() { '\t' } else { ' ' });
+        self.rest.push_str(field.name());
+        self.rest.push('=');
+    }
+
+    fn bare(&mut self, field: &Field, value: impl fmt::Display) {
+        self.name(field);
+        let _ = write!(self.rest, "{value}");
+    }
+
+    fn quoted(&mut self, field: &Field, value: &str) {
+        self.name(field);
+        let _ = write!(self.rest, "{value:?}");
+    }
+}
+
+impl Visit for TextFields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let mut shown = std::mem::take(&mut self.shown);
+        shown.clear();
+        let _ = write!(shown, "{value:?}");
+        if field.name() == "message" {
+            escaped(&mut self.message, &shown);
+        } else if !shown.starts_with('"') && shown.contains(char::is_whitespace) {
+            self.quoted(field, &shown);
         } else {
-            writer.write_char(c)
+            self.name(field);
+            escaped(&mut self.rest, &shown);
         }
-    })
+        self.shown = shown;
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            escaped(&mut self.message, value);
+        } else {
+            self.quoted(field, value);
+        }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.quoted(field, &value.to_string());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.bare(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.bare(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.bare(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.bare(field, value);
+    }
 }
 
-fn json(head: &Head<'_>, fields: Fields) -> serde_json::Value {
+fn json(head: &Head<'_>, fields: JsonFields) -> serde_json::Value {
     let mut line = serde_json::Map::new();
     line.insert("level".into(), head.level.into());
-    line.insert("time".into(), head.time.as_str().into());
+    line.insert("time".into(), format!("{:.6}", head.time).into());
     line.insert("scope".into(), head.target.into());
     line.insert("message".into(), fields.message.into());
-    for (name, value) in fields.rest {
-        let value = match value {
-            Value::Text(text) | Value::Shown(text) => text.into(),
-            Value::Json(value) => value,
-        };
-        line.insert(name.into(), value);
-    }
+    line.extend(fields.rest);
     line.into()
 }
 
-/// An event's fields in the order in which they were given, the message apart.
+/// An event's fields as JSON, the message apart.
 #[derive(Default)]
-struct Fields {
+struct JsonFields {
     message: String,
-    rest: Vec<(&'static str, Value)>,
+    rest: Vec<(String, serde_json::Value)>,
 }
 
-enum Value {
-    /// Recorded as a string.
-    Text(String),
-    /// Recorded by its `Display` or `Debug`.
-    Shown(String),
-    /// A number or a boolean.
-    Json(serde_json::Value),
-}
-
-impl Fields {
-    fn add(&mut self, field: &Field, value: Value) {
-        self.rest.push((field.name(), value));
+impl JsonFields {
+    fn add(&mut self, field: &Field, value: impl Into<serde_json::Value>) {
+        self.rest.push((field.name().to_owned(), value.into()));
     }
 }
 
-impl Visit for Fields {
+impl Visit for JsonFields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let shown = format!("{value:?}");
         if field.name() == "message" {
             self.message = shown;
         } else {
-            self.add(field, Value::Shown(shown));
+            self.add(field, shown);
         }
     }
 
@@ -181,27 +252,27 @@ impl Visit for Fields {
         if field.name() == "message" {
             value.clone_into(&mut self.message);
         } else {
-            self.add(field, Value::Text(value.to_owned()));
+            self.add(field, value);
         }
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.add(field, Value::Text(value.to_string()));
+        self.add(field, value.to_string());
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.add(field, Value::Json(value.into()));
+        self.add(field, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.add(field, Value::Json(value.into()));
+        self.add(field, value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.add(field, Value::Json(value.into()));
+        self.add(field, value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.add(field, Value::Json(value.into()));
+        self.add(field, value);
     }
 }

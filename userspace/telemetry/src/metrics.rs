@@ -1,10 +1,14 @@
 //! Metrics, with Istio's names and labels where it has them.
 
 mod dns;
+mod failures;
 mod foreign;
+mod kernel_flows;
 mod labels;
 mod policy;
+mod process;
 mod tcp;
+mod tunnels;
 
 use std::{
     collections::HashSet,
@@ -13,7 +17,11 @@ use std::{
 };
 
 pub use dns::{DnsLabels, DnsMetrics};
-use foreign::{ForeignCounter, ForeignGauge};
+pub use failures::{Cause, FailureMetrics};
+use foreign::Foreign;
+pub use foreign::{Kind, Reading};
+use kernel_flows::KernelFlows;
+pub use kernel_flows::{FlowTotals, RTT_BUCKETS};
 pub use labels::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels};
 pub use policy::{Denial, Phase, PolicyMetrics};
 /// For metrics of other components, to be given to [`Metrics::register`].
@@ -22,7 +30,8 @@ pub use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Metric, Unit},
 };
-pub use tcp::{ConnectionMetrics, TcpMetrics};
+pub use tcp::{ConnectionMetrics, Opening, TcpMetrics};
+pub use tunnels::{OpenTunnel, TunnelFailure, TunnelMetrics};
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -30,8 +39,10 @@ pub struct Metrics {
     /// Locked by registration and by scrapes, never by what counts.
     registry: Mutex<prometheus_client::registry::Registry>,
     tcp: TcpMetrics,
+    failures: FailureMetrics,
     policy: PolicyMetrics,
     dns: DnsMetrics,
+    tunnels: TunnelMetrics,
 }
 
 impl Metrics {
@@ -44,6 +55,10 @@ impl Metrics {
         policy.register(&mut registry);
         let dns = DnsMetrics::default();
         dns.register(&mut registry);
+        let failures = FailureMetrics::default();
+        failures.register(&mut registry);
+        let tunnels = TunnelMetrics::default();
+        tunnels.register(&mut registry);
         let build: Family<[(&str, &str); 2], Gauge> = Family::default();
         build
             .get_or_create(&[("component", component), ("tag", version)])
@@ -52,14 +67,26 @@ impl Metrics {
         Self {
             registry: Mutex::new(registry),
             tcp,
+            failures,
             policy,
             dns,
+            tunnels,
         }
     }
 
     /// The metrics of TCP connections.
     pub fn tcp(&self) -> &TcpMetrics {
         &self.tcp
+    }
+
+    /// The metrics of connections that failed.
+    pub fn failures(&self) -> &FailureMetrics {
+        &self.failures
+    }
+
+    /// The metrics of tunnels.
+    pub fn tunnels(&self) -> &TunnelMetrics {
+        &self.tunnels
     }
 
     /// The metrics of policies.
@@ -87,13 +114,11 @@ impl Metrics {
         label: &'static str,
         read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static,
     ) {
-        let counter = ForeignCounter {
-            name,
-            help,
-            label,
-            read: Box::new(read),
-        };
-        self.with(|registry| registry.register_collector(Box::new(counter)));
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        let reading = move |(value, count)| Reading::new(count as f64).with(label, value);
+        self.register_readings(Kind::Counter, name, help, move || {
+            read().into_iter().map(reading).collect()
+        });
     }
 
     /// Adds a gauge that `read` tells at every scrape; it is absent while there is no value.
@@ -103,9 +128,42 @@ impl Metrics {
         help: &'static str,
         read: impl Fn() -> Option<f64> + Send + Sync + 'static,
     ) {
+        self.register_readings(Kind::Gauge, name, help, move || {
+            read().map(Reading::new).into_iter().collect()
+        });
+    }
+
+    /// Adds a metric that `read` tells at every scrape, with any labels; it is absent while there are
+    /// no values.
+    pub fn register_readings(
+        &self,
+        kind: Kind,
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> Vec<Reading> + Send + Sync + 'static,
+    ) {
         let read = Box::new(read);
-        let gauge = ForeignGauge { name, help, read };
-        self.with(|registry| registry.register_collector(Box::new(gauge)));
+        let foreign = Foreign {
+            kind,
+            name,
+            help,
+            read,
+        };
+        self.with(|registry| registry.register_collector(Box::new(foreign)));
+    }
+
+    /// Adds what the kernel counts of connections, which `read` tells at every scrape.
+    pub fn register_kernel_flows(
+        &self,
+        read: impl Fn() -> Vec<FlowTotals> + Send + Sync + 'static,
+    ) {
+        let flows = KernelFlows(Box::new(read));
+        self.with(|registry| registry.register_collector(Box::new(flows)));
+    }
+
+    /// Adds what the system knows of this process.
+    pub fn register_process(&self) {
+        process::register(self);
     }
 
     /// All metrics in the text format of Prometheus, which every scraper and `promtool` reads.

@@ -13,9 +13,10 @@ use http::StatusCode;
 use sluice_model::authz::{PolicyKey, RuleId};
 use sluice_telemetry::{
     LineFormat,
-    access::{AccessLog, Direction, Peer},
+    access::{AccessLog, Direction, Filter, Lines, Peer},
     metrics::{self, Counter, Metrics, Reporter, ResponseFlags, Security, TcpLabels},
     serve::{Readiness, Reply, Router, serve},
+    spans::{Config, Side, Span, Tracer},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -53,7 +54,6 @@ fn access_log(error: Option<&'static str>) {
     let web = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
     let error: Option<&dyn std::fmt::Display> = error.as_ref().map(|e| e as _);
     AccessLog {
-        direction: Direction::Inbound,
         src: Peer {
             workload: Some("web-1"),
             namespace: Some("shop"),
@@ -61,13 +61,6 @@ fn access_log(error: Option<&'static str>) {
             identity: Some(&web),
             ..Peer::unknown("10.0.0.1:1234".parse().unwrap())
         },
-        dst: Peer::unknown("10.0.0.2:15008".parse().unwrap()),
-        hbone_addr: Some(&"10.0.0.2:8080"),
-        service: None,
-        path: None,
-        bytes_sent: 12,
-        bytes_received: 3456,
-        duration: Duration::from_micros(5_900),
         rule: Some(&RuleId {
             policy: PolicyKey {
                 namespace: "shop".into(),
@@ -75,9 +68,27 @@ fn access_log(error: Option<&'static str>) {
             },
             rule: 2,
         }),
-        error,
+        ..line(error)
     }
     .emit();
+}
+
+fn line<'a>(error: Option<&'a dyn std::fmt::Display>) -> AccessLog<'a> {
+    AccessLog {
+        direction: Direction::Inbound,
+        src: Peer::unknown("10.0.0.1:1234".parse().unwrap()),
+        dst: Peer::unknown("10.0.0.2:15008".parse().unwrap()),
+        port: 8080,
+        hbone_addr: Some(&"10.0.0.2:8080"),
+        service: None,
+        path: None,
+        bytes_sent: 12,
+        bytes_received: 3456,
+        duration: Duration::from_micros(5_900),
+        rule: None,
+        trace: None,
+        error,
+    }
 }
 
 #[test]
@@ -118,6 +129,43 @@ fn json_lines_parse() {
     assert_eq!(line["bytes_recv"], 3456);
     assert_eq!(line["error"], "refused");
     assert!(line.get("dst.workload").is_none());
+}
+
+#[test]
+fn the_access_log_tells_of_what_was_asked_for() {
+    let admitted = |filter: &Filter, error: bool, millis, port, namespace| {
+        let error: Option<&dyn std::fmt::Display> = error.then_some(&"refused" as _);
+        let src = Peer {
+            namespace,
+            ..Peer::unknown("10.0.0.1:1234".parse().unwrap())
+        };
+        filter.admits(&AccessLog {
+            src,
+            port,
+            duration: Duration::from_millis(millis),
+            ..line(error)
+        })
+    };
+    let (shop, other) = (Some("shop"), Some("other"));
+    let errors = Filter::new(Lines::Errors);
+    assert!(admitted(&errors, true, 0, 80, shop));
+    assert!(!admitted(&errors, false, 0, 80, shop));
+    let off = Filter::new(Lines::Off);
+    assert!(!admitted(&off, true, 0, 80, shop));
+    let long = Filter::default().lasting(Duration::from_millis(100));
+    assert!(admitted(&long, false, 100, 80, shop));
+    assert!(!admitted(&long, false, 99, 80, shop));
+    assert!(admitted(&long, true, 0, 80, shop), "failures are short");
+    let few = Filter::default()
+        .of_namespaces(vec!["shop".to_owned()])
+        .to_ports(vec![80, 81]);
+    assert!(admitted(&few, false, 0, 81, shop));
+    assert!(!admitted(&few, true, 0, 82, shop));
+    assert!(!admitted(&few, true, 0, 80, other));
+    let sampled = Filter::default().sampling(0.5);
+    let taken = (0..10).filter(|_| admitted(&sampled, false, 0, 80, shop));
+    assert_eq!(taken.count(), 5);
+    assert!((0..10).all(|_| admitted(&sampled, true, 0, 80, shop)));
 }
 
 fn labels(workload: &str) -> TcpLabels {
@@ -292,6 +340,60 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
             assert_eq!(body.ends_with("# EOF\n"), is_open, "{accept:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn spans_that_nobody_takes_are_counted_and_hold_nothing_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let metrics = Metrics::new("ztunnel", "0.1.0");
+    let config = |endpoint: &str| Config {
+        endpoint: endpoint.to_owned(),
+        sampling: 1.0,
+        resource: Vec::new(),
+    };
+    for bad in ["", "localhost:4317", "https://localhost:4317"] {
+        assert!(Tracer::start(config(bad), &metrics).is_err(), "{bad:?}");
+    }
+    let tracer = Tracer::start(config(&endpoint), &metrics).unwrap();
+    let now = std::time::SystemTime::now();
+    let span = Span {
+        trace: 1,
+        id: 2,
+        parent: None,
+        side: Side::Client,
+        name: "test",
+        start: now,
+        end: now,
+        attributes: Vec::new(),
+        error: None,
+    };
+    // The receiver accepts, and says nothing: the exporter waits, and the queue fills up.
+    for _ in 0..10_000 {
+        tracer.record(span.clone());
+        tokio::task::yield_now().await;
+    }
+    let count = |outcome: &str| {
+        let label = format!("outcome=\"{outcome}\"");
+        value(&metrics.encode(), "sluice_spans_total", &label).unwrap()
+    };
+    assert!(
+        count("queue_full") >= 10_000 - 4096 - 512,
+        "{}",
+        metrics.encode()
+    );
+    let overflowed = count("queue_full");
+    // Now it is gone.
+    drop(listener);
+    let refused = async {
+        while count("refused") + overflowed < 10_000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), refused)
+        .await
+        .unwrap();
+    assert_eq!(count("exported"), 0);
 }
 
 #[tokio::test]

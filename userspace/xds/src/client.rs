@@ -16,6 +16,7 @@ use crate::{
     decode::Part,
     demand::Demand,
     store::{Kind, Response, Store},
+    traffic::{Termination, Traffic},
     version::Version,
     wire::{self, Outgoing, Requests, Responses},
 };
@@ -71,6 +72,7 @@ pub struct Client {
     store: Store,
     status: watch::Sender<Status>,
     demand: Option<Arc<Demand>>,
+    traffic: Traffic,
 }
 
 /// The name that stands for everything.
@@ -102,7 +104,13 @@ impl Client {
             store: Store::default(),
             status: watch::Sender::default(),
             demand,
+            traffic: Traffic::default(),
         }
+    }
+
+    /// Counts what passes between this client and the control plane.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.clone()
     }
 
     /// The mesh that this client keeps.
@@ -142,8 +150,10 @@ impl Client {
                 ended = self.session(&address, &mut session, &mut reviews) => ended,
                 never = complain(&view) => match never {},
             };
-            self.status
+            let was_open = self
+                .status
                 .send_if_modified(|status| std::mem::replace(&mut status.connected, false));
+            self.traffic.ended(Termination::of(&ended, was_open));
             let graceful = ended.is_ok() && session.answered;
             if graceful || start.elapsed() >= STABLE {
                 backoff = FIRST_BACKOFF;
@@ -176,6 +186,7 @@ impl Client {
         let (requests, mut responses) = self.unless_silent(self.open(address)).await?;
         self.status.send_modify(|status| status.connected = true);
         let mut response = Response::default();
+        let mut bytes = 0;
         loop {
             let event = tokio::select! {
                 part = self.unless_silent(responses.next()) => Event::Part(part?),
@@ -184,8 +195,9 @@ impl Client {
             };
             let answers = match event {
                 Event::Part(None) => return Ok(()),
-                Event::Part(Some(Part::Resource(bytes))) => {
-                    response.push(bytes, self.store.interner());
+                Event::Part(Some(Part::Resource(resource))) => {
+                    bytes += resource.len() as u64;
+                    response.push(resource, self.store.interner());
                     continue;
                 }
                 Event::Part(Some(Part::TooLarge(length))) => {
@@ -195,6 +207,10 @@ impl Client {
                 Event::Part(Some(Part::End(envelope))) => {
                     session.answered = true;
                     let mut whole = std::mem::take(&mut response);
+                    let bytes = std::mem::take(&mut bytes);
+                    if let Some(kind) = Kind::of(&envelope.type_url) {
+                        self.traffic.received(kind, bytes);
+                    }
                     whole.envelope = envelope;
                     self.handle(whole, &mut session.held)
                 }
@@ -315,7 +331,11 @@ impl Client {
             .map(|(_, response)| Received::of(response))
             .collect();
         let answers = self.demand.as_ref().map(|_| Answers::of(held));
+        let kinds: Vec<_> = held.iter().map(|(kind, _)| *kind).collect();
         let applied = self.store.apply(std::mem::take(held));
+        for (kind, applied) in kinds.into_iter().zip(&applied) {
+            self.traffic.rejected(kind, applied.rejected.len());
+        }
         if let (Some(demand), Some(answers)) = (&self.demand, answers) {
             let rejected = applied.iter().flat_map(|applied| &applied.rejected);
             let rejected = rejected.map(|(name, _)| name.as_str()).collect();

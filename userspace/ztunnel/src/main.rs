@@ -8,11 +8,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluice_identity::socket_path;
 use sluice_kernel::Events;
 use sluice_model::TrustDomain;
-use sluice_ztunnel::{broker, link::Settings, nameservers, one_line, worker};
+use sluice_ztunnel::{
+    broker,
+    link::{
+        Settings,
+        message::{AccessLog, Lines, Traces},
+    },
+    nameservers, one_line, worker,
+};
 
 /// The node proxy of the Sluice mesh.
 ///
@@ -128,15 +135,59 @@ struct BrokerArgs {
     /// Log filter, for example info or info,access=off,flow=debug.
     #[arg(long, default_value = "info")]
     log: String,
-    /// Log one JSON object a line.
+    /// Log one JSON object a line, as --log-format json.
     #[arg(long)]
     log_json: bool,
+    /// The form of the log's lines.
+    #[arg(long, value_enum, value_name = "FORMAT", env = "LOG_FORMAT", default_value_t = LogFormat::Plain)]
+    log_format: LogFormat,
+    /// Which connections have a line in the access log.
+    #[arg(long, value_enum, value_name = "LINES", default_value_t = AccessLogLines::All)]
+    access_log: AccessLogLines,
+    /// Of connections that went well, the share that has a line, from 0 to 1, evenly spread.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    access_log_sample: f64,
+    /// Only connections with an end in this namespace have a line; may be repeated.
+    #[arg(long, value_name = "NAMESPACE")]
+    access_log_namespace: Vec<String>,
+    /// Only connections to this port of an application have a line; may be repeated.
+    #[arg(long, value_name = "PORT")]
+    access_log_port: Vec<u16>,
+    /// Of connections that went well, only those that lasted so many milliseconds have a line.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    access_log_min_duration: u64,
+    /// Export spans of connections to this receiver of OTLP over gRPC, for example
+    /// http://collector:4317.
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value_parser = otlp_endpoint)]
+    otlp_endpoint: Option<String>,
+    /// Of the traces that begin here, the share that is recorded, from 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, value_parser = share)]
+    trace_sample: f64,
     /// Let the eBPF programs log every verdict (target ebpf, level debug).
     #[arg(long)]
     bpf_log: bool,
     /// Log flow events from the kernel (target flow, level debug).
     #[arg(long)]
     flow_events: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AccessLogLines {
+    All,
+    Errors,
+    Off,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Plain,
+    Json,
+}
+
+impl BrokerArgs {
+    fn logs_json(&self) -> bool {
+        self.log_json || self.log_format == LogFormat::Json
+    }
 }
 
 fn main() -> ExitCode {
@@ -167,7 +218,7 @@ fn main() -> ExitCode {
 }
 
 fn run_broker(args: BrokerArgs) -> Result<()> {
-    sluice_telemetry::init_logging(&args.log, args.log_json)?;
+    let _log = sluice_telemetry::init_logging(&args.log, args.logs_json())?;
     if let Some(address) = args.control.iter().find(|one| socket_path(one).is_none())
         && (args.control_root.is_none() || args.token_file.is_none())
     {
@@ -226,7 +277,22 @@ fn settings(args: &BrokerArgs) -> Settings {
         cluster_domain: args.cluster_domain.to_lowercase().as_str().into(),
         control: args.control.clone(),
         log: args.log.clone(),
-        log_json: args.log_json,
+        log_json: args.logs_json(),
+        access_log: AccessLog {
+            lines: match args.access_log {
+                AccessLogLines::All => Lines::All,
+                AccessLogLines::Errors => Lines::Errors,
+                AccessLogLines::Off => Lines::Off,
+            },
+            sample: args.access_log_sample,
+            namespaces: args.access_log_namespace.clone(),
+            ports: args.access_log_port.clone(),
+            min_duration: args.access_log_min_duration,
+        },
+        traces: args.otlp_endpoint.clone().map(|endpoint| Traces {
+            endpoint,
+            sample: args.trace_sample,
+        }),
         uid: args.worker_uid,
         admin: loopback(15000),
         metrics: anywhere(15020),
@@ -258,6 +324,20 @@ fn control_url(text: &str) -> Result<String, &'static str> {
         (Some("https" | "http"), Some(_)) => Ok(text.to_owned()),
         _ => Err("not of the form https://HOST:PORT or unix:///PATH"),
     }
+}
+
+fn otlp_endpoint(text: &str) -> Result<String, &'static str> {
+    let url: http::Uri = text.parse().map_err(|_| "not a URL")?;
+    match (url.scheme_str(), url.host()) {
+        (Some("http"), Some(_)) => Ok(text.to_owned()),
+        _ => Err("not of the form http://HOST:PORT"),
+    }
+}
+
+fn share(text: &str) -> Result<f64, &'static str> {
+    let share: f64 = text.parse().map_err(|_| "not a number")?;
+    let is_share = (0.0..=1.0).contains(&share);
+    is_share.then_some(share).ok_or("not from 0 to 1")
 }
 
 fn trust_domain(text: &str) -> Result<TrustDomain, &'static str> {

@@ -39,7 +39,7 @@ impl Group {
             Self::Bpf => "to build the eBPF programs",
             Self::Run => "to run nodes and pods (demo, netns tests)",
             Self::Peers => {
-                "to test with Envoy, as peer and as oracle, and promtool (direct and netns tests)"
+                "to test with Envoy, as peer and as oracle, and Prometheus (direct and netns tests)"
             }
             Self::Bench => "to measure (bench)",
             Self::Profile => "to see where the time goes (profile)",
@@ -172,8 +172,9 @@ const NEEDS: &[Need] = &[
         Group::Peers,
         "prometheus",
         "promtool",
-        "the judge of metrics",
+        "the judge of metrics and alerts",
     ),
+    program(Group::Peers, "prometheus", "prometheus", "scrapes the mesh"),
     program(Group::Bench, "iperf3", "iperf3", "throughput"),
     program(Group::Bench, "sockperf", "sockperf", "latency"),
     program(Group::Bench, "wrk", "wrk", "requests per second"),

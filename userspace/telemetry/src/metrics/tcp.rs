@@ -5,23 +5,54 @@ use std::{
     fmt,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, NoLabelSet},
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet},
     metrics::MetricType,
 };
 
-use super::labels::{ResponseFlags, TcpLabels};
+use super::labels::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels};
+
+/// How many label sets are counted apart; connections with others are counted together.
+const MAX_SERIES: usize = 10_000;
+/// A label set under which nothing has been counted for so long is given up.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// The counters of all TCP connections. Clones count into the same.
-#[derive(Clone, Debug, Default)]
-pub struct TcpMetrics {
+#[derive(Clone, Debug)]
+pub struct TcpMetrics(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     /// Written when labels are seen for the first time; read once per connection.
-    series: Arc<RwLock<HashMap<Arc<TcpLabels>, Arc<Counters>>>>,
+    series: RwLock<HashMap<Arc<TcpLabels>, Arc<Counters>>>,
+    begun: Instant,
+    gauges: [Gauges; 2],
+}
+
+/// Connections of a reporter that are under way.
+#[derive(Debug, Default)]
+struct Gauges {
+    /// Nothing has been carried yet.
+    opening: AtomicI64,
+    /// Outside of tunnels.
+    plain: AtomicI64,
+    /// In tunnels.
+    streams: AtomicI64,
+}
+
+impl Gauges {
+    fn open(&self, security: Security) -> &AtomicI64 {
+        match security {
+            Security::MutualTls => &self.streams,
+            Security::Unknown => &self.plain,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -31,9 +62,30 @@ struct Counters {
     failed: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
+    /// When something was counted, in seconds since the first.
+    last: AtomicU64,
+}
+
+impl Default for TcpMetrics {
+    fn default() -> Self {
+        Self(Arc::new(Shared {
+            series: RwLock::default(),
+            begun: Instant::now(),
+            gauges: Default::default(),
+        }))
+    }
 }
 
 impl TcpMetrics {
+    /// Counts a connection as one that is being opened, until the guard is dropped.
+    pub fn begin(&self, reporter: Reporter) -> Opening {
+        self.0.gauges(reporter).opening.fetch_add(1, Relaxed);
+        Opening {
+            metrics: self.clone(),
+            reporter,
+        }
+    }
+
     /// Counts a connection as opened, and as closed when the guard is dropped.
     ///
     /// As Istio counts, a connection that policy will deny is opened first, with the flag `-`.
@@ -42,14 +94,31 @@ impl TcpMetrics {
             flags: ResponseFlags::None,
             ..labels
         };
-        let (labels, counters) = self.series(labels);
+        let (labels, counters) = self.0.series(labels);
         counters.opened.fetch_add(1, Relaxed);
+        self.0.touch(&counters);
+        let gauges = self.0.gauges(labels.reporter);
+        gauges.open(labels.security).fetch_add(1, Relaxed);
         ConnectionMetrics {
             metrics: self.clone(),
             labels,
             flags: ResponseFlags::None,
             counters,
         }
+    }
+}
+
+impl Shared {
+    fn gauges(&self, reporter: Reporter) -> &Gauges {
+        &self.gauges[reporter as usize]
+    }
+
+    fn now(&self) -> u64 {
+        self.begun.elapsed().as_secs()
+    }
+
+    fn touch(&self, counters: &Counters) {
+        counters.last.store(self.now(), Relaxed);
     }
 
     /// Labels, kept once for all connections that have them, and what is counted under them.
@@ -59,10 +128,69 @@ impl TcpMetrics {
             return (labels.clone(), counters.clone());
         }
         drop(read);
-        let labels = Arc::new(labels);
         let mut write = self.series.write().unwrap_or_else(PoisonError::into_inner);
-        let counters = write.entry(labels.clone()).or_default().clone();
+        let labels = if write.len() < MAX_SERIES {
+            labels
+        } else {
+            together(&labels)
+        };
+        if let Some((labels, counters)) = write.get_key_value(&labels) {
+            return (labels.clone(), counters.clone());
+        }
+        let (labels, counters) = (Arc::new(labels), Arc::<Counters>::default());
+        write.insert(labels.clone(), counters.clone());
         (labels, counters)
+    }
+
+    /// Gives up what nobody has counted under for long, such as that of pods that are gone, and
+    /// returns the rest.
+    fn review(&self) -> Vec<(Arc<TcpLabels>, Arc<Counters>)> {
+        let oldest = self.now().saturating_sub(FORGOTTEN.as_secs());
+        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        // Whoever counts holds a reference.
+        series.retain(|_, counters| {
+            Arc::strong_count(counters) > 1 || counters.last.load(Relaxed) >= oldest
+        });
+        // Copied, so that new connections do not wait for the text to be written.
+        let all = series.iter();
+        all.map(|(labels, counters)| (labels.clone(), counters.clone()))
+            .collect()
+    }
+}
+
+/// What connections are counted under when there are too many kinds of them.
+fn together(labels: &TcpLabels) -> TcpLabels {
+    let other = || "other".into();
+    let peer = || Peer {
+        workload: other(),
+        namespace: other(),
+        canonical_service: other(),
+        ..Peer::default()
+    };
+    TcpLabels {
+        source: peer(),
+        destination: peer(),
+        service: ServiceLabels {
+            hostname: other(),
+            namespace: other(),
+            name: other(),
+        },
+        ..labels.clone()
+    }
+}
+
+/// A connection that is being opened.
+#[must_use = "the connection is being opened until this is dropped"]
+#[derive(Debug)]
+pub struct Opening {
+    metrics: TcpMetrics,
+    reporter: Reporter,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let gauges = self.metrics.0.gauges(self.reporter);
+        gauges.opening.fetch_sub(1, Relaxed);
     }
 }
 
@@ -97,16 +225,21 @@ impl ConnectionMetrics {
 
 impl Drop for ConnectionMetrics {
     fn drop(&mut self) {
+        let shared = &*self.metrics.0;
+        let gauges = shared.gauges(self.labels.reporter);
+        gauges.open(self.labels.security).fetch_sub(1, Relaxed);
+        shared.touch(&self.counters);
         if self.flags == ResponseFlags::None {
             self.counters.closed.fetch_add(1, Relaxed);
             return;
         }
-        let (_, failed) = self.metrics.series(TcpLabels {
+        let (_, failed) = shared.series(TcpLabels {
             flags: self.flags,
             ..TcpLabels::clone(&self.labels)
         });
         failed.closed.fetch_add(1, Relaxed);
         failed.failed.fetch_add(1, Relaxed);
+        shared.touch(&failed);
     }
 }
 
@@ -143,14 +276,7 @@ const COLUMNS: [(&str, &str, Column); 5] = [
 
 impl Collector for TcpMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // A copy, so that new connections do not wait for the text to be written.
-        let series: Vec<(Arc<TcpLabels>, Arc<Counters>)> = self
-            .series
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .map(|(labels, counters)| (labels.clone(), counters.clone()))
-            .collect();
+        let series = self.0.review();
         for (name, help, column) in COLUMNS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, counters) in &series {
@@ -162,6 +288,104 @@ impl Collector for TcpMetrics {
                 }
             }
         }
-        Ok(())
+        let mut gauge =
+            |name, help, f: &dyn Fn(Reporter, &Gauges, &mut Samples<'_>) -> fmt::Result| {
+                let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+                let mut samples = Samples(encoder);
+                for reporter in [Reporter::Source, Reporter::Destination] {
+                    f(reporter, self.0.gauges(reporter), &mut samples)?;
+                }
+                Ok(())
+            };
+        gauge(
+            "istio_tcp_sockets_open",
+            "TCP connections that are open.",
+            &|reporter, gauges, samples| {
+                let open = gauges.plain.load(Relaxed) + gauges.streams.load(Relaxed);
+                samples.add(&[("reporter", reporter.as_str())], open)
+            },
+        )?;
+        gauge(
+            "sluice_connections",
+            "TCP connections under way, by what has become of them so far and how they are protected.",
+            &|reporter, gauges, samples| {
+                for (state, value) in [
+                    ("opening", &gauges.opening),
+                    ("plain", &gauges.plain),
+                    ("tunnelled", &gauges.streams),
+                ] {
+                    let labels = [("reporter", reporter.as_str()), ("state", state)];
+                    samples.add(&labels, value.load(Relaxed))?;
+                }
+                Ok(())
+            },
+        )
+    }
+}
+
+/// The samples of a gauge.
+struct Samples<'a>(MetricEncoder<'a>);
+
+impl Samples<'_> {
+    fn add(&mut self, labels: &[(&'static str, &'static str)], value: i64) -> fmt::Result {
+        self.0.encode_family(&labels)?.encode_gauge(&value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(workload: &str) -> TcpLabels {
+        TcpLabels {
+            reporter: Reporter::Source,
+            source: Peer {
+                workload: workload.into(),
+                ..Peer::default()
+            },
+            destination: Peer::default(),
+            service: ServiceLabels::default(),
+            security: Security::Unknown,
+            flags: ResponseFlags::None,
+        }
+    }
+
+    #[test]
+    fn the_number_of_series_is_bounded_and_nothing_is_lost_to_it() {
+        let metrics = TcpMetrics::default();
+        for i in 0..MAX_SERIES + 100 {
+            drop(metrics.open(labels(&format!("w{i}"))));
+        }
+        let all = metrics.0.review();
+        assert_eq!(all.len(), MAX_SERIES + 1);
+        let other = all
+            .iter()
+            .find(|(labels, _)| &*labels.source.workload == "other");
+        assert_eq!(other.unwrap().1.closed.load(Relaxed), 100);
+        // Those that have series of their own keep them.
+        drop(metrics.open(labels("w0")));
+        let (_, first) = metrics.0.series(labels("w0"));
+        assert_eq!(first.opened.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn series_that_nothing_is_counted_under_are_given_up() {
+        let metrics = TcpMetrics(Arc::new(Shared {
+            series: RwLock::default(),
+            begun: Instant::now().checked_sub(FORGOTTEN * 2).unwrap(),
+            gauges: Default::default(),
+        }));
+        let held = metrics.open(labels("held"));
+        drop(metrics.open(labels("fresh")));
+        drop(metrics.open(labels("old")));
+        for workload in ["held", "old"] {
+            let (_, counters) = metrics.0.series(labels(workload));
+            counters.last.store(0, Relaxed);
+        }
+        let left = metrics.0.review();
+        let mut left: Vec<&str> = left.iter().map(|(l, _)| &*l.source.workload).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["fresh", "held"]);
+        drop(held);
     }
 }

@@ -105,9 +105,9 @@ impl Pods {
         self.kernel.set_events(events)
     }
 
-    /// The kernel's counters, to be read only.
-    pub(super) fn counters(&self) -> Result<OwnedFd> {
-        Ok(self.kernel.counters()?)
+    /// The kernel's counters of verdicts and of connections, to be read only.
+    pub(super) fn counters(&self) -> Result<[OwnedFd; 2]> {
+        Ok([self.kernel.counters()?, self.kernel.flow_counters()?])
     }
 
     /// Carries out what the worker says of where pods may go.

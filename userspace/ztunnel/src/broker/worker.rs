@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
     sync::{
         Arc,
-        mpsc::{self, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
 };
@@ -34,6 +34,8 @@ use crate::{
 
 /// A worker that lives at least this long is replaced at once when it dies.
 const HEALTHY: Duration = Duration::from_secs(2);
+/// How long a worker may take to write what it has to say when it is to end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Others are replaced after a pause that doubles from this …
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// … up to this.
@@ -54,6 +56,8 @@ pub(super) struct Worker {
 
 struct Running {
     pid: u32,
+    /// Is closed when the process has ended.
+    ended: Receiver<()>,
     since: Instant,
     /// The worker's own link.
     link: Arc<Link>,
@@ -95,15 +99,17 @@ impl Worker {
             .context("start the worker")?;
         let pid = child.id();
         let events = self.events.clone();
+        let (end, ended) = mpsc::channel();
         std::thread::Builder::new()
             .name("worker-exit".into())
             .spawn(move || {
                 let status = child
                     .wait()
                     .map_or_else(|e| e.to_string(), |s| s.to_string());
+                drop(end);
                 let _ = events.send(Event::WorkerExited { pid, status });
             })?;
-        let running = self.equip(pid, link, pods)?;
+        let running = self.equip(pid, ended, link, pods)?;
         for pod in pods.records() {
             running.add_pod(pod);
         }
@@ -116,14 +122,18 @@ impl Worker {
         Ok(())
     }
 
-    fn equip(&mut self, pid: u32, link: Link, pods: &Pods) -> Result<Running> {
+    fn equip(&mut self, pid: u32, ended: Receiver<()>, link: Link, pods: &Pods) -> Result<Running> {
         let (maps, counters) = (pods.socket_maps()?, pods.counters()?);
         let pairs = (0..self.config.threads)
             .map(|_| Link::pair())
             .collect::<Result<Vec<_>, _>>()?;
         let ends = pairs.iter().map(|(_, worker)| worker.as_fd());
-        let ends: Vec<_> = std::iter::once(counters.as_fd()).chain(ends).collect();
-        link.send(&ToWorker::Start(self.config.worker.clone()), &ends)?;
+        let counters = counters.iter().map(|counters| counters.as_fd());
+        let ends: Vec<_> = counters.chain(ends).collect();
+        link.send(
+            &ToWorker::Start(Box::new(self.config.worker.clone())),
+            &ends,
+        )?;
         link.send(&self.credentials.message(), &[])?;
         if let Some(crl) = &mut self.crl {
             crl.send(&link)?;
@@ -156,6 +166,7 @@ impl Worker {
             })?;
         Ok(Running {
             pid,
+            ended,
             since: Instant::now(),
             link,
             threads,
@@ -252,8 +263,12 @@ impl Worker {
     /// Ends the worker.
     pub(super) fn stop(mut self) {
         if let Some(running) = self.running.take() {
-            // It holds nothing that outlives it: what it carried ends with the mesh.
-            let _ = kill(Pid::from_raw(running.pid as i32), Signal::SIGKILL);
+            // It holds nothing that outlives it: what it carried ends with the mesh. But it has lines
+            // of the log to write.
+            running.link.shut();
+            if running.ended.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill(Pid::from_raw(running.pid as i32), Signal::SIGKILL);
+            }
         }
         for name in ["worker.pid", "broker.pid", "pods", Ledger::FILE] {
             let _ = fs::remove_file(self.config.run_dir.join(name));

@@ -70,6 +70,9 @@ pub struct Settings {
     pub control: Vec<String>,
     pub log: String,
     pub log_json: bool,
+    pub access_log: AccessLog,
+    /// Where spans go, if anywhere.
+    pub traces: Option<Traces>,
     /// The user that the worker becomes.
     pub uid: u32,
     pub admin: SocketAddr,
@@ -85,12 +88,44 @@ pub struct Settings {
     pub on_demand: bool,
 }
 
+/// Which connections have a line in the access log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AccessLog {
+    pub lines: Lines,
+    /// Of those that went well, from 0 to 1.
+    pub sample: f64,
+    /// Those with an end in one of these, unless there are none.
+    pub namespaces: Vec<String>,
+    /// Those to one of these, unless there are none.
+    pub ports: Vec<u16>,
+    /// Of those that went well, those that lasted so long, in milliseconds.
+    pub min_duration: u64,
+}
+
+/// Which connections there are lines about at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lines {
+    All,
+    Errors,
+    Off,
+}
+
+/// Where spans of connections go, by OTLP over gRPC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Traces {
+    /// `http://HOST:PORT`.
+    pub endpoint: String,
+    /// Of the traces that begin here, from 0 to 1.
+    pub sample: f64,
+}
+
 /// From broker to worker. The first message on the worker's own link is `Start`, and on a thread's
 /// link `Maps`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// With the descriptor of the kernel's counters, and then the links of the worker's threads.
-    Start(Settings),
+    /// With the descriptors of the kernel's counters, of verdicts and of connections, and then the links
+    /// of the worker's threads.
+    Start(Box<Settings>),
     /// With the descriptors of the kernel's socket maps.
     Maps,
     /// What authenticates the node to the control plane, and the control plane to it; sent again

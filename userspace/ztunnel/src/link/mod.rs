@@ -78,6 +78,12 @@ impl Link {
         Ok(())
     }
 
+    /// Closes the link for both ends, whoever else holds them: what was sent is still received.
+    pub fn shut(&self) {
+        // Fails only when the other end has done so.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+
     /// Receives a message; `None` when the other end is closed.
     ///
     /// # Errors

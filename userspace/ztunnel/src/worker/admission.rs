@@ -15,7 +15,6 @@ use sluice_model::{
 };
 
 use super::{
-    PATIENCE,
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::Report,
@@ -26,9 +25,9 @@ use super::{
 /// Why a connection does not reach the application.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    #[error("{}", words::not_synced())]
     NotSynced,
-    #[error("the workload is not known to the control plane")]
+    #[error("{}", words::UNKNOWN_WORKLOAD)]
     UnknownWorkload,
     #[error("{0}")]
     Unasked(#[from] admission::Refusal),

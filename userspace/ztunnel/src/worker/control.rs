@@ -12,9 +12,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use sluice_identity::{Addresses, CaClient, ControlPlane, Live, Manager, RevocationLists};
-use sluice_kernel::Counters;
+use sluice_kernel::{Counters, FlowCounters};
 use sluice_model::{SpiffeId, Uid};
-use sluice_telemetry::{Levels, metrics::Metrics, serve::Readiness};
+use sluice_telemetry::{
+    Levels,
+    access::{Filter, Lines},
+    metrics::Metrics,
+    serve::Readiness,
+};
 use sluice_xds::{Client, Key, Needed, OnDemand, Snapshot};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -27,11 +32,17 @@ use super::{
     egress, memory,
     memory::Memories,
     neighbours::{self, Member, Neighbourhood, Wishes},
-    shard,
+    numbers, shard, spans,
     straight::Straight,
     trace::{self, Trace},
 };
-use crate::link::{AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker};
+use crate::link::{
+    AsyncLink, Link, PodId, PodInfo, Settings, ToBroker, ToWorker,
+    message::{self, AccessLog},
+};
+
+/// How long the last spans may take.
+const LAST_SPANS: Duration = Duration::from_millis(500);
 
 /// How this node and the control plane prove themselves to each other.
 pub(super) struct Credentials {
@@ -46,7 +57,7 @@ pub(super) struct Start {
     /// The descriptor of revocation lists, if there are any.
     pub(super) revocations: Vec<OwnedFd>,
     pub(super) memories: Memories,
-    pub(super) counters: Counters,
+    pub(super) counters: KernelCounters,
     /// The links of the threads that carry traffic.
     pub(super) threads: Vec<Link>,
     pub(super) levels: Levels,
@@ -54,8 +65,19 @@ pub(super) struct Start {
     pub(super) quit: Arc<Notify>,
 }
 
-/// Runs the worker until the broker is gone or a thread of traffic fails.
-pub(super) async fn run(start: Start, link: Link) -> Result<()> {
+/// What the kernel counts.
+pub(super) struct KernelCounters {
+    pub(super) verdicts: Arc<Counters>,
+    pub(super) flows: FlowCounters,
+}
+
+/// Runs the worker until the broker is gone or a thread of traffic fails. `lost` tells how many lines
+/// of the log could not be written.
+pub(super) async fn run(
+    start: Start,
+    link: Link,
+    lost: impl Fn() -> u64 + Send + Sync + 'static,
+) -> Result<()> {
     let Start {
         settings,
         credentials,
@@ -81,13 +103,14 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         cluster: settings.cluster.clone(),
     };
     let (wishes, wished) = neighbours::wishes();
-    let counters = Arc::new(counters);
-    let trace = Arc::new(Trace::new(counters.clone()));
+    let trace = Arc::new(Trace::new(counters.verdicts.clone()));
     let (client, shared) = share(settings, control_plane, memories.mesh.take(), wishes, trace)?;
-    show_verdicts(&shared.metrics, counters);
+    numbers::show_kernel(&shared.metrics, counters);
+    numbers::show_log(&shared.metrics, lost);
     let readiness = Readiness::default();
     let mesh = readiness.pending("the control plane's first answer (there is no snapshot)");
     explain(&shared, &readiness);
+    numbers::show(&shared, &readiness, client.traffic());
     memories.restore_certificates(&shared.identities);
     // Before the first peer: with the certificates at hand, nothing else has to be waited for.
     if !revocations.is_empty() {
@@ -115,7 +138,9 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         pods,
         neighbourhood: Neighbourhood::default(),
     };
-    let follow = broker.follow(&shared, &token, &roots, Straight::listed(listed));
+    let pods = numbers::Pods::show(&shared, broker.neighbourhood.members.subscribe());
+    let straight = Straight::listed(listed);
+    let follow = broker.follow(&shared, &token, &roots, &pods, straight);
     let keep = memory::keep(&shared, &broker.link);
     tokio::pin!(follow, keep);
     tokio::select! {
@@ -165,7 +190,10 @@ fn share(
     if let Some(snapshot) = snapshot {
         client.restore(snapshot);
     }
+    let metrics = Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION")));
     let shared = Shared {
+        access_log: access_log(&settings.access_log),
+        tracer: spans::start(&settings, &metrics).context("--otlp-endpoint")?,
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
         mesh: client.view(),
@@ -175,7 +203,7 @@ fn share(
             sluice_identity::Config::default(),
             tokio::runtime::Handle::current(),
         ),
-        metrics: Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION"))),
+        metrics,
         settings,
         wishes,
         trace,
@@ -201,24 +229,17 @@ fn explain(shared: &Shared, readiness: &Readiness) {
     );
 }
 
-/// Shows what the kernel decided by itself.
-fn show_verdicts(metrics: &Metrics, counters: Arc<Counters>) {
-    let read = move || match counters.read() {
-        Ok(counts) => counts
-            .into_iter()
-            .map(|(reason, count)| (reason.name(), count))
-            .collect(),
-        Err(error) => {
-            tracing::warn!(%error, "the kernel's counters cannot be read");
-            Vec::new()
-        }
+fn access_log(settings: &AccessLog) -> Filter {
+    let lines = match settings.lines {
+        message::Lines::All => Lines::All,
+        message::Lines::Errors => Lines::Errors,
+        message::Lines::Off => Lines::Off,
     };
-    metrics.register_foreign(
-        "sluice_kernel_verdicts",
-        "Connections judged in the kernel, and what went wrong there, by reason",
-        "reason",
-        read,
-    );
+    Filter::new(lines)
+        .sampling(settings.sample)
+        .of_namespaces(settings.namespaces.clone())
+        .to_ports(settings.ports.clone())
+        .lasting(Duration::from_millis(settings.min_duration))
 }
 
 fn node(settings: &Settings) -> sluice_xds::Node {
@@ -266,6 +287,7 @@ impl Broker {
         shared: &Arc<Shared>,
         token: &Live,
         roots: &Live,
+        pods: &numbers::Pods,
         mut straight: Straight,
     ) -> Result<()> {
         let mut identities = Identities::default();
@@ -278,10 +300,14 @@ impl Broker {
                 .await
                 .context("read from the broker")?;
             let Some(received) = received else {
+                if let Some(tracer) = &shared.tracer {
+                    tracer.flush(LAST_SPANS).await;
+                }
                 return Ok(());
             };
             match received.message {
                 ToWorker::AddPod { pod, .. } => {
+                    pods.started.inc();
                     let identity = identities.add(shared, &pod);
                     let uid = Uid::pod(&shared.settings.cluster, &pod.namespace, &pod.name);
                     match shared.mesh.want(&Key::Workload(uid.clone())) {
@@ -302,6 +328,7 @@ impl Broker {
                     }
                 }
                 ToWorker::RemovePod(id) => {
+                    pods.stopped.inc();
                     identities.remove(shared, id);
                     needed.remove(&id);
                     self.pods.send_modify(|pods| {

@@ -10,7 +10,8 @@ use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, Incoming, ServeError, Session};
 use sluice_model::{Name, ServiceKey, TrustDomain, Workload, admission::Refusal as Unasked};
 use sluice_telemetry::{
-    metrics::{Denial, Phase, Reporter},
+    access::Direction,
+    metrics::{Denial, Phase, Reporter, TunnelFailure},
     trace::{Kind, Step},
 };
 use sluice_xds::{Key, Unanswered};
@@ -54,6 +55,21 @@ enum Broken {
     Cut(#[from] Box<Cut>),
 }
 
+impl Broken {
+    /// What it is counted as.
+    fn kind(&self) -> TunnelFailure {
+        match self {
+            Self::Serve(error) if error.is_revoked() => TunnelFailure::Revoked,
+            Self::Serve(ServeError::Tls(_)) => TunnelFailure::Tls,
+            Self::Serve(ServeError::Timeout(_)) => TunnelFailure::Timeout,
+            Self::Serve(ServeError::Identity(_)) => TunnelFailure::PeerIdentity,
+            Self::Serve(ServeError::Http(_)) => TunnelFailure::Http2,
+            Self::Serve(ServeError::Silent) => TunnelFailure::Silent,
+            Self::Cut(_) => TunnelFailure::Cut,
+        }
+    }
+}
+
 impl Error {
     /// What the peer is told; `None` once it was told that all is well.
     fn status(&self) -> Option<StatusCode> {
@@ -85,6 +101,8 @@ pub(super) async fn serve(shard: Rc<Shard>, pod: Rc<Pod>, tcp: TcpStream, peer: 
     let svid = match identities.certificate(&pod.identity, PATIENCE).await {
         Ok(svid) => svid,
         Err(error) => {
+            let tunnels = shard.shared.metrics.tunnels();
+            tunnels.failed(Direction::Inbound, TunnelFailure::NoCertificate);
             tracing::error!(%error, %peer, "tunnel closed");
             return;
         }
@@ -107,6 +125,7 @@ async fn tunnel(
     peer: SocketAddr,
     local: SocketAddr,
 ) -> Result<(), Broken> {
+    let _open = shard.shared.metrics.tunnels().open(Direction::Inbound);
     let mut flow = pod.flows.note(Claim::Served(session.peer().clone()));
     // A pod that leaves the mesh takes no new streams; those it has are finished.
     let served = session.serve(pod.left(), |incoming| {
@@ -124,9 +143,13 @@ fn equivalent_domains(shard: &Shard, pod: &Pod) -> Arc<[TrustDomain]> {
 
 /// A tunnel that never began is somebody's problem, though no connection was lost.
 fn log_broken_tunnel(shard: &Shard, error: &Broken, peer: SocketAddr, local: SocketAddr) {
-    if matches!(error, Broken::Serve(error) if error.is_revoked()) {
-        let metrics = shard.shared.metrics.policy();
-        metrics.denied(Reporter::Destination, &Denial::Revoked, Phase::New);
+    let metrics = &shard.shared.metrics;
+    metrics.tunnels().failed(Direction::Inbound, error.kind());
+    if error.kind() == TunnelFailure::Revoked {
+        let revoked = Denial::Revoked;
+        metrics
+            .policy()
+            .denied(Reporter::Destination, &revoked, Phase::New);
     }
     if shard.shared.trace.is_heard() {
         let step = Step {

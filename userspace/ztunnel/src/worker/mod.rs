@@ -18,6 +18,7 @@ mod flows;
 mod inbound;
 mod memory;
 mod neighbours;
+mod numbers;
 mod outbound;
 mod plaintext;
 mod pods;
@@ -26,6 +27,7 @@ mod report;
 mod resolver;
 mod review;
 mod shard;
+mod spans;
 mod straight;
 mod trace;
 mod words;
@@ -34,9 +36,9 @@ use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use sluice_identity::{Addresses, Manager};
-use sluice_kernel::Counters;
+use sluice_kernel::{Counters, FlowCounters};
 use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload, route};
-use sluice_telemetry::metrics::Metrics;
+use sluice_telemetry::{access::Filter, metrics::Metrics, spans::Tracer};
 use sluice_xds::{Key, Needed, Unanswered, View};
 use tokio::sync::Notify;
 
@@ -65,6 +67,9 @@ struct Shared {
     control_plane: Addresses,
     identities: Manager,
     metrics: Arc<Metrics>,
+    access_log: Filter,
+    /// Takes spans, if they go anywhere.
+    tracer: Option<Tracer>,
     wishes: Wishes,
     trace: Arc<Trace>,
 }
@@ -160,18 +165,22 @@ pub fn run() -> Result<()> {
         }
     };
     privileges::drop_all(settings.uid).context("give up privileges")?;
-    let levels = sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
+    let (log, levels) = sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
     let memories = Memories::read(&settings, &kinds, kept);
     let mut fds = fds.into_iter();
-    let counters = fds.next().context("the broker sent no counters")?;
-    let counters = Counters::from_fd(counters).context("open the kernel's counters")?;
+    let mut counters = || fds.next().context("the broker sent no counters");
+    let (verdicts, flows) = (counters()?, counters()?);
+    let counters = control::KernelCounters {
+        verdicts: Arc::new(Counters::from_fd(verdicts).context("open the kernel's counters")?),
+        flows: FlowCounters::from_fd(flows).context("open the kernel's counters of connections")?,
+    };
     let threads = fds.map(Link::from).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let quit = Arc::new(Notify::new());
     let start = control::Start {
-        settings,
+        settings: *settings,
         credentials: control::Credentials {
             token,
             control_root,
@@ -185,7 +194,7 @@ pub fn run() -> Result<()> {
     };
     runtime.block_on(async {
         tokio::select! {
-            ended = control::run(start, link) => ended,
+            ended = control::run(start, link, log.lost()) => ended,
             () = quit.notified() => Ok(()),
         }
     })

@@ -91,6 +91,10 @@ impl Members {
         self.by_netns.retain(|_, owner| *owner != id);
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Member> {
+        self.by_id.values()
+    }
+
     pub(super) fn at(&self, ip: IpAddr) -> Option<&Member> {
         self.by_id.get(self.by_ip.get(&ip)?)
     }

@@ -10,7 +10,9 @@ use std::{
 };
 
 use http::{StatusCode, uri::Authority};
-use sluice_hbone::{ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey};
+use sluice_hbone::{
+    ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, Traceparent, TunnelKey,
+};
 use sluice_model::{
     Name, OrigDst, Uid, Workload,
     route::{self, Client, Hop, Named, Refusal, Route},
@@ -25,6 +27,7 @@ use super::{
     report::Report,
     resolver,
     shard::Shard,
+    spans::Place,
     trace::End,
     words,
 };
@@ -40,9 +43,9 @@ const ATTEMPTS: usize = 3;
 pub(super) enum Error {
     #[error("{0}")]
     Refused(#[from] Refusal),
-    #[error("the mesh is not known yet: no snapshot from the control plane within {PATIENCE:?}")]
+    #[error("{}", words::not_synced())]
     NotSynced,
-    #[error("the workload is not known to the control plane")]
+    #[error("{}", words::UNKNOWN_WORKLOAD)]
     UnknownWorkload,
     #[error("{0}")]
     UnknownDestination(#[from] Unanswered),
@@ -97,10 +100,17 @@ pub(super) async fn connect(
     let ip = pod.ip(Family::of(orig.0.ip())).unwrap_or_else(|| peer.ip());
     let client = SocketAddr::new(ip, peer.port());
     let mut report = Box::new(Report::outbound(&shard.shared, &pod, client, orig.0));
+    let place = Place::of(&shard.shared, None);
+    report.traced(place);
     report.accepted(End::new(pod.info.netns, peer));
     // What the connection goes to stays known for as long as it lasts.
     let mut needed = Vec::new();
-    match reach(&shard, &pod, client, orig, &mut needed, &mut report).await {
+    let origin = Origin {
+        client,
+        orig,
+        trace: place.traceparent(),
+    };
+    match reach(&shard, &pod, origin, &mut needed, &mut report).await {
         Ok(Reached::Plain(peer, flow)) => {
             report.opened();
             spawn_local(carry::join(tcp, peer, flow.needing(needed), report));
@@ -119,6 +129,14 @@ pub(super) async fn connect(
     }
 }
 
+/// What is known of a connection before its other end.
+#[derive(Clone, Copy)]
+struct Origin {
+    client: SocketAddr,
+    orig: OrigDst,
+    trace: Traceparent,
+}
+
 /// The other end of a connection, before a byte has moved.
 enum Reached {
     Plain(StdStream, Flow),
@@ -128,12 +146,11 @@ enum Reached {
 async fn reach(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
-    address: SocketAddr,
-    orig: OrigDst,
+    origin: Origin,
     needed: &mut Vec<Needed>,
     report: &mut Report,
 ) -> Result<Reached, Error> {
-    let shared = &shard.shared;
+    let (shared, orig) = (&shard.shared, origin.orig);
     if !shared.synced().await {
         return Err(Error::NotSynced);
     }
@@ -145,7 +162,7 @@ async fn reach(
         network: &shared.network,
         workload: &source,
     };
-    let way = |to| Way::new(address, orig.0, to);
+    let way = |to| Way::new(origin.client, orig.0, to);
     let mut attempts = Attempts::begin();
     loop {
         let roll = rand::random_range(0.0..1.0);
@@ -172,7 +189,7 @@ async fn reach(
             },
             Route::Hbone(hop) => {
                 report.hop(&hop);
-                match open(shard, pod, address, &source, &hop).await {
+                match open(shard, pod, origin, &source, &hop).await {
                     Ok(opened) => {
                         let flow = note(shard, pod, &hop, &opened, way(hop.tunnel));
                         if *hop.workload.node == *shared.settings.node {
@@ -343,33 +360,51 @@ fn explain(tunnel: SocketAddr, error: &OpenError) -> String {
             words::connect(error)
         ),
         OpenError::Connect(error) => format!("tunnel to {tunnel}: {}", words::connect(error)),
-        other => other.to_string(),
+        // These say themselves what to look for.
+        OpenError::ConnectTimeout(_) | OpenError::Refused(_) | OpenError::Identity(_) => {
+            error.to_string()
+        }
+        _ if error.is_revoked() => error.to_string(),
+        OpenError::Tls(_) => {
+            format!("{error}; do both nodes trust the same roots, and are their clocks right?")
+        }
+        OpenError::Peer(_) => format!(
+            "{error}; has the address another owner by now, or the pod another service account?"
+        ),
+        OpenError::Handshake(_) | OpenError::HandshakeTimeout(_) => {
+            format!("{error}; is it a ztunnel that listens at {tunnel}, and does its log say why?")
+        }
+        OpenError::AnswerTimeout(_) => {
+            format!("{error}; is the application at {tunnel} behind a firewall, or overloaded?")
+        }
+        OpenError::Tunnel(_) => format!("{error}; has the ztunnel at {tunnel} just ended?"),
     }
 }
 
 async fn open(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
-    client: SocketAddr,
+    origin: Origin,
     source: &Workload,
     hop: &Hop,
 ) -> Result<Opened, OpenError> {
     let request = ConnectRequest {
         authority: authority(hop.authority),
         forwarded: ForwardedFor {
-            client,
+            client: origin.client,
             host: hop
                 .service
                 .as_ref()
                 .map(|service| service.hostname.to_string()),
         },
         baggage: sluice_hbone::Baggage::of(source),
+        trace: origin.trace,
     };
     let key = TunnelKey {
         source: pod.identity.clone(),
         source_ip: pod
             .ip(Family::of(hop.tunnel.ip()))
-            .unwrap_or_else(|| client.ip()),
+            .unwrap_or_else(|| origin.client.ip()),
         expected: hop.expected.clone(),
         destination: hop.tunnel,
     };

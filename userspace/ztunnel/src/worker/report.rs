@@ -20,13 +20,20 @@ use sluice_model::{
 use sluice_telemetry::{
     access::{AccessLog, Direction, Peer},
     metrics::{
-        self, ConnectionMetrics, Denial, Reporter, ResponseFlags, Security, ServiceLabels,
+        self, ConnectionMetrics, Denial, Opening, Reporter, ResponseFlags, Security, ServiceLabels,
         TcpLabels,
     },
     trace::{Kind, Step},
 };
 
-use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, trace};
+use super::{
+    Shared,
+    failure::Failure,
+    neighbours::Member,
+    pods::Pod,
+    spans::{self, Place, SpanEnd},
+    trace,
+};
 
 pub(super) use steps::Ended;
 
@@ -50,6 +57,9 @@ pub(super) struct Report {
     path: Option<&'static str>,
     /// The rule that decided.
     rule: Option<RuleId>,
+    /// Its place in a trace that is recorded.
+    place: Option<Box<Place>>,
+    opening: Option<Opening>,
     open: Option<ConnectionMetrics>,
     /// By which it is traced; 0 as long as nobody does.
     number: Cell<u64>,
@@ -83,10 +93,24 @@ impl End {
         self.workload = Some(workload.clone());
     }
 
+    /// The pod, if it is one.
+    fn name(&self) -> &str {
+        self.workload.as_ref().map_or(&self.pod, |w| w.name())
+    }
+
+    fn span(&self) -> SpanEnd<'_> {
+        SpanEnd {
+            addr: self.addr,
+            workload: self.name(),
+            namespace: &self.labels.namespace,
+            principal: self.labels.principal.as_ref(),
+        }
+    }
+
     fn access(&self) -> Peer<'_> {
         Peer {
             addr: self.addr,
-            workload: Some(self.workload.as_ref().map_or(&self.pod, |w| w.name())),
+            workload: Some(self.name()),
             namespace: Some(&self.labels.namespace),
             cluster: Some(&self.labels.cluster),
             identity: self.labels.principal.as_ref(),
@@ -97,6 +121,7 @@ impl End {
 impl Report {
     fn new(shared: &Arc<Shared>, direction: Direction, src: SocketAddr, dst: SocketAddr) -> Self {
         Self {
+            opening: Some(shared.metrics.tcp().begin(reporter(direction))),
             shared: shared.clone(),
             direction,
             since: Instant::now(),
@@ -107,10 +132,16 @@ impl Report {
             security: Security::Unknown,
             path: None,
             rule: None,
+            place: None,
             open: None,
             number: Cell::new(0),
             meter: Rc::default(),
         }
+    }
+
+    /// It is a part of a trace.
+    pub(super) fn traced(&mut self, place: Place) {
+        self.place = place.recorded(&self.shared).map(|_| Box::new(place));
     }
 
     /// A captured connection of a pod.
@@ -140,6 +171,7 @@ impl Report {
         report.destination.labels.principal = Some(pod.identity.clone());
         report.destination.pod = pod.info.name.clone();
         report.hbone = incoming.authority().map(ToString::to_string);
+        report.traced(Place::of(shared, incoming.trace()));
         report.claims(&incoming.baggage());
         if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
             report.addressed(host.as_str().into());
@@ -156,6 +188,7 @@ impl Report {
         destination: SocketAddr,
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, destination);
+        report.traced(Place::of(shared, None));
         report.destination.pod = pod.info.name.clone();
         report.came(pod, None);
         report
@@ -319,14 +352,18 @@ impl Report {
 
     /// From here on bytes may flow.
     pub(super) fn opened(&mut self) {
-        self.count();
+        self.count_opened();
         self.tell(None, || Step {
             step: Kind::Open,
             ..Step::default()
         });
+        if AccessLog::is_opening_told() {
+            let trace = self.trace();
+            self.line(None, trace.as_deref(), (0, 0)).opened();
+        }
     }
 
-    fn count(&mut self) {
+    fn count_opened(&mut self) {
         let labels = TcpLabels {
             reporter: self.reporter(),
             source: self.source.labels.clone(),
@@ -336,22 +373,25 @@ impl Report {
             flags: ResponseFlags::None,
         };
         self.open = Some(self.shared.metrics.tcp().open(labels));
+        self.opening = None;
     }
 
     fn reporter(&self) -> Reporter {
-        match self.direction {
-            Direction::Inbound => Reporter::Destination,
-            Direction::Outbound => Reporter::Source,
-        }
+        reporter(self.direction)
+    }
+
+    /// The trace that the connection is recorded in.
+    fn trace(&self) -> Option<String> {
+        self.place.as_ref()?.recorded(&self.shared)
     }
 
     /// The connection has ended.
     pub(super) fn finish(mut self, failure: Option<Failure>) {
         if self.open.is_none() {
             // Also one that never came to carry a byte is counted.
-            self.count();
+            self.count_opened();
         }
-        let (from_client, to_client) = match self.direction {
+        let bytes @ (from_client, to_client) = match self.direction {
             // Outbound, our TCP connection is the client's; inbound, the server's.
             Direction::Outbound => (self.meter.received.get(), self.meter.sent.get()),
             Direction::Inbound => (self.meter.sent.get(), self.meter.received.get()),
@@ -359,35 +399,22 @@ impl Report {
         if let Some(open) = &mut self.open {
             open.received(from_client);
             open.sent(to_client);
-            if let Some(failure) = &failure {
-                open.failed(failure.flags);
-            }
         }
-        if let Some((denial, phase)) = failure.as_ref().and_then(|f| f.denial.as_ref()) {
-            let policy = self.shared.metrics.policy();
-            policy.denied(self.reporter(), denial, *phase);
-            if let Denial::Policy(DenyReason::Rule(rule)) = denial {
-                // What cut it, and not what had let it through.
-                self.rule = Some(rule.clone());
-            }
+        if let Some(failure) = &failure {
+            self.count_failure(failure);
         }
-        let hostname = &self.service.hostname;
-        AccessLog {
-            direction: self.direction,
-            src: self.source.access(),
-            dst: self.destination.access(),
-            hbone_addr: self.hbone.as_ref().map(|addr| addr as &dyn fmt::Display),
-            service: Some(hostname),
-            path: self.path,
-            bytes_sent: from_client,
-            bytes_received: to_client,
-            duration: self.since.elapsed(),
-            rule: self.rule.as_ref(),
-            error: failure
-                .as_ref()
-                .map(|failure| &failure.text as &dyn fmt::Display),
+        let trace = self.trace();
+        let error = failure.as_ref().map(|failure| failure.text.as_str());
+        let line = self.line(error.as_ref(), trace.as_deref(), bytes);
+        if self.shared.access_log.admits(&line) {
+            line.emit();
         }
-        .emit();
+        self.record(failure.as_ref(), bytes);
+        self.remember(failure, bytes);
+    }
+
+    /// Keeps it for whoever traces later, and tells who traces now.
+    fn remember(self, failure: Option<Failure>, (sent, received): (u64, u64)) {
         let connection = self.number.get();
         let ended = Ended {
             direction: self.direction,
@@ -398,8 +425,8 @@ impl Report {
             service: self.service.hostname,
             path: self.path,
             rule: self.rule,
-            sent: from_client,
-            received: to_client,
+            sent,
+            received,
             denied: failure
                 .as_ref()
                 .is_some_and(|failure| failure.denial.is_some()),
@@ -413,5 +440,79 @@ impl Report {
             connection,
             ended,
         });
+    }
+
+    fn count_failure(&mut self, failure: &Failure) {
+        let metrics = &self.shared.metrics;
+        metrics.failures().failed(self.reporter(), failure.cause);
+        if let Some((denial, phase)) = &failure.denial {
+            metrics.policy().denied(self.reporter(), denial, *phase);
+            if let Denial::Policy(DenyReason::Rule(rule)) = denial {
+                // What cut it, and not what had let it through.
+                self.rule = Some(rule.clone());
+            }
+        }
+        if let Some(open) = &mut self.open {
+            open.failed(failure.flags);
+        }
+    }
+
+    /// What the access log says.
+    fn line<'a>(
+        &'a self,
+        error: Option<&'a &'a str>,
+        trace: Option<&'a str>,
+        (bytes_sent, bytes_received): (u64, u64),
+    ) -> AccessLog<'a> {
+        AccessLog {
+            direction: self.direction,
+            src: self.source.access(),
+            dst: self.destination.access(),
+            port: self.port(),
+            hbone_addr: self.hbone.as_ref().map(|addr| addr as &dyn fmt::Display),
+            service: Some(&self.service.hostname),
+            path: self.path,
+            bytes_sent,
+            bytes_received,
+            duration: self.since.elapsed(),
+            rule: self.rule.as_ref(),
+            trace,
+            error: error.map(|error| error as &dyn fmt::Display),
+        }
+    }
+
+    /// The application's port.
+    fn port(&self) -> u16 {
+        let authority = self.hbone.as_deref();
+        let asked = authority.and_then(|authority| authority.rsplit_once(':')?.1.parse().ok());
+        asked.unwrap_or(self.destination.addr.port())
+    }
+
+    /// Exports the connection's span, if its trace is recorded.
+    fn record(&self, failure: Option<&Failure>, (bytes_sent, bytes_received): (u64, u64)) {
+        let Some(place) = &self.place else { return };
+        let now = SystemTime::now();
+        let connection = spans::Connection {
+            direction: self.direction,
+            begun: now.checked_sub(self.since.elapsed()).unwrap_or(now),
+            source: self.source.span(),
+            destination: self.destination.span(),
+            service: &self.service.hostname,
+            hbone: self.hbone.as_deref(),
+            path: self.path,
+            bytes_sent,
+            bytes_received,
+            rule: self.rule.as_ref(),
+            failure: failure.map(|failure| (failure.cause.as_str(), failure.text.as_str())),
+        };
+        spans::record(&self.shared, **place, &connection);
+    }
+}
+
+/// Who counts a connection that passes in this direction.
+fn reporter(direction: Direction) -> Reporter {
+    match direction {
+        Direction::Inbound => Reporter::Destination,
+        Direction::Outbound => Reporter::Source,
     }
 }

@@ -10,8 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use sluice_hbone::{Engine, Idle, Pool};
+use sluice_hbone::{Engine, Idle, OpenError, Pool, Watch};
 use sluice_kernel::{SocketMapFds, SocketMaps};
+use sluice_telemetry::access::Direction;
 use tokio::{
     net::TcpStream,
     task::{LocalSet, spawn_local},
@@ -21,6 +22,7 @@ use super::{
     Shared,
     connections::{self, Questions},
     dns,
+    failure::unestablished,
     flows::Cut,
     inbound, outbound, plaintext,
     pods::{Pod, Table},
@@ -71,11 +73,12 @@ pub(super) fn run(link: Link, shared: Arc<Shared>, questions: Questions) -> Resu
     LocalSet::new().block_on(&runtime, async {
         let resolver = Resolver::new(&shared.settings.nameservers);
         let engine = Engine::start().context("start the tunnels' engine")?;
+        let counted = Rc::new(Counted(shared.clone()));
         let shard = Rc::new(Shard {
             shared,
             link,
             maps: RefCell::new(maps),
-            pool: Pool::new(engine.clone()),
+            pool: Pool::new(engine.clone()).watched(counted),
             engine,
             resolver,
             since: Instant::now(),
@@ -231,6 +234,21 @@ impl Shard {
         } else {
             spawn_local(dns::serve_tcp(self, pod, tcp, peer));
         }
+    }
+}
+
+/// Counts the tunnels of a pool.
+#[derive(Debug)]
+struct Counted(Arc<Shared>);
+
+impl Watch for Counted {
+    fn established(&self) -> Box<dyn std::fmt::Debug> {
+        Box::new(self.0.metrics.tunnels().open(Direction::Outbound))
+    }
+
+    fn failed(&self, why: &OpenError) {
+        let tunnels = self.0.metrics.tunnels();
+        tunnels.failed(Direction::Outbound, unestablished(why));
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     flows::{Cut, Way},
     neighbours::{Member, Members, Neighbourhood},
     report::Report,
+    spans::Place,
 };
 use crate::link::message::{Ending, Flow, FlowEnd};
 
@@ -89,6 +90,7 @@ impl Ends {
         let mesh = shared.mesh.load();
         if flow.outside {
             let mut source = Report::outside(shared, client, flow.client, flow.server);
+            source.traced(Place::of(shared, None));
             source.is_socket(flow.socket);
             source.source(mesh.workload(&client.uid));
             return Some(Self {
@@ -122,7 +124,11 @@ impl Ends {
             }
             report
         };
-        let (source, mut destination) = (report(Direction::Outbound), report(Direction::Inbound));
+        let (mut source, mut destination) =
+            (report(Direction::Outbound), report(Direction::Inbound));
+        let place = Place::of(shared, None);
+        source.traced(place);
+        destination.traced(Place::below(place.traceparent()));
         // Those in dry run, and those that only take note, have a say as well.
         if let (Some(workload), Some(policies)) =
             (mesh.workload(&server.uid), mesh.policies_of(&server.uid))
