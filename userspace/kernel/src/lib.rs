@@ -13,6 +13,7 @@ mod load;
 mod neighbours;
 mod pins;
 mod pods;
+pub mod program;
 mod registry;
 mod sockets;
 mod sys;

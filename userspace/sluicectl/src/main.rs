@@ -1,12 +1,18 @@
 //! `sluicectl`: what an operator asks Sluice from a shell. A file per verb.
 
 mod analyze;
+mod ask;
 mod clients;
+mod completion;
+mod dump;
+mod explain;
 mod rotate_root;
+mod show;
+mod status;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Looks after a Sluice mesh.
 #[derive(Debug, Parser)]
@@ -18,9 +24,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Status(status::Arguments),
+    Explain(Box<explain::Arguments>),
     Analyze(Box<analyze::Arguments>),
     Clients(clients::Arguments),
+    Dump(dump::Arguments),
     RotateRoot(rotate_root::Arguments),
+    Completion(completion::Arguments),
 }
 
 /// What clap too returns for a command line that it does not understand.
@@ -28,9 +38,13 @@ const COULD_NOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Status(arguments) => status::run(&arguments),
+        Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Analyze(arguments) => analyze::run(&arguments),
         Verb::Clients(arguments) => clients::run(&arguments),
+        Verb::Dump(arguments) => dump::run(&arguments),
         Verb::RotateRoot(arguments) => rotate_root::run(&arguments),
+        Verb::Completion(arguments) => completion::run(&arguments, Cli::command()),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -17,6 +17,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
+use crate::levels::Levels;
 pub use queue::Log;
 
 /// Why logging could not be set up. Whoever started the process is at fault.
@@ -38,21 +39,23 @@ pub enum Error {
 ///
 /// # Errors
 /// When the filter does not parse, or this process logs already.
-pub fn init_logging(filter: &str, json: bool) -> Result<Log, Error> {
+pub fn init_logging(filter: &str, json: bool) -> Result<(Levels, Log), Error> {
     use tracing_subscriber::util::SubscriberInitExt as _;
     let filter = EnvFilter::try_new(filter).map_err(|source| Error::Filter {
         filter: filter.to_owned(),
         source,
     })?;
-    let (queue, log) = queue::to_stdout().map_err(Error::Output)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let initial = filter.to_string();
+    let (queue, out) = queue::to_stdout().map_err(Error::Output)?;
+    let log = tracing_subscriber::fmt()
         .event_format(LineFormat { json })
         .with_writer(queue)
-        .finish()
-        .try_init()
-        .map_err(Error::AlreadySet)?;
-    Ok(log)
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let handle = log.reload_handle();
+    log.finish().try_init().map_err(Error::AlreadySet)?;
+    let replace = move |filter| handle.reload(filter);
+    Ok((Levels::new(initial, Box::new(replace)), out))
 }
 
 /// Formats an event as one line: `TIME\tLEVEL\tTARGET\tMESSAGE\tFIELDS`, or as JSON with the keys

@@ -15,15 +15,18 @@ use sluice_identity::{Addresses, CaClient, ControlPlane, Live, Manager, Revocati
 use sluice_kernel::{Counters, FlowCounters};
 use sluice_model::{SpiffeId, Uid};
 use sluice_telemetry::{
+    Levels,
     access::{Filter, Lines},
     metrics::Metrics,
     serve::Readiness,
 };
 use sluice_xds::{Client, Key, Needed, OnDemand, Snapshot};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Shared, admin,
+    Shared,
+    admin::Operators,
+    connections::{self, Questions},
     dial::ByBroker,
     egress, memory,
     memory::Memories,
@@ -55,6 +58,9 @@ pub(super) struct Start {
     pub(super) counters: KernelCounters,
     /// The links of the threads that carry traffic.
     pub(super) threads: Vec<Link>,
+    pub(super) levels: Levels,
+    /// Told to end the worker.
+    pub(super) quit: Arc<Notify>,
 }
 
 /// What the kernel counts.
@@ -77,6 +83,8 @@ pub(super) async fn run(
         mut memories,
         counters,
         threads,
+        levels,
+        quit,
     } = start;
     let (token, roots) = (
         Live::new(credentials.token),
@@ -105,17 +113,28 @@ pub(super) async fn run(
     if !revocations.is_empty() {
         revoke(&shared, revocations);
     }
-    admin::start(&shared, &readiness).await?;
+    let pods = watch::Sender::default();
+    let listed = connections::Straight::default();
+    let (asked, questions) = connections::threads(threads.len(), listed.clone());
+    let operators = Operators {
+        shared: shared.clone(),
+        readiness: readiness.clone(),
+        levels: Arc::new(levels),
+        threads: asked,
+        pods: pods.subscribe(),
+        quit,
+    };
+    operators.start().await?;
     tokio::spawn(client.run());
-    let mut failures = start_shards(threads, &shared)?;
+    let mut failures = start_shards(threads.into_iter().zip(questions), &shared)?;
     let broker = Broker {
         link,
         dial,
-        pods: watch::Sender::default(),
+        pods,
         neighbourhood: Neighbourhood::default(),
     };
     let pods = numbers::Pods::show(&shared, broker.neighbourhood.members.subscribe());
-    let follow = broker.follow(&shared, &token, &roots, &pods);
+    let follow = broker.follow(&shared, &token, &roots, &pods, Straight::listed(listed));
     let keep = memory::keep(&shared, &broker.link);
     tokio::pin!(follow, keep);
     tokio::select! {
@@ -229,17 +248,17 @@ fn node(settings: &Settings) -> sluice_xds::Node {
 
 /// Starts the threads that carry traffic; what ends one of them comes out of the channel.
 fn start_shards(
-    links: Vec<Link>,
+    links: impl Iterator<Item = (Link, Questions)>,
     shared: &Arc<Shared>,
 ) -> Result<mpsc::UnboundedReceiver<Result<()>>> {
     let (failed, failures) = mpsc::unbounded_channel();
-    for (index, link) in links.into_iter().enumerate() {
+    for (index, (link, questions)) in links.enumerate() {
         let (shared, failed) = (shared.clone(), failed.clone());
         std::thread::Builder::new()
             .name(format!("shard-{index}"))
             .spawn(move || {
                 // Received by the main thread, or the process is ending anyway.
-                let _ = failed.send(shard::run(link, shared));
+                let _ = failed.send(shard::run(link, shared, questions));
             })?;
     }
     Ok(failures)
@@ -261,9 +280,9 @@ impl Broker {
         token: &Live,
         roots: &Live,
         pods: &numbers::Pods,
+        mut straight: Straight,
     ) -> Result<()> {
         let mut identities = Identities::default();
-        let mut straight = Straight::default();
         let mut needed: HashMap<PodId, Needed> = HashMap::new();
         loop {
             let received = self

@@ -5,11 +5,12 @@ use std::{fmt, net::SocketAddr};
 use http::StatusCode;
 use sluice_hbone::{CarryError, OpenError};
 use sluice_identity::Distrust;
+use sluice_model::{admission::Refusal as Unasked, route};
 use sluice_telemetry::metrics::{Cause, Denial, Phase, ResponseFlags, TunnelFailure};
 
 use crate::link::message::Ending;
 
-use super::{admission::Refusal, flows::Cut, inbound, outbound, route};
+use super::{admission::Refusal, flows::Cut, inbound, outbound};
 
 /// Why a connection failed, in words and as a flag.
 #[derive(Debug)]
@@ -94,11 +95,13 @@ impl Failure {
             Refusal::Denied(reason) => {
                 Self::denied(refusal, Denial::Policy(reason.clone()), Phase::New)
             }
-            Refusal::Untrusted(_) => Self::denied(refusal, Denial::TrustDomain, Phase::New),
+            Refusal::Unasked(Unasked::Untrusted(_)) => {
+                Self::denied(refusal, Denial::TrustDomain, Phase::New)
+            }
             Refusal::Cut(cut) => Self::cut(cut),
             Refusal::NotSynced => Self::connect(refusal, Cause::MeshUnknown),
             Refusal::UnknownWorkload => Self::connect(refusal, Cause::WorkloadUnknown),
-            Refusal::IllegalPort(_) => Self::connect(refusal, Cause::OwnPort),
+            Refusal::Unasked(Unasked::IllegalPort(_)) => Self::connect(refusal, Cause::OwnPort),
             Refusal::Connect(..) => Self::connect(refusal, Cause::ApplicationUnreachable),
         }
     }

@@ -12,6 +12,7 @@ use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
+    route::Hop,
 };
 use sluice_telemetry::{
     access::{AccessLog, Direction, Peer},
@@ -26,7 +27,6 @@ use super::{
     failure::Failure,
     neighbours::Member,
     pods::Pod,
-    route::Hop,
     spans::{self, Place, SpanEnd},
 };
 
