@@ -220,7 +220,7 @@ impl Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let _log = sluice_telemetry::init_logging(&args.log, args.log_json)?;
+    let (_, _log) = sluice_telemetry::init_logging(&args.log, args.log_json)?;
     run(args).await
 }
 

@@ -328,7 +328,7 @@ fn every_endpoint_that_may_be_chosen_is_looked_at() {
     assert_eq!(
         said.reason,
         "at 1 of 3 endpoints, shop/foreign among them: identities of the trust domain \
-         cluster.local are not accepted"
+         cluster.local are not accepted; is it to be an alias of the mesh's own?"
     );
     // Whoever is not captured meets what kube-proxy chooses, in plaintext.
     let said = ask(&mesh, "shop/old", SERVICE);

@@ -218,7 +218,7 @@ fn main() -> ExitCode {
 }
 
 fn run_broker(args: BrokerArgs) -> Result<()> {
-    let _log = sluice_telemetry::init_logging(&args.log, args.logs_json())?;
+    let (_, _log) = sluice_telemetry::init_logging(&args.log, args.logs_json())?;
     if let Some(address) = args.control.iter().find(|one| socket_path(one).is_none())
         && (args.control_root.is_none() || args.token_file.is_none())
     {
