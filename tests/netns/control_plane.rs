@@ -37,6 +37,7 @@ fn a_single_host_needs_neither_token_nor_tls() {
         let web = s.enrolled_pod("a", "shop", "web")?;
         let catalog = s.enrolled_pod("a", "shop", "catalog")?;
         let _server = podtool::serve(&catalog, "catalog", Serve::Greet, "[::]:80")?;
+        s.mesh.settle()?;
         served(&web, &catalog)?;
         // The certificates came by the socket too.
         let line = [
