@@ -22,7 +22,7 @@ fn certificates(s: &Scenario, node: &str) -> Result<BTreeMap<String, String>> {
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
     let mut found = BTreeMap::new();
     for entry in entries {
-        ensure!(entry["state"] == "Valid", "{entry}");
+        ensure!(entry["state"] == "Available", "{entry}");
         let double = found.insert(text(entry, "identity"), text(entry, "serialNumber"));
         ensure!(double.is_none(), "two certificates for {entry}");
     }

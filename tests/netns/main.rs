@@ -3,6 +3,7 @@
 //! A module per topic. A test is a function that calls [`sluice_tests::scenario::scenario`]; it
 //! makes its own nodes and pods, so that all run in parallel.
 
+mod admin;
 mod bypass;
 mod bytes;
 mod capture;

@@ -84,6 +84,7 @@ impl<'a> Stage<'a> {
                 let name = format!("{}:{port}", client.name());
                 let reason = (!served.contains(&name.as_str())).then_some(row.reason);
                 self.attempt(client, port, reason)
+                    .and_then(|()| self.explain(client, port, reason))
                     .with_context(|| format!("{} → port {port}", client.name()))?;
             }
         }
@@ -170,6 +171,7 @@ const IN_MESH: &str = "web:80 web:81 batch:80 batch:81";
 
 // After the macro, which they use.
 mod authorization;
+mod explained;
 mod live;
 mod metrics;
 mod mutual_tls;

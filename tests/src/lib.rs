@@ -32,6 +32,7 @@ pub mod run;
 pub mod samples;
 pub mod scenario;
 pub mod settle;
+pub mod sluicectl;
 pub mod topology;
 pub mod ztunnel;
 

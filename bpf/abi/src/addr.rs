@@ -78,9 +78,8 @@ impl Addr {
 
 const _: () = assert!(size_of::<Addr>() == 20);
 
-#[cfg(feature = "user")]
-mod user {
-    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+mod net {
+    use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
     use super::{Addr, Ip};
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sluice_model::{SpiffeId, TrustDomain};
-use sluice_objects::{Diagnostic, Directory, Severity, Snapshot, directory, kinds::Phase};
+use sluice_objects::{Diagnostic, Directory, Objects, Severity, Snapshot, directory, kinds::Phase};
 use tokio::sync::watch;
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     analysis,
     conditions::{self, PolicyStatus},
     memory::Keeper,
-    translate::{self, translate},
+    translate::{self, PortMtls, translate},
     xds::Resources,
 };
 
@@ -32,14 +32,19 @@ pub struct Published {
     pub statuses: Arc<[PolicyStatus]>,
     /// The addresses of hosts that had none.
     pub addresses: Arc<[Given]>,
+    /// What all of this is made from.
+    objects: Arc<Objects>,
+    config: Arc<translate::Config>,
     trust_domain_aliases: Vec<TrustDomain>,
     /// Which identities run where, as `(node, namespace, service account)`.
     placements: HashSet<(String, String, String)>,
 }
 
 impl Published {
-    fn nothing() -> Self {
+    fn nothing(config: &Arc<translate::Config>) -> Self {
         Self {
+            objects: Arc::default(),
+            config: config.clone(),
             changed: Instant::now(),
             resources: Resources::default(),
             diagnostics: Arc::default(),
@@ -54,6 +59,13 @@ impl Published {
     /// domain to another, and some nodes still have the other.
     pub fn is_alias(&self, domain: &TrustDomain) -> bool {
         self.trust_domain_aliases.contains(domain)
+    }
+
+    /// What a port of a pod accepts, and why; `None` when there is no such pod.
+    pub fn mtls(&self, namespace: &str, name: &str, port: u16) -> Option<PortMtls<'_>> {
+        let mut pods = self.objects.pods.values();
+        let pod = pods.find(|pod| *pod.namespace == *namespace && *pod.name == *name)?;
+        Some(translate::mtls(&self.objects, &self.config, pod, port))
     }
 
     /// Whether a pod with this identity's namespace and service account runs on the node.
@@ -80,7 +92,8 @@ pub fn directory(
     mut keeper: Keeper,
     mut addresses: Addresses,
 ) -> Result<(Directory, watch::Receiver<Arc<Published>>), Error> {
-    let (sender, receiver) = watch::channel(Arc::new(Published::nothing()));
+    let config = Arc::new(config);
+    let (sender, receiver) = watch::channel(Arc::new(Published::nothing(&config)));
     let mut log = Log::default();
     source.memory = keeper.memory();
     let directory = Directory::watch(source, move |mut snapshot| {
@@ -108,7 +121,7 @@ pub fn directory(
 /// Translates one snapshot, which was there at `changed`.
 fn publish(
     snapshot: &Snapshot,
-    config: &translate::Config,
+    config: &Arc<translate::Config>,
     addresses: &mut Addresses,
     before: &Resources,
     changed: Instant,
@@ -127,6 +140,8 @@ fn publish(
         )
     });
     Published {
+        objects: snapshot.objects.clone(),
+        config: config.clone(),
         placements: placements.collect(),
         addresses: addresses.given().into(),
         trust_domain_aliases: translation.trust_domain_aliases.clone(),

@@ -20,6 +20,8 @@ use clap::Args;
 use sluice_model::{Name, Service, ServiceKey, TrustDomain, Workload, authz::Policy};
 use sluice_objects::{Diagnostic, Key, Located, Objects, Pod};
 
+pub use peer_authentication::{PortMtls, Reach, mtls};
+
 /// What the objects themselves do not say.
 ///
 /// The flags are declared here because every program that translates must have the same ones.

@@ -52,6 +52,32 @@ fn uris(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
         .collect())
 }
 
+/// A certificate as operators look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    pub pem: String,
+    /// In decimal, as the contract for dumps has it (§13).
+    pub serial: String,
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
+}
+
+/// Describes a certificate.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn describe(certificate: &CertificateDer<'_>) -> Result<Description, Error> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|error| Error::PeerCertificate(error.to_string()))?;
+    let validity = parsed.validity();
+    Ok(Description {
+        pem: pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec())),
+        serial: parsed.tbs_certificate.serial.to_string(),
+        not_before: system_time(validity.not_before),
+        not_after: system_time(validity.not_after),
+    })
+}
+
 /// What rotation needs to know of our own certificate.
 #[derive(Debug)]
 pub(crate) struct Leaf {

@@ -21,7 +21,7 @@ mod verify;
 pub use addresses::Addresses;
 pub use authority::{CertificateAuthority, Signing};
 pub use ca_client::CaClient;
-pub use certificate::{peer_identity, uri_sans};
+pub use certificate::{Description, describe, peer_identity, uri_sans};
 pub use control_plane::{ControlPlane, Live};
 pub use dial::{Dial, Dialling, Direct, socket_path};
 pub use error::{CaProblem, Error, is_revoked, peer_error};

@@ -24,3 +24,30 @@ pub fn give_back() {
         libc::malloc_trim(0);
     }
 }
+
+/// What the allocator has, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Handed out, large blocks included.
+    pub in_use: usize,
+    /// Freed, and kept for the next to ask.
+    pub free: usize,
+    /// Of what is in use, blocks that are mapped one by one.
+    pub mapped: usize,
+}
+
+/// What the allocator has; `None` for one that does not say.
+pub fn totals() -> Option<Totals> {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it only reads what the allocator counts, and takes its locks to do so.
+        let info = unsafe { libc::mallinfo2() };
+        Some(Totals {
+            in_use: info.uordblks + info.hblkhd,
+            free: info.fordblks,
+            mapped: info.hblkhd,
+        })
+    }
+    #[cfg(not(target_env = "gnu"))]
+    None
+}

@@ -14,6 +14,7 @@ mod neighbours;
 mod netns;
 mod pins;
 mod pods;
+pub mod program;
 mod registry;
 mod sockets;
 mod sys;

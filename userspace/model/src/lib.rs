@@ -5,6 +5,7 @@
 //! the edge that read them, and are valid from then on.
 
 pub mod address;
+pub mod admission;
 pub mod authz;
 pub mod balance;
 pub mod hosts;
@@ -13,6 +14,7 @@ mod ips;
 pub mod mesh;
 mod names;
 mod policies;
+pub mod route;
 pub mod service;
 mod vips;
 pub mod workload;

@@ -114,3 +114,12 @@ pub enum GatewayDestination {
     Address(NetworkAddress),
     Hostname(ServiceKey),
 }
+
+impl fmt::Display for GatewayDestination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Hostname(key) => key.fmt(f),
+        }
+    }
+}

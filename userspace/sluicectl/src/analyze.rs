@@ -1,11 +1,11 @@
 //! `sluicectl analyze`: everything that is wrong with a configuration, before it is applied.
 
-mod input;
+pub(crate) mod input;
 mod output;
 
 use std::{
     collections::BTreeSet,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     path::PathBuf,
     process::ExitCode,
 };
@@ -19,6 +19,8 @@ use sluice_objects::{Code, Diagnostic, Severity, Snapshot, diagnostic, enrolment
 
 use input::Input;
 use output::Colours;
+
+use crate::show::{self, Format, print};
 
 /// Reports everything that is wrong with a configuration.
 ///
@@ -43,7 +45,8 @@ pub(crate) struct Arguments {
     /// that policies name must be among them.
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// How findings are written.
+    /// How findings are written: a line each, as compilers write them, and a summary; or an array of
+    /// objects with severity, code, file, line, object, field and message.
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
     /// From which severity on the exit status is 1.
@@ -57,14 +60,6 @@ pub(crate) struct Arguments {
     list_codes: bool,
     #[command(flatten, next_help_heading = "The mesh, as sluice-control is told")]
     translation: translate::Config,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// One line per finding, as compilers write them, and a summary
-    Text,
-    /// An array of objects with severity, code, file, line, object, field and message
-    Json,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -93,7 +88,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let findings = findings(&input, &arguments.translation);
     let text = match arguments.output {
         Format::Text => output::text(&findings, &input, Colours::of(io::stdout().is_terminal())),
-        Format::Json => output::json(&findings)?,
+        Format::Json => show::json(&findings)?,
+        Format::Yaml => show::yaml(&findings)?,
     };
     print(&text)?;
     let threshold = arguments.fail_on;
@@ -118,12 +114,4 @@ fn findings(input: &Input, config: &translate::Config) -> Vec<Diagnostic> {
     findings.extend(input.without_objects(&findings));
     diagnostic::sort(&mut findings);
     findings
-}
-
-/// Writes to the standard output. Whoever reads only the beginning, as `head` does, is content.
-fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
 }

@@ -1,24 +1,14 @@
 //! `sluicectl clients`: who is connected to a control plane, and how far each client is.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    io::{self, Write as _},
-    net::SocketAddr,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, process::ExitCode};
 
-use anyhow::{Context, bail};
-use clap::ValueEnum;
-use http_body_util::{BodyExt, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
+use anyhow::Context;
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
 
-/// A page that takes longer does not come.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::{
+    ask,
+    show::{self, Format},
+};
 
 /// Shows the ztunnels that are connected to a control plane, and what each has acknowledged.
 ///
@@ -27,28 +17,30 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The `--status-listen` address of sluice-control.
-    #[arg(long, default_value = "127.0.0.1:15014", value_name = "ADDRESS")]
+    #[arg(long, default_value = ask::CONTROL, value_name = "ADDRESS")]
     status: SocketAddr,
     /// How clients are written.
-    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// A line for each client and type of resource
-    Table,
-    /// What the control plane says, with nonces and times
-    Json,
 }
 
 /// What is shown of a client in a table.
 #[derive(Deserialize)]
-struct Client {
-    node: String,
+pub(crate) struct Client {
+    pub(crate) node: String,
     address: String,
     connected: String,
     types: BTreeMap<String, Progress>,
+}
+
+impl Client {
+    /// How far it is with what it is furthest behind with.
+    pub(crate) fn state(&self) -> &'static str {
+        let states = self.types.values().map(|progress| progress.state().0);
+        let order = ["rejected", "sent", "asked", "synced"];
+        let worst = states.min_by_key(|state| order.iter().position(|one| one == state));
+        worst.unwrap_or("connected")
+    }
 }
 
 #[derive(Deserialize)]
@@ -74,50 +66,21 @@ struct Rejection {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let address = arguments.status;
-    let page = runtime
-        .block_on(async { timeout(PATIENCE, get(address)).await })
-        .map_err(anyhow::Error::from)
-        .flatten()
-        .with_context(|| {
-            format!("cannot ask the control plane at {address}; is --status its --status-listen?")
-        })?;
+    let page = ask::body(address, "/clients").with_context(|| {
+        format!("cannot ask the control plane at {address}; is --status its --status-listen?")
+    })?;
     let text = match arguments.output {
         Format::Json => String::from_utf8_lossy(&page).into_owned(),
-        Format::Table => {
+        Format::Yaml => show::yaml(&serde_json::from_slice::<serde_json::Value>(&page)?)?,
+        Format::Text => {
             let clients: Vec<Client> = serde_json::from_slice(&page)
                 .context("the control plane's answer is not understood; is it another version?")?;
             table(&clients)
         }
     };
-    io::stdout().write_all(text.as_bytes())?;
+    show::print(&text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn get(address: SocketAddr) -> anyhow::Result<Bytes> {
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/clients")
-        .header(header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())?;
-    let ask = async {
-        let response = sender.send_request(request).await?;
-        if !response.status().is_success() {
-            bail!("/clients is answered with {}", response.status());
-        }
-        Ok(response.into_body().collect().await?.to_bytes())
-    };
-    tokio::select! {
-        page = ask => page,
-        // The connection ends with an error, or after the answer.
-        ended = connection => {
-            ended?;
-            bail!("the connection was closed")
-        }
-    }
 }
 
 const HEADINGS: [&str; 7] = [
@@ -155,18 +118,7 @@ fn table(clients: &[Client]) -> String {
             }
         }
     }
-    let widths = (0..HEADINGS.len()).map(|i| rows.iter().map(|row| row[i].len()).max());
-    let widths: Vec<usize> = widths.map(Option::unwrap_or_default).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths);
-        let line: String = cells
-            .map(|(cell, &width)| format!("{cell:width$}  "))
-            .collect();
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text + &rejections
+    show::table(&rows) + &rejections
 }
 
 impl Progress {

@@ -155,6 +155,14 @@ fn json_holds_the_same_findings() {
         "message": "unknown field",
     });
     assert_eq!(found[1], expected);
+    let yaml = stdout(&analyze(Path::new("/"), &["--dir", path, "-o", "yaml"]));
+    for line in [
+        "  code: UnknownField\n",
+        "  line: 7\n",
+        "  field: spec.rulez\n",
+    ] {
+        assert!(yaml.contains(line), "{line:?} not in {yaml}");
+    }
     let clean = directory(&[("shop.yaml", SHOP)]);
     let output = analyze(clean.path(), &["--dir", ".", "--output", "json"]);
     assert_eq!(

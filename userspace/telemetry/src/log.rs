@@ -12,6 +12,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
+use crate::levels::Levels;
+
 /// Why logging could not be set up. Whoever started the process is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,18 +30,21 @@ pub enum Error {
 ///
 /// # Errors
 /// When the filter does not parse, or this process logs already.
-pub fn init_logging(filter: &str, json: bool) -> Result<(), Error> {
+pub fn init_logging(filter: &str, json: bool) -> Result<Levels, Error> {
     use tracing_subscriber::util::SubscriberInitExt as _;
     let filter = EnvFilter::try_new(filter).map_err(|source| Error::Filter {
         filter: filter.to_owned(),
         source,
     })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let initial = filter.to_string();
+    let log = tracing_subscriber::fmt()
         .event_format(LineFormat { json })
-        .finish()
-        .try_init()
-        .map_err(Error::AlreadySet)
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let handle = log.reload_handle();
+    log.finish().try_init().map_err(Error::AlreadySet)?;
+    let replace = move |filter| handle.reload(filter);
+    Ok(Levels::new(initial, Box::new(replace)))
 }
 
 /// Formats an event as one line: `TIME\tLEVEL\tTARGET\tMESSAGE\tFIELDS`, or as JSON with the keys

@@ -4,6 +4,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     fmt,
+    future::ready,
+    pin::Pin,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -65,13 +67,17 @@ impl Reply {
 }
 
 /// What a request says beside its path.
-struct Asked<'a> {
-    query: &'a str,
+struct Asked {
+    query: String,
     /// The types of content that are wanted (RFC 9110, 12.5.1); empty when it does not say.
-    accept: &'a str,
+    accept: String,
 }
 
-type Handler = Arc<dyn Fn(&Asked<'_>) -> Reply + Send + Sync>;
+/// The value of a parameter of a query, decoded; of several with one name the first.
+pub fn parameter(query: &str, name: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
+}
 
 /// Lines that come as long as somebody reads them.
 pub type Lines = Channel<Bytes>;
@@ -83,10 +89,13 @@ type Opener = Arc<dyn Fn(&str, LineSender) + Send + Sync>;
 /// How many pieces of a stream wait for its reader.
 const STREAM_BUFFER: usize = 64;
 
-/// What answers which path. Only GET is served.
+type Handler = Arc<dyn Fn(Asked) -> BoxFuture<Reply> + Send + Sync>;
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What answers which path, by the one method that it is for.
 #[derive(Clone, Default)]
 pub struct Router {
-    routes: BTreeMap<&'static str, Handler>,
+    routes: BTreeMap<&'static str, (Method, Handler)>,
     streams: BTreeMap<&'static str, Opener>,
 }
 
@@ -102,7 +111,7 @@ impl Router {
         path: &'static str,
         handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        self.route(path, Arc::new(move |asked| handler(asked.query)))
+        self.answer(path, move |asked| handler(&asked.query))
     }
 
     /// Answers `GET path` with lines of JSON that have no end: `open` is called with the query, and begins
@@ -129,8 +138,37 @@ impl Router {
         Some(response)
     }
 
-    fn route(mut self, path: &'static str, handler: Handler) -> Self {
-        self.routes.insert(path, handler);
+    /// As [`Router::get`], by a handler that takes its time.
+    pub fn get_later<F: Future<Output = Reply> + Send + 'static>(
+        self,
+        path: &'static str,
+        handler: impl Fn(String) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let handler: Handler = Arc::new(move |asked| Box::pin(handler(asked.query)));
+        self.route(Method::GET, path, handler)
+    }
+
+    /// Answers `POST path`, for what changes something: a browser that follows a link does not.
+    pub fn post(
+        self,
+        path: &'static str,
+        handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let handler: Handler = Arc::new(move |asked| Box::pin(ready(handler(&asked.query))));
+        self.route(Method::POST, path, handler)
+    }
+
+    fn answer(
+        self,
+        path: &'static str,
+        handler: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let handler: Handler = Arc::new(move |asked| Box::pin(ready(handler(&asked))));
+        self.route(Method::GET, path, handler)
+    }
+
+    fn route(mut self, method: Method, path: &'static str, handler: Handler) -> Self {
+        self.routes.insert(path, (method, handler));
         self
     }
 
@@ -141,32 +179,39 @@ impl Router {
 
     /// Serves metrics at the paths where scrapers look for them, in the format that they ask for.
     pub fn metrics(self, metrics: Arc<crate::metrics::Metrics>) -> Self {
-        let reply: Handler = Arc::new(move |asked| {
-            if prefers_openmetrics(asked.accept) {
+        let reply = move |asked: &Asked| {
+            if prefers_openmetrics(&asked.accept) {
                 Reply::ok(OPENMETRICS, metrics.encode_openmetrics())
             } else {
                 Reply::ok(PROMETHEUS, metrics.encode())
             }
-        });
-        self.route("/stats/prometheus", reply.clone())
-            .route("/metrics", reply)
+        };
+        self.answer("/stats/prometheus", reply.clone())
+            .answer("/metrics", reply)
     }
 
-    fn reply(&self, method: &Method, path: &str, asked: &Asked<'_>) -> Response<Full<Bytes>> {
-        let reply = match self.routes.get(path) {
-            None => Reply::text(StatusCode::NOT_FOUND, "no such page\n"),
-            Some(_) if method != Method::GET => {
-                Reply::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n")
+    async fn reply(&self, method: &Method, path: &str, asked: Asked) -> Response<Full<Bytes>> {
+        let (reply, allowed) = match self.routes.get(path) {
+            None => (Reply::text(StatusCode::NOT_FOUND, "no such page\n"), None),
+            Some((served, _)) if method != served => {
+                let text = format!("only {served} is served here\n");
+                (
+                    Reply::text(StatusCode::METHOD_NOT_ALLOWED, text),
+                    Some(served),
+                )
             }
-            Some(handler) => handler(asked),
+            Some((_, handler)) => (handler(asked).await, None),
         };
         let mut response = Response::new(Full::new(reply.body));
         *response.status_mut() = reply.status;
         let headers = response.headers_mut();
         let content_type = header::HeaderValue::from_static(reply.content_type);
         headers.insert(header::CONTENT_TYPE, content_type);
-        if reply.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, header::HeaderValue::from_static("GET"));
+        // Method names are header values.
+        let allowed =
+            allowed.and_then(|method| header::HeaderValue::from_str(method.as_str()).ok());
+        if let Some(allowed) = allowed {
+            headers.insert(header::ALLOW, allowed);
         }
         response
     }
@@ -208,17 +253,16 @@ async fn serve_connection(stream: TcpStream, router: &Router) {
         let accept = request.headers().get(header::ACCEPT);
         let accept = accept.and_then(|value| value.to_str().ok());
         let asked = Asked {
-            query: uri.query().unwrap_or_default(),
-            accept: accept.unwrap_or_default(),
+            query: uri.query().unwrap_or_default().to_owned(),
+            accept: accept.unwrap_or_default().to_owned(),
         };
-        let stream = router.open(request.method(), uri.path(), asked.query);
-        let response = match stream {
-            Some(stream) => stream.map(Either::Right),
-            None => router
-                .reply(request.method(), uri.path(), &asked)
-                .map(Either::Left),
-        };
-        std::future::ready(Ok::<_, Infallible>(response))
+        async move {
+            let (method, path) = (request.method(), request.uri().path());
+            Ok::<_, Infallible>(match router.open(method, path, &asked.query) {
+                Some(stream) => stream.map(Either::Right),
+                None => router.reply(method, path, asked).await.map(Either::Left),
+            })
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

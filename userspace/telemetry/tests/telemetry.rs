@@ -318,6 +318,14 @@ async fn the_endpoints_answer_as_their_readers_expect() {
         .metrics(metrics)
         .get("/echo", |query| {
             Reply::text(StatusCode::ACCEPTED, query.to_owned())
+        })
+        .get_later("/later", |query| async move {
+            tokio::task::yield_now().await;
+            let given = sluice_telemetry::serve::parameter(&query, "b").unwrap_or_default();
+            Reply::text(StatusCode::OK, given)
+        })
+        .post("/change", |query| {
+            Reply::text(StatusCode::OK, query.to_owned())
         });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -357,6 +365,16 @@ async fn the_endpoints_answer_as_their_readers_expect() {
     assert_eq!((&*status, &*body), ("HTTP/1.1 202 Accepted", "a=b"));
     let (status, _) = ask(address, "POST", "/metrics").await;
     assert_eq!(status, "HTTP/1.1 405 Method Not Allowed");
+    let (_, body) = ask(address, "GET", "/later?a=1&b=x%3Dy+z&b=2").await;
+    assert_eq!(
+        body, "x=y z",
+        "parameters are decoded, and the first counts"
+    );
+    let (status, body) = ask(address, "POST", "/change?to=1").await;
+    assert_eq!((&*status, &*body), ("HTTP/1.1 200 OK", "to=1"));
+    let (status, body) = ask(address, "GET", "/change?to=1").await;
+    assert_eq!(status, "HTTP/1.1 405 Method Not Allowed");
+    assert_eq!(body, "only POST is served here\n");
     let (status, _) = ask(address, "GET", "/none").await;
     assert_eq!(status, "HTTP/1.1 404 Not Found");
 }

@@ -1,5 +1,6 @@
 //! PeerAuthentication as policies that deny connections without an identity.
 
+mod by_port;
 mod conflicts;
 
 use std::collections::{BTreeMap, btree_map::Entry};
@@ -14,6 +15,8 @@ use sluice_objects::{
 };
 
 use super::{Config, Pods, Translation, oldest_first};
+
+pub use by_port::{PortMtls, Reach, mtls};
 
 /// Adds the policies that the PeerAuthentications stand for, to the mesh and to workloads.
 pub(super) fn apply(
@@ -64,7 +67,7 @@ fn static_strict(config: &Config) -> PolicyKey {
     }
 }
 
-type Peer = Located<PeerAuthentication>;
+pub(super) type Peer = Located<PeerAuthentication>;
 
 /// The PeerAuthentications by how wide they reach; for each scope the oldest counts.
 #[derive(Default)]

@@ -57,7 +57,20 @@ fn judged(documents: &[String]) -> [Decision; 2] {
         let decision = judge(destination, Some(&known));
         assert!(decision.is_allowed(), "an identity always passes");
     }
-    [judge("10.0.0.1:80", None), judge("10.0.0.1:81", None)]
+    let decisions = [judge("10.0.0.1:80", None), judge("10.0.0.1:81", None)];
+    // Whoever asks is told the same, and what says so.
+    let objects = objects(&all);
+    let pod = objects.pods.values().next().unwrap();
+    for (port, decision) in [80, 81].into_iter().zip(&decisions) {
+        let told = mtls(&objects, &config(), pod, port);
+        assert_eq!(
+            told.strict,
+            !decision.is_allowed(),
+            "{told} says otherwise on {port}"
+        );
+        assert!(!told.strict || told.from.is_some(), "{documents:#?}");
+    }
+    decisions
 }
 
 #[test]

@@ -23,6 +23,11 @@ pub(crate) fn config() -> Config {
 
 /// Translates YAML in which nothing is wrong.
 pub(crate) fn of(documents: &[&str]) -> Translation {
+    translate(&objects(documents), &config())
+}
+
+/// The objects of documents in which nothing is wrong.
+pub(crate) fn objects(documents: &[&str]) -> Arc<Objects> {
     let mut store = Store::default();
     let text = FileText::Text(documents.join("\n---\n"));
     store.reload([(Path::new("f.yaml").into(), text)].into());
@@ -32,7 +37,7 @@ pub(crate) fn of(documents: &[&str]) -> Translation {
         .iter()
         .filter(|d| d.severity == Severity::Error);
     assert_eq!(errors.collect::<Vec<_>>(), Vec::<&Diagnostic>::new());
-    translate(&snapshot.objects, &config())
+    snapshot.objects
 }
 
 const SHOP: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";

@@ -222,3 +222,44 @@ spec:
         serde_json::json!([])
     );
 }
+
+#[tokio::test]
+async fn a_port_tells_which_peer_authentication_counts() {
+    let world = World::start().await;
+    let published = world.published.clone();
+    world.write("web.yaml", &pod("web", "10.0.0.3"));
+    eventually("served", || {
+        published.borrow().mtls("shop", "web", 80).is_some()
+    })
+    .await;
+    let path = "/config/mtls?pod=shop/web&port=80";
+    let told = json(&world, path).await;
+    assert_eq!(
+        (&told["mode"], &told["from"]),
+        (&"PERMISSIVE".into(), &"no PeerAuthentication".into())
+    );
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                  metadata: {name: all, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
+    world.write("strict.yaml", strict);
+    let is_strict = || {
+        published
+            .borrow()
+            .mtls("shop", "web", 80)
+            .is_some_and(|mtls| mtls.strict)
+    };
+    eventually("strict", is_strict).await;
+    let told = json(&world, path).await;
+    assert_eq!(told["mode"], "STRICT");
+    let from = told["from"].as_str().unwrap();
+    assert!(
+        from.starts_with("PeerAuthentication shop/all (")
+            && from.ends_with("strict.yaml:1), for its namespace"),
+        "{from}"
+    );
+    for (path, status) in [
+        ("/config/mtls?pod=shop/nobody&port=80", 404),
+        ("/config/mtls?pod=shop/web", 400),
+    ] {
+        assert_eq!(get(&world, path).await.0, status, "{path}");
+    }
+}

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{CertificateAuthority, Error, Roots, Svid, SvidParts, Trust};
+use crate::{CertificateAuthority, Description, Error, Roots, Svid, SvidParts, Trust, describe};
 use keeper::{Progress, Slot};
 
 /// Hands out certificates, and has them renewed at half their life, or earlier when the CA's roots
@@ -98,6 +98,8 @@ pub struct CertificateStatus {
     pub not_before: Option<SystemTime>,
     pub not_after: Option<SystemTime>,
     pub serial: Option<String>,
+    /// The certificate, then its intermediates.
+    pub chain: Vec<Description>,
     /// Why the last attempt failed, unless the latest went well.
     pub last_error: Option<String>,
 }
@@ -281,6 +283,12 @@ impl Entry {
             not_before: svid.as_ref().map(|svid| svid.not_before()),
             not_after: svid.as_ref().map(|svid| svid.not_after()),
             serial: svid.as_ref().map(|svid| svid.serial().to_owned()),
+            // They have been read when they came.
+            chain: svid
+                .iter()
+                .flat_map(|svid| svid.chain())
+                .filter_map(|one| describe(one).ok())
+                .collect(),
             last_error: self
                 .progress
                 .borrow()

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Connection, Match, Rule, StringMatch, Term, Values};
+use super::{Clause, Connection, Match, Rule, StringMatch, Term, Values};
 
 /// A connection with the work done that all matches share.
 #[derive(Debug)]
@@ -41,10 +41,25 @@ impl<'a> Subject<'a> {
 }
 
 impl Rule {
+    /// Whether a connection meets it: for those who want to tell why, and not to decide, since each
+    /// rule is looked at by itself.
+    pub fn is_met_by(&self, connection: &Connection<'_>) -> bool {
+        self.matches(&Subject::of(connection))
+    }
+
     pub(super) fn matches(&self, subject: &Subject<'_>) -> bool {
-        self.clauses.iter().all(|clause| {
-            clause.matches.is_empty() || clause.matches.iter().any(|m| m.matches(subject))
-        })
+        self.clauses.iter().all(|clause| clause.holds(subject))
+    }
+}
+
+impl Clause {
+    /// As [`Rule::is_met_by`].
+    pub fn is_met_by(&self, connection: &Connection<'_>) -> bool {
+        self.holds(&Subject::of(connection))
+    }
+
+    fn holds(&self, subject: &Subject<'_>) -> bool {
+        self.matches.is_empty() || self.matches.iter().any(|m| m.matches(subject))
     }
 }
 
@@ -55,6 +70,11 @@ impl Match {
 }
 
 impl Term {
+    /// As [`Rule::is_met_by`].
+    pub fn is_met_by(&self, connection: &Connection<'_>) -> bool {
+        self.matches(&Subject::of(connection))
+    }
+
     fn matches(&self, subject: &Subject<'_>) -> bool {
         self.negated != self.values.contain(subject)
     }

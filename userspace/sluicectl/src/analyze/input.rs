@@ -19,8 +19,8 @@ use sluice_objects::{
 const STDIN: &str = "<stdin>";
 
 /// A configuration as it was read.
-pub(super) struct Input {
-    pub(super) snapshot: Snapshot,
+pub(crate) struct Input {
+    pub(crate) snapshot: Snapshot,
     /// How many files it is from.
     pub(super) files: usize,
     /// What the user named first.
@@ -30,7 +30,7 @@ pub(super) struct Input {
 impl Input {
     /// # Errors
     /// When something that the user named cannot be read. Errors below a directory are findings.
-    pub(super) fn read(dir: Option<&Path>, paths: &[PathBuf]) -> anyhow::Result<Self> {
+    pub(crate) fn read(dir: Option<&Path>, paths: &[PathBuf]) -> anyhow::Result<Self> {
         let mut files = BTreeMap::new();
         if let Some(dir) = dir {
             let is_dir = dir.metadata().map(|metadata| metadata.is_dir());

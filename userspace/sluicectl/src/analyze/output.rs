@@ -63,12 +63,6 @@ fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{ending}")
 }
 
-pub(super) fn json(findings: &[Diagnostic]) -> serde_json::Result<String> {
-    let mut text = serde_json::to_string_pretty(findings)?;
-    text.push('\n');
-    Ok(text)
-}
-
 pub(super) fn explanation(code: Code) -> String {
     format!("{code}\n\n{}\n", code.explanation())
 }

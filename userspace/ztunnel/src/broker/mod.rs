@@ -174,7 +174,10 @@ impl Broker {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Pods(wanted) => self.pods.reconcile(wanted, &self.worker),
-            Event::WorkerReady { pid } => tracing::info!(pid, "worker serves"),
+            Event::WorkerReady { pid } => {
+                tracing::info!(pid, "worker serves");
+                sluice_kernel::program::give_back();
+            }
             Event::WorkerExited { pid, status } => {
                 self.worker.exited(pid, &status);
                 self.pods.orphan();

@@ -9,9 +9,8 @@ use std::{
 };
 
 use sluice_identity::Peer;
-use sluice_kernel::ports;
 use sluice_model::{
-    Mesh, SpiffeId, TrustDomain, Workload,
+    Mesh, Workload, admission,
     authz::{Applicable, Connection, Decision, DenyReason},
 };
 
@@ -31,12 +30,10 @@ pub(super) enum Refusal {
     NotSynced,
     #[error("the workload is not known to the control plane")]
     UnknownWorkload,
-    #[error("port {0} is the proxy's own")]
-    IllegalPort(u16),
+    #[error("{0}")]
+    Unasked(#[from] admission::Refusal),
     #[error("{0}")]
     Denied(DenyReason),
-    #[error("identities of the trust domain {0} are not accepted")]
-    Untrusted(TrustDomain),
     #[error("{0}")]
     Cut(#[from] Box<Cut>),
     #[error("connect to the application at {0}: {why}", why = words::connect(.1))]
@@ -96,30 +93,23 @@ impl Known {
             policies,
         } = self;
         report.destination(destination, workload);
-        if ports::is_own(destination.port()) {
-            return Err(Refusal::IllegalPort(destination.port()));
-        }
         let network = &shard.shared.network;
         report.source(mesh.workload_at(network, visitor.address.ip()));
-        let identity = visitor.peer.map(|peer| peer.identity());
         let connection = Connection {
-            source_identity: identity,
+            source_identity: visitor.peer.map(|peer| peer.identity()),
             source_ip: visitor.address.ip(),
             destination,
             equivalent: &workload.equivalent_domains,
         };
-        let domain = identity.map(SpiffeId::trust_domain);
-        if let Some(foreign) = domain.filter(|domain| !workload.trusts(domain)) {
-            return Err(Refusal::Untrusted(foreign.clone()));
-        }
-        let judgement = policies.judge(&connection);
+        let judgement = admission::judge(workload, policies, &connection)?;
         report.judged(policies, &connection, &judgement);
         if let Decision::Deny(reason) = judgement.decision {
             return Err(Refusal::Denied(reason));
         }
         let mut flow = pod.flows.note(Claim::Inbound {
             peer: visitor.peer.cloned(),
-            source_ip: visitor.address.ip(),
+            // What it is judged by is the address of the connection; the port is a claim.
+            source: SocketAddr::new(visitor.address.ip(), visitor.shown.port()),
             destination,
         });
         let show = |socket: &_| {

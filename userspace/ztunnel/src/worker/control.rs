@@ -14,12 +14,14 @@ use anyhow::{Context as _, Result};
 use sluice_identity::{Addresses, CaClient, ControlPlane, Live, Manager, RevocationLists};
 use sluice_kernel::Counters;
 use sluice_model::{SpiffeId, Uid};
-use sluice_telemetry::{metrics::Metrics, serve::Readiness};
+use sluice_telemetry::{Levels, metrics::Metrics, serve::Readiness};
 use sluice_xds::{Client, Key, Needed, OnDemand, Snapshot};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Shared, admin,
+    Shared,
+    admin::Operators,
+    connections::{self, Questions},
     dial::ByBroker,
     drift::DriftMetrics,
     egress, memory,
@@ -47,6 +49,9 @@ pub(super) struct Start {
     pub(super) counters: Counters,
     /// The links of the threads that carry traffic.
     pub(super) threads: Vec<Link>,
+    pub(super) levels: Levels,
+    /// Told to end the worker.
+    pub(super) quit: Arc<Notify>,
 }
 
 /// Runs the worker until the broker is gone or a thread of traffic fails.
@@ -58,6 +63,8 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
         mut memories,
         counters,
         threads,
+        levels,
+        quit,
     } = start;
     let (token, roots) = (
         Live::new(credentials.token),
@@ -86,18 +93,29 @@ pub(super) async fn run(start: Start, link: Link) -> Result<()> {
     if !revocations.is_empty() {
         revoke(&shared, revocations);
     }
-    admin::start(&shared, &readiness).await?;
+    let pods = watch::Sender::default();
+    let listed = connections::Straight::default();
+    let (asked, questions) = connections::threads(threads.len(), listed.clone());
+    let operators = Operators {
+        shared: shared.clone(),
+        readiness: readiness.clone(),
+        levels: Arc::new(levels),
+        threads: asked,
+        pods: pods.subscribe(),
+        quit,
+    };
+    operators.start().await?;
     tokio::spawn(client.run());
     tokio::spawn(trace::remember(shared.trace.clone()));
     tokio::spawn(ask_for_events(shared.clone(), link.clone()));
-    let mut failures = start_shards(threads, &shared)?;
+    let mut failures = start_shards(threads.into_iter().zip(questions), &shared)?;
     let broker = Broker {
         link,
         dial,
-        pods: watch::Sender::default(),
+        pods,
         neighbourhood: Neighbourhood::default(),
     };
-    let follow = broker.follow(&shared, &token, &roots);
+    let follow = broker.follow(&shared, &token, &roots, Straight::listed(listed));
     let keep = memory::keep(&shared, &broker.link);
     tokio::pin!(follow, keep);
     tokio::select! {
@@ -217,17 +235,17 @@ fn node(settings: &Settings) -> sluice_xds::Node {
 
 /// Starts the threads that carry traffic; what ends one of them comes out of the channel.
 fn start_shards(
-    links: Vec<Link>,
+    links: impl Iterator<Item = (Link, Questions)>,
     shared: &Arc<Shared>,
 ) -> Result<mpsc::UnboundedReceiver<Result<()>>> {
     let (failed, failures) = mpsc::unbounded_channel();
-    for (index, link) in links.into_iter().enumerate() {
+    for (index, (link, questions)) in links.enumerate() {
         let (shared, failed) = (shared.clone(), failed.clone());
         std::thread::Builder::new()
             .name(format!("shard-{index}"))
             .spawn(move || {
                 // Received by the main thread, or the process is ending anyway.
-                let _ = failed.send(shard::run(link, shared));
+                let _ = failed.send(shard::run(link, shared, questions));
             })?;
     }
     Ok(failures)
@@ -243,9 +261,14 @@ struct Broker {
 
 impl Broker {
     /// Takes the broker's news until it is gone.
-    async fn follow(&self, shared: &Arc<Shared>, token: &Live, roots: &Live) -> Result<()> {
+    async fn follow(
+        &self,
+        shared: &Arc<Shared>,
+        token: &Live,
+        roots: &Live,
+        mut straight: Straight,
+    ) -> Result<()> {
         let mut identities = Identities::default();
-        let mut straight = Straight::default();
         let drift = DriftMetrics::register(&shared.metrics);
         let mut needed: HashMap<PodId, Needed> = HashMap::new();
         loop {

@@ -4,11 +4,12 @@ use std::{fmt, net::SocketAddr};
 
 use sluice_hbone::{CarryError, OpenError};
 use sluice_identity::Distrust;
+use sluice_model::{admission::Refusal as Unasked, route};
 use sluice_telemetry::metrics::{Denial, Phase, ResponseFlags};
 
 use crate::link::message::Ending;
 
-use super::{admission::Refusal, flows::Cut, inbound, outbound, route};
+use super::{admission::Refusal, flows::Cut, inbound, outbound};
 
 /// Why a connection failed, in words and as a flag.
 #[derive(Debug)]
@@ -76,7 +77,9 @@ impl Failure {
             Refusal::Denied(reason) => {
                 Self::denied(refusal, Denial::Policy(reason.clone()), Phase::New)
             }
-            Refusal::Untrusted(_) => Self::denied(refusal, Denial::TrustDomain, Phase::New),
+            Refusal::Unasked(Unasked::Untrusted(_)) => {
+                Self::denied(refusal, Denial::TrustDomain, Phase::New)
+            }
             Refusal::Cut(cut) => Self::cut(cut),
             _ => Self::new(refusal, ResponseFlags::Connect),
         }

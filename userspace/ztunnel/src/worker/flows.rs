@@ -23,7 +23,7 @@ pub(super) enum Claim {
     /// A visitor of the pod: in a tunnel, or in plaintext.
     Inbound {
         peer: Option<Rc<Peer>>,
-        source_ip: IpAddr,
+        source: SocketAddr,
         destination: SocketAddr,
     },
     /// The pod visits a workload, through a tunnel.
@@ -31,9 +31,63 @@ pub(super) enum Claim {
         /// `None` when the peer has not proven the workload's own identity, but its service's.
         destination: Option<Uid>,
         peer: Rc<Peer>,
+        way: Way,
     },
     /// The pod visits an address in plaintext.
-    Plain { destination: SocketAddr },
+    Plain(Way),
+}
+
+/// Between which addresses a pod's own connection goes. Every connection has one, so it is small.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    source: Address,
+    dialled: Address,
+    to: Address,
+}
+
+impl Way {
+    /// What the application dialled is `dialled`, and what was dialled for it is `to`.
+    pub(super) fn new(source: SocketAddr, dialled: SocketAddr, to: SocketAddr) -> Self {
+        Self {
+            source: source.into(),
+            dialled: dialled.into(),
+            to: to.into(),
+        }
+    }
+
+    pub(super) fn source(&self) -> SocketAddr {
+        self.source.into()
+    }
+
+    pub(super) fn dialled(&self) -> SocketAddr {
+        self.dialled.into()
+    }
+
+    pub(super) fn to(&self) -> SocketAddr {
+        self.to.into()
+    }
+}
+
+/// An address without what only IPv6 sockets of the link have.
+#[derive(Clone, Copy, Debug)]
+struct Address {
+    ip: IpAddr,
+    port: u16,
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            ip: address.ip(),
+            port: address.port(),
+        }
+    }
+}
+
+impl From<Address> for SocketAddr {
+    fn from(Address { ip, port }: Address) -> Self {
+        Self::new(ip, port)
+    }
 }
 
 impl Claim {
@@ -42,7 +96,7 @@ impl Claim {
         match self {
             Self::Served(peer) | Self::Tunnel { peer, .. } => Some(peer),
             Self::Inbound { peer, .. } => peer.as_deref(),
-            Self::Plain { .. } => None,
+            Self::Plain(_) => None,
         }
     }
 
@@ -121,6 +175,12 @@ impl Flows {
                 let _ = entry.cut.send(Box::new(reason));
             }
         }
+    }
+
+    /// Shows what is under way.
+    pub(super) fn for_each(&self, show: impl FnMut(&Claim)) {
+        let entries = self.entries.borrow();
+        entries.values().map(|entry| &entry.claim).for_each(show);
     }
 
     pub(super) fn is_empty(&self) -> bool {

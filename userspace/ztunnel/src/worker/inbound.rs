@@ -8,7 +8,7 @@ use std::{
 
 use http::{StatusCode, uri::Authority};
 use sluice_hbone::{Baggage, Incoming, ServeError, Session};
-use sluice_model::{Name, ServiceKey, TrustDomain, Workload};
+use sluice_model::{Name, ServiceKey, TrustDomain, Workload, admission::Refusal as Unasked};
 use sluice_telemetry::{
     metrics::{Denial, Phase, Reporter},
     trace::{Kind, Step},
@@ -61,9 +61,9 @@ impl Error {
             Self::NotConnect | Self::BadAuthority(_) | Self::NotHere(..) => {
                 Some(StatusCode::BAD_REQUEST)
             }
-            Self::Refused(Refusal::Denied(_) | Refusal::Untrusted(_) | Refusal::Cut(_)) => {
-                Some(StatusCode::UNAUTHORIZED)
-            }
+            Self::Refused(
+                Refusal::Denied(_) | Refusal::Unasked(Unasked::Untrusted(_)) | Refusal::Cut(_),
+            ) => Some(StatusCode::UNAUTHORIZED),
             Self::UnknownHost(_) | Self::UnknownService(_) | Self::Refused(_) => {
                 Some(StatusCode::SERVICE_UNAVAILABLE)
             }

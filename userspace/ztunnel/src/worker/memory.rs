@@ -73,6 +73,7 @@ pub(super) async fn keep(shared: &Shared, broker: &AsyncLink) -> io::Result<()> 
 async fn keep_mesh(shared: &Shared, broker: &AsyncLink) -> io::Result<()> {
     // What is from a snapshot, the broker has.
     shared.mesh.live().await;
+    let mut settled = false;
     loop {
         let seen = shared.mesh.status().version;
         let (mesh, origin) = (shared.mesh.snapshot(), origin(&shared.settings));
@@ -88,6 +89,9 @@ async fn keep_mesh(shared: &Shared, broker: &AsyncLink) -> io::Result<()> {
         match written.await? {
             Ok(fd) => send(broker, Memory::Mesh, &fd).await?,
             Err(error) => tracing::warn!(%error, "the mesh cannot be written down"),
+        }
+        if !std::mem::replace(&mut settled, true) {
+            sluice_kernel::program::give_back();
         }
         tokio::time::sleep(begin.elapsed() * WRITING_SHARE).await;
         while tokio::time::timeout(REFRESH, shared.mesh.changed(seen))

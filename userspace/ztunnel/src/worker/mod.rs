@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod carry;
+mod connections;
 mod control;
 mod dial;
 mod dns;
@@ -24,7 +25,6 @@ mod privileges;
 mod report;
 mod resolver;
 mod review;
-mod route;
 mod shard;
 mod straight;
 mod trace;
@@ -35,9 +35,10 @@ use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use sluice_identity::{Addresses, Manager};
 use sluice_kernel::Counters;
-use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload};
+use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload, route};
 use sluice_telemetry::metrics::Metrics;
 use sluice_xds::{Key, Needed, Unanswered, View};
+use tokio::sync::Notify;
 
 use memory::Memories;
 use neighbours::Wishes;
@@ -80,8 +81,8 @@ impl Shared {
         let address = NetworkAddress::new(self.network.clone(), dst.0.ip());
         let mut needed = vec![self.mesh.learn(&Key::Address(address), PATIENCE).await?];
         let waypoint = route::waypoint(&self.mesh.load(), &self.network, dst);
-        if let Some(key) = waypoint {
-            needed.push(self.mesh.learn(&key, PATIENCE).await?);
+        if let Some(waypoint) = waypoint {
+            needed.push(self.mesh.learn(&Key::from(&waypoint), PATIENCE).await?);
         }
         Ok(needed)
     }
@@ -159,7 +160,7 @@ pub fn run() -> Result<()> {
         }
     };
     privileges::drop_all(settings.uid).context("give up privileges")?;
-    sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
+    let levels = sluice_telemetry::init_logging(&settings.log, settings.log_json)?;
     let memories = Memories::read(&settings, &kinds, kept);
     let mut fds = fds.into_iter();
     let counters = fds.next().context("the broker sent no counters")?;
@@ -168,6 +169,7 @@ pub fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let quit = Arc::new(Notify::new());
     let start = control::Start {
         settings,
         credentials: control::Credentials {
@@ -178,8 +180,15 @@ pub fn run() -> Result<()> {
         memories,
         counters,
         threads,
+        levels,
+        quit: quit.clone(),
     };
-    runtime.block_on(control::run(start, link))
+    runtime.block_on(async {
+        tokio::select! {
+            ended = control::run(start, link) => ended,
+            () = quit.notified() => Ok(()),
+        }
+    })
 }
 
 fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_kernel::{MAX_DIALS, ports};
+use sluice_kernel::MAX_DIALS;
 use sluice_model::{
     Mesh, Name, SpiffeId, Uid, authz::Connection, balance, mesh::Destination, service::Mode,
     workload::TunnelProtocol,
@@ -241,10 +241,7 @@ impl View<'_> {
         let server = self.members.at(to.ip()).filter(here).ok_or_else(closed)?;
         // Through a waypoint nothing goes straight, and without the promise of a tunnel nothing is
         // said of who is there.
-        if workload.waypoint.is_some()
-            || workload.protocol == TunnelProtocol::None
-            || ports::is_own(to.port())
-        {
+        if workload.waypoint.is_some() || workload.protocol == TunnelProtocol::None {
             return Err(closed());
         }
         // As a tunnel would have proven it.

@@ -5,8 +5,12 @@ use sluice_model::{
     workload::Health,
 };
 
-use super::super::route::tests::{endpoint_of, mesh, service, workload};
 use super::*;
+
+#[path = "../../../model/tests/shop/mod.rs"]
+mod shop;
+
+use shop::{endpoint_of, mesh, service, workload};
 
 const WEB: PodId = PodId(1);
 const CATALOG: PodId = PodId(2);

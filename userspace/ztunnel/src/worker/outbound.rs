@@ -9,19 +9,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::StatusCode;
+use http::{StatusCode, uri::Authority};
 use sluice_hbone::{ConnectRequest, Dialled, ForwardedFor, OpenError, Opened, TunnelKey};
-use sluice_model::{Name, OrigDst, Uid, Workload};
+use sluice_model::{
+    Name, OrigDst, Uid, Workload,
+    route::{self, Client, Hop, Named, Refusal, Route},
+};
 use sluice_xds::{Needed, Unanswered};
 use tokio::{net::TcpStream, task::spawn_local};
 
 use super::{
     PATIENCE, carry,
-    flows::{Claim, Cut, Flow},
+    flows::{Claim, Cut, Flow, Way},
     pods::Pod,
     report::Report,
     resolver,
-    route::{self, Client, Hop, Named, Refusal, Route},
     shard::Shard,
     trace::End,
     words,
@@ -143,6 +145,7 @@ async fn reach(
         network: &shared.network,
         workload: &source,
     };
+    let way = |to| Way::new(address, orig.0, to);
     let mut attempts = Attempts::begin();
     loop {
         let roll = rand::random_range(0.0..1.0);
@@ -158,12 +161,12 @@ async fn reach(
                 service,
             } => {
                 report.plain(to, workload.as_ref(), service.as_deref());
-                match plain(shard, pod, orig, to).await {
+                match plain(shard, pod, way(to)).await {
                     Ok(reached) => return Ok(reached),
                     Err(error) => (error, workload, service),
                 }
             }
-            Route::Named(host) => match named(shard, pod, orig, &host, roll, report).await {
+            Route::Named(host) => match named(shard, pod, way(orig.0), &host, roll, report).await {
                 Ok(reached) => return Ok(reached),
                 Err(error) => (error, Some(host.workload), host.service),
             },
@@ -171,7 +174,7 @@ async fn reach(
                 report.hop(&hop);
                 match open(shard, pod, address, &source, &hop).await {
                     Ok(opened) => {
-                        let flow = note(shard, pod, &hop, &opened);
+                        let flow = note(shard, pod, &hop, &opened, way(hop.tunnel));
                         if *hop.workload.node == *shared.settings.node {
                             shared.wishes.wish(pod, orig.0);
                         }
@@ -191,14 +194,9 @@ async fn reach(
 }
 
 /// Dials in plaintext.
-async fn plain(
-    shard: &Rc<Shard>,
-    pod: &Rc<Pod>,
-    orig: OrigDst,
-    to: SocketAddr,
-) -> Result<Reached, Error> {
-    let destination = orig.0;
-    let mut flow = pod.flows.note(Claim::Plain { destination });
+async fn plain(shard: &Rc<Shard>, pod: &Rc<Pod>, way: Way) -> Result<Reached, Error> {
+    let to = way.to();
+    let mut flow = pod.flows.note(Claim::Plain(way));
     let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
     match dialled.await? {
         Ok(peer) => Ok(Reached::Plain(peer, flow)),
@@ -210,13 +208,13 @@ async fn plain(
 async fn named(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
-    orig: OrigDst,
+    way: Way,
     host: &Named,
     roll: f64,
     report: &mut Report,
 ) -> Result<Reached, Error> {
     // For the line in the log, should there be no address.
-    report.plain(orig.0, Some(&host.workload), host.service.as_deref());
+    report.plain(way.dialled(), Some(&host.workload), host.service.as_deref());
     let resolved = shard.resolver.addresses(&host.host).await;
     let addresses = resolved.map_err(|error| Error::Resolve(host.host.clone(), error))?;
     let mut failure = None;
@@ -227,18 +225,18 @@ async fn named(
         .filter(|to| pod.ip(Family::of(to.ip())).is_some());
     for to in reachable.take(ATTEMPTS) {
         report.plain(to, Some(&host.workload), host.service.as_deref());
-        match plain(shard, pod, orig, to).await {
+        match plain(shard, pod, Way::new(way.source(), way.dialled(), to)).await {
             Err(error) if error.is_unreached() => failure = Some(error),
             result => return result,
         }
     }
-    let no_family = || Refusal::NoAddress(host.host.clone(), orig.0).into();
+    let no_family = || Refusal::NoAddress(host.host.clone(), way.dialled()).into();
     Err(failure.unwrap_or_else(no_family))
 }
 
 /// Notes a connection through a tunnel. Its peer is compared with what the mesh says now: that may
 /// have changed since the hop was chosen.
-fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened) -> Flow {
+fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened, way: Way) -> Flow {
     let mesh = shard.shared.mesh.load();
     let uid = &hop.workload.uid;
     let destination = mesh.workload(uid).unwrap_or(&hop.workload);
@@ -248,6 +246,7 @@ fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened) -> Flow {
     pod.flows.note(Claim::Tunnel {
         destination: own.then(|| uid.clone()),
         peer: opened.peer.clone(),
+        way,
     })
 }
 
@@ -356,7 +355,7 @@ async fn open(
     hop: &Hop,
 ) -> Result<Opened, OpenError> {
     let request = ConnectRequest {
-        authority: hop.authority.clone(),
+        authority: authority(hop.authority),
         forwarded: ForwardedFor {
             client,
             host: hop
@@ -378,6 +377,13 @@ async fn open(
         .pool
         .open(&key, &request, || dial(shard, pod, hop))
         .await
+}
+
+/// As a request names it.
+fn authority(address: SocketAddr) -> Authority {
+    // Without the scope of an IPv6 address, which means nothing to others.
+    let address = SocketAddr::new(address.ip(), address.port());
+    Authority::try_from(address.to_string()).expect("an address and a port")
 }
 
 async fn dial(shard: &Rc<Shard>, pod: &Rc<Pod>, hop: &Hop) -> Result<Dialled, OpenError> {

@@ -42,6 +42,9 @@ pub(super) fn drop_all(uid: u32) -> Result<()> {
     Ok(())
 }
 
+/// The timer of `setitimer(2)` that counts processor time.
+const ITIMER_PROF: u64 = 2;
+
 /// `bpf(2)` commands on map descriptors: lookup, update, delete, and asking what a map is.
 const BPF_COMMANDS: [u64; 4] = [1, 2, 3, 15];
 
@@ -146,6 +149,8 @@ fn filter() -> Result<BpfProgram> {
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number)
             .and_then(|condition| SeccompRule::new(vec![condition]))
     };
+    // Samples for profiles; no other timer.
+    rules.insert(c::SYS_setitimer, vec![command(ITIMER_PROF)?]);
     rules.insert(
         c::SYS_bpf,
         BPF_COMMANDS

@@ -15,6 +15,7 @@ use sluice_hbone::{Baggage, Incoming, Meter};
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
+    route::Hop,
 };
 use sluice_telemetry::{
     access::{AccessLog, Direction, Peer},
@@ -25,7 +26,7 @@ use sluice_telemetry::{
     trace::{Kind, Step},
 };
 
-use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, route::Hop, trace};
+use super::{Shared, failure::Failure, neighbours::Member, pods::Pod, trace};
 
 pub(super) use steps::Ended;
 

@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use sluice_identity::Peer;
 use sluice_model::{
-    Mesh, Name, SpiffeId, TrustDomain, Workload,
+    Mesh, Name, TrustDomain, Workload, admission,
     authz::{Applicable, Connection, Decision},
     mesh::Destination,
     workload::Egress,
@@ -80,19 +80,21 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
     pod.flows.review(|claim| match claim {
         Claim::Inbound {
             peer,
-            source_ip,
+            source,
             destination,
         } if visitors => {
             let connection = Connection {
                 source_identity: peer.as_deref().map(Peer::identity),
-                source_ip: *source_ip,
+                source_ip: source.ip(),
                 destination: *destination,
                 equivalent: &workload.equivalent_domains,
             };
             visitor(workload, &policies, &connection)
         }
         Claim::Inbound { .. } | Claim::Served(_) => None,
-        Claim::Tunnel { destination, peer } => {
+        Claim::Tunnel {
+            destination, peer, ..
+        } => {
             let destination = mesh.workload(destination.as_ref()?)?;
             let identity = peer.identity();
             let still = destination
@@ -100,13 +102,14 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
                 .is_ok_and(|ids| ids.contains(identity));
             (!still).then(|| Cut::PeerIdentity(identity.clone()))
         }
-        Claim::Plain { destination } => {
+        Claim::Plain(way) => {
+            let dialled = way.dialled();
             let unknown = workload.egress == Egress::Registry
                 && matches!(
-                    mesh.destination(network, destination.ip()),
+                    mesh.destination(network, dialled.ip()),
                     Destination::Unknown
                 );
-            unknown.then_some(Cut::NotInRegistry(*destination))
+            unknown.then_some(Cut::NotInRegistry(dialled))
         }
     });
 }
@@ -117,12 +120,13 @@ pub(super) fn visitor(
     policies: &Applicable,
     connection: &Connection<'_>,
 ) -> Option<Cut> {
-    let domain = connection.source_identity.map(SpiffeId::trust_domain);
-    if let Some(foreign) = domain.filter(|domain| !workload.trusts(domain)) {
-        return Some(Cut::Untrusted(foreign.clone()));
-    }
-    match policies.judge(connection).decision {
-        Decision::Deny(reason) => Some(Cut::Denied(reason)),
-        Decision::Allow(_) => None,
+    match admission::judge(workload, policies, connection) {
+        Ok(judgement) => match judgement.decision {
+            Decision::Deny(reason) => Some(Cut::Denied(reason)),
+            Decision::Allow(_) => None,
+        },
+        Err(admission::Refusal::Untrusted(foreign)) => Some(Cut::Untrusted(foreign)),
+        // Nobody was let in there.
+        Err(admission::Refusal::IllegalPort(_)) => Some(Cut::NotStraight(connection.destination)),
     }
 }

@@ -18,7 +18,9 @@ use tokio::{
 };
 
 use super::{
-    Shared, dns,
+    Shared,
+    connections::{self, Questions},
+    dns,
     flows::Cut,
     inbound, outbound, plaintext,
     pods::{Pod, Table},
@@ -48,7 +50,7 @@ pub(super) struct Shard {
 }
 
 /// Runs a thread until the broker is gone.
-pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
+pub(super) fn run(link: Link, shared: Arc<Shared>, questions: Questions) -> Result<()> {
     let Some(Received {
         message: ToWorker::Maps,
         fds,
@@ -83,6 +85,7 @@ pub(super) fn run(link: Link, shared: Arc<Shared>) -> Result<()> {
         spawn_local(trace::remember(shard.shared.trace.clone()));
         spawn_local(sweep(shard.clone()));
         spawn_local(review::follow(shard.clone()));
+        spawn_local(connections::answer(shard.clone(), questions));
         let engine = shard.engine.clone();
         tokio::select! {
             ended = shard.follow_broker() => ended,

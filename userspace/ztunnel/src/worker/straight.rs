@@ -9,8 +9,9 @@ use sluice_telemetry::access::Direction;
 
 use super::{
     Shared,
+    connections::{self, StraightConnection},
     failure::Failure,
-    flows::Cut,
+    flows::{Cut, Way},
     neighbours::{Member, Members, Neighbourhood},
     report::Report,
 };
@@ -18,7 +19,7 @@ use crate::link::message::{Ending, Flow, FlowEnd};
 
 /// Those that are under way, by the cookies of their sockets.
 #[derive(Debug, Default)]
-pub(super) struct Straight(HashMap<u64, Ends>);
+pub(super) struct Straight(HashMap<u64, Ends>, connections::Straight);
 
 /// What is told of a connection: as the client's node would, and, where it stays on the node, as the
 /// server's.
@@ -31,6 +32,11 @@ struct Ends {
 }
 
 impl Straight {
+    /// Also shows operators what is under way.
+    pub(super) fn listed(list: connections::Straight) -> Self {
+        Self(HashMap::new(), list)
+    }
+
     /// Takes note of what became of connections.
     pub(super) fn hear(
         &mut self,
@@ -44,12 +50,16 @@ impl Straight {
                     if let Some(mut ends) = Ends::of(&flow, shared, neighbourhood) {
                         ends.reports().for_each(Report::opened);
                         self.0.insert(flow.socket, ends);
+                        if let Some(connection) = listed(&flow, neighbourhood) {
+                            self.1.add(flow.socket, connection);
+                        }
                     }
                 }
                 Some(end) => {
                     // Of a short one nothing was told before, nor of one that was established while
                     // no worker heard of it, or never.
                     let known = self.0.remove(&flow.socket);
+                    self.1.remove(flow.socket);
                     let known = known.or_else(|| Ends::of(&flow, shared, neighbourhood));
                     if let Some(ends) = known {
                         ends.finish(&flow, &end, shared, neighbourhood);
@@ -58,6 +68,17 @@ impl Straight {
             }
         }
     }
+}
+
+/// As operators see it; `None` when the client is no pod of the mesh any more.
+fn listed(flow: &Flow, neighbourhood: &Neighbourhood) -> Option<StraightConnection> {
+    let members = neighbourhood.members.borrow();
+    let server = members.at(flow.server.ip()).filter(|_| !flow.outside);
+    Some(StraightConnection {
+        client: members.in_netns(flow.netns)?.uid.clone(),
+        server: server.map(|server| server.uid.clone()),
+        way: Way::new(flow.client, flow.dialled, flow.server),
+    })
 }
 
 impl Ends {

@@ -1,21 +1,22 @@
 //! Where an outbound connection goes. Pure: everything it needs is in its arguments.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
-use http::uri::Authority;
-use sluice_kernel::ports;
-use sluice_model::{
-    Mesh, Name, OrigDst, Service, SpiffeId, Uid, Workload,
+use sluice_abi::ports;
+
+use crate::{
+    Mesh, Name, OrigDst, Service, SpiffeId, Uid, Workload, balance,
     mesh::{Destination, Endpoint},
     service::{GatewayAddress, GatewayDestination, Mode},
     workload::{Egress, Health, TunnelProtocol},
 };
-use sluice_xds::Key;
-use std::sync::Arc;
 
 /// A decision about an outbound connection.
 #[derive(Clone, Debug)]
-pub(super) enum Route {
+pub enum Route {
     /// Through a tunnel.
     Hbone(Hop),
     /// To this address in plaintext; with what the mesh knows of it.
@@ -31,19 +32,19 @@ pub(super) enum Route {
 
 /// A host that only has a name.
 #[derive(Clone, Debug)]
-pub(super) struct Named {
-    pub(super) host: Name,
-    pub(super) port: u16,
+pub struct Named {
+    pub host: Name,
+    pub port: u16,
     /// The application dialled an IPv4 address.
     ipv4: bool,
-    pub(super) workload: Arc<Workload>,
-    pub(super) service: Option<Arc<Service>>,
+    pub workload: Arc<Workload>,
+    pub service: Option<Arc<Service>>,
 }
 
 impl Named {
     /// Where to dial, in which order: first the family that the application chose, in each family
     /// beginning anywhere. `roll` is random, below 1.
-    pub(super) fn order(&self, addresses: &[IpAddr], roll: f64) -> Vec<SocketAddr> {
+    pub fn order(&self, addresses: &[IpAddr], roll: f64) -> Vec<SocketAddr> {
         let (mut first, mut rest): (Vec<IpAddr>, Vec<IpAddr>) =
             addresses.iter().partition(|ip| ip.is_ipv4() == self.ipv4);
         for family in [&mut first, &mut rest] {
@@ -57,24 +58,24 @@ impl Named {
 
 /// A tunnel to take.
 #[derive(Clone, Debug)]
-pub(super) struct Hop {
+pub struct Hop {
     /// Where the tunnel ends.
-    pub(super) tunnel: SocketAddr,
+    pub tunnel: SocketAddr,
     /// Whom we ask for at its end.
-    pub(super) authority: Authority,
+    pub authority: SocketAddr,
     /// Who may answer.
-    pub(super) expected: Vec<SpiffeId>,
-    pub(super) workload: Arc<Workload>,
-    pub(super) service: Option<Arc<Service>>,
+    pub expected: Vec<SpiffeId>,
+    pub workload: Arc<Workload>,
+    pub service: Option<Arc<Service>>,
 }
 
 /// Why a connection goes nowhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub enum Refusal {
     #[error("service {0} has no healthy endpoint for port {1}")]
     NoEndpoint(Name, u16),
     #[error("unknown waypoint {0}")]
-    UnknownWaypoint(String),
+    UnknownWaypoint(GatewayDestination),
     #[error("workload {0} has no address of the family of {1}")]
     NoAddress(Name, SocketAddr),
     #[error("attempted recursive call to ourselves")]
@@ -90,25 +91,25 @@ pub(super) enum Refusal {
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Client<'a> {
-    pub(super) network: &'a Name,
+pub struct Client<'a> {
+    pub network: &'a Name,
     /// What the control plane knows of the pod.
-    pub(super) workload: &'a Workload,
+    pub workload: &'a Workload,
 }
 
 /// What has to be known beside what `dst` stands for, to decide about a connection to it: the
 /// waypoint, if there is one.
-pub(super) fn waypoint(mesh: &Mesh, network: &Name, OrigDst(dst): OrigDst) -> Option<Key> {
+pub fn waypoint(mesh: &Mesh, network: &Name, OrigDst(dst): OrigDst) -> Option<GatewayDestination> {
     let waypoint = match mesh.destination(network, dst.ip()) {
         Destination::Service(service) => service.waypoint.clone(),
         Destination::Workload(workload) => workload.waypoint.clone(),
         Destination::Unknown => None,
     };
-    waypoint.map(|waypoint| Key::from(&waypoint.destination))
+    waypoint.map(|waypoint| waypoint.destination)
 }
 
 /// Decides. `tried` are endpoints that were found not to answer; `roll` is random, below 1.
-pub(super) fn outbound(
+pub fn outbound(
     mesh: &Mesh,
     client: Client<'_>,
     OrigDst(dst): OrigDst,
@@ -186,7 +187,7 @@ fn endpoint(
     endpoints.retain(|endpoint| !tried.contains(&endpoint.workload.uid));
     let policy = &service.load_balancing;
     let client = Some(client.workload);
-    sluice_model::balance::choose(&endpoints, |e| &e.workload, policy, client, roll).cloned()
+    balance::choose(&endpoints, |e| &e.workload, policy, client, roll).cloned()
 }
 
 fn to_workload(
@@ -242,16 +243,11 @@ fn through_waypoint(
     dst: SocketAddr,
     service: Option<Arc<Service>>,
 ) -> Route {
-    let unknown = || {
-        Route::Refuse(Refusal::UnknownWaypoint(format!(
-            "{:?}",
-            waypoint.destination
-        )))
-    };
+    let unknown = || Route::Refuse(Refusal::UnknownWaypoint(waypoint.destination.clone()));
     let Some(gateway) = waypoint_workload(mesh, client, waypoint) else {
         return unknown();
     };
-    let same_family = |ip: &&std::net::IpAddr| ip.is_ipv4() == dst.is_ipv4();
+    let same_family = |ip: &&IpAddr| ip.is_ipv4() == dst.is_ipv4();
     let ips = &gateway.ips;
     let Some(ip) = ips
         .iter()
@@ -273,8 +269,7 @@ fn hop(
     mut expected: Vec<SpiffeId>,
     service: Option<Arc<Service>>,
 ) -> Route {
-    let authority = Authority::try_from(authority.to_string());
-    let (Ok(identities), Ok(authority)) = (workload.identities(), authority) else {
+    let Ok(identities) = workload.identities() else {
         return Route::Refuse(Refusal::Identity(workload.name().into()));
     };
     expected.extend(identities);
@@ -327,7 +322,3 @@ fn is_waypoint(mesh: &Mesh, client: Client<'_>, waypoint: &GatewayAddress) -> bo
         }
     }
 }
-
-#[cfg(test)]
-#[path = "route_tests.rs"]
-pub(super) mod tests;
