@@ -31,8 +31,8 @@ enum Verb {
     Clients(clients::Arguments),
     Dump(dump::Arguments),
     RotateRoot(rotate_root::Arguments),
-    Trace(trace::Arguments),
     Completion(completion::Arguments),
+    Trace(trace::Arguments),
 }
 
 /// What clap too returns for a command line that it does not understand.
@@ -46,8 +46,8 @@ fn main() -> ExitCode {
         Verb::Clients(arguments) => clients::run(&arguments),
         Verb::Dump(arguments) => dump::run(&arguments),
         Verb::RotateRoot(arguments) => rotate_root::run(&arguments),
-        Verb::Trace(arguments) => trace::run(&arguments),
         Verb::Completion(arguments) => completion::run(&arguments, Cli::command()),
+        Verb::Trace(arguments) => trace::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -84,13 +84,12 @@ pub type Lines = Channel<Bytes>;
 /// Where such lines are written.
 pub type LineSender = http_body_util::channel::Sender<Bytes>;
 
+type Handler = Arc<dyn Fn(Asked) -> BoxFuture<Reply> + Send + Sync>;
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Opener = Arc<dyn Fn(&str, LineSender) + Send + Sync>;
 
 /// How many pieces of a stream wait for its reader.
 const STREAM_BUFFER: usize = 64;
-
-type Handler = Arc<dyn Fn(Asked) -> BoxFuture<Reply> + Send + Sync>;
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What answers which path, by the one method that it is for.
 #[derive(Clone, Default)]
@@ -112,6 +111,26 @@ impl Router {
         handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
     ) -> Self {
         self.answer(path, move |asked| handler(&asked.query))
+    }
+
+    /// As [`Router::get`], by a handler that takes its time.
+    pub fn get_later<F: Future<Output = Reply> + Send + 'static>(
+        self,
+        path: &'static str,
+        handler: impl Fn(String) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let handler: Handler = Arc::new(move |asked| Box::pin(handler(asked.query)));
+        self.route(Method::GET, path, handler)
+    }
+
+    /// Answers `POST path`, for what changes something: a browser that follows a link does not.
+    pub fn post(
+        self,
+        path: &'static str,
+        handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let handler: Handler = Arc::new(move |asked| Box::pin(ready(handler(&asked.query))));
+        self.route(Method::POST, path, handler)
     }
 
     /// Answers `GET path` with lines of JSON that have no end: `open` is called with the query, and begins
@@ -136,26 +155,6 @@ impl Router {
             .headers_mut()
             .insert(header::CONTENT_TYPE, content_type);
         Some(response)
-    }
-
-    /// As [`Router::get`], by a handler that takes its time.
-    pub fn get_later<F: Future<Output = Reply> + Send + 'static>(
-        self,
-        path: &'static str,
-        handler: impl Fn(String) -> F + Send + Sync + 'static,
-    ) -> Self {
-        let handler: Handler = Arc::new(move |asked| Box::pin(handler(asked.query)));
-        self.route(Method::GET, path, handler)
-    }
-
-    /// Answers `POST path`, for what changes something: a browser that follows a link does not.
-    pub fn post(
-        self,
-        path: &'static str,
-        handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
-    ) -> Self {
-        let handler: Handler = Arc::new(move |asked| Box::pin(ready(handler(&asked.query))));
-        self.route(Method::POST, path, handler)
     }
 
     fn answer(
@@ -257,10 +256,13 @@ async fn serve_connection(stream: TcpStream, router: &Router) {
             accept: accept.unwrap_or_default().to_owned(),
         };
         async move {
-            let (method, path) = (request.method(), request.uri().path());
-            Ok::<_, Infallible>(match router.open(method, path, &asked.query) {
+            let stream = router.open(request.method(), request.uri().path(), &asked.query);
+            Ok::<_, Infallible>(match stream {
                 Some(stream) => stream.map(Either::Right),
-                None => router.reply(method, path, asked).await.map(Either::Left),
+                None => router
+                    .reply(request.method(), request.uri().path(), asked)
+                    .await
+                    .map(Either::Left),
             })
         }
     });

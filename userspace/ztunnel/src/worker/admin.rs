@@ -83,6 +83,10 @@ impl Operators {
             })
             .get_later("/debug/pprof/profile", profile::cpu)
             .get("/debug/pprof/heap", |_| profile::heap())
+            .stream("/trace", {
+                let trace = self.shared.trace.clone();
+                move |query, sender| super::trace::open(&trace, query, sender)
+            })
             .post("/logging", move |query| logging::change(&levels, query))
             .post("/quitquitquit", move |_| {
                 tracing::warn!("an operator ends this worker; the broker starts the next");
