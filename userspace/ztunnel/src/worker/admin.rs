@@ -93,10 +93,6 @@ impl Operators {
                 quit.notify_one();
                 Reply::ok(TEXT, "the worker ends, and the next one takes over\n")
             })
-            .stream("/trace", {
-                let trace = self.shared.trace.clone();
-                move |query, sender| super::trace::open(&trace, query, sender)
-            })
             .readiness(self.readiness.clone())
     }
 
