@@ -56,8 +56,8 @@ pub(super) struct Stream {
     pub(super) taken: u32,
     /// Whether the application kept the peer's bytes waiting since then.
     pub(super) slow: bool,
-    /// What the application has not taken yet.
-    pending: VecDeque<u8>,
+    /// What the application has not taken yet; in a box, since it mostly takes everything.
+    pending: Option<Box<VecDeque<u8>>>,
     /// Whether the request has been answered, and whether so that bytes may be said.
     pub(super) answered: bool,
     pub(super) open: bool,
@@ -95,7 +95,7 @@ impl Stream {
             window: limits::STREAM_WINDOW,
             taken: 0,
             slow: false,
-            pending: VecDeque::new(),
+            pending: None,
             answered: false,
             open: false,
             said_all: false,
@@ -160,11 +160,12 @@ impl Stream {
         let Some(app) = self
             .app
             .as_mut()
-            .filter(|app| app.writable && self.pending.is_empty())
+            .filter(|app| app.writable && self.pending.is_none())
         else {
             self.slow |= self.app.is_some();
+            let pending = self.pending.get_or_insert_default();
             for piece in pieces {
-                self.pending.extend(&from[piece.bytes.clone()]);
+                pending.extend(&from[piece.bytes.clone()]);
             }
             return Ok(0);
         };
@@ -184,17 +185,21 @@ impl Stream {
             if app.writable {
                 continue;
             }
+            let pending = self.pending.get_or_insert_default();
             for piece in batch {
                 let Range { start, end } = piece.bytes;
                 let skipped = written.min(end - start);
                 written -= skipped;
-                self.pending.extend(&from[start + skipped..end]);
+                pending.extend(&from[start + skipped..end]);
             }
         }
-        for piece in &pieces[done..] {
-            self.pending.extend(&from[piece.bytes.clone()]);
+        if done < pieces.len() {
+            let pending = self.pending.get_or_insert_default();
+            for piece in &pieces[done..] {
+                pending.extend(&from[piece.bytes.clone()]);
+            }
         }
-        self.slow |= !self.pending.is_empty();
+        self.slow |= self.pending.is_some();
         Ok(taken)
     }
 
@@ -205,19 +210,21 @@ impl Stream {
             return Ok(0);
         };
         let mut taken = 0;
-        while app.writable && !self.pending.is_empty() {
-            let (front, back) = self.pending.as_slices();
-            let offered = self.pending.len();
+        while app.writable
+            && let Some(pending) = &mut self.pending
+        {
+            let (front, back) = pending.as_slices();
+            let offered = pending.len();
             let written = app.write(&[IoSlice::new(front), IoSlice::new(back)])?;
-            self.pending.drain(..written);
+            pending.drain(..written);
             taken += written;
             app.writable = written == offered;
+            if pending.is_empty() {
+                // An idle connection holds no memory.
+                self.pending = None;
+            }
         }
-        if self.pending.is_empty() && self.pending.capacity() > 0 {
-            // An idle connection holds no memory.
-            self.pending = VecDeque::new();
-        }
-        if self.heard_all && self.pending.is_empty() && !self.shut {
+        if self.heard_all && self.pending.is_none() && !self.shut {
             self.shut = true;
             match app.tcp.shutdown(Shutdown::Write) {
                 // The other side may be gone altogether by the time.
@@ -240,7 +247,7 @@ impl Stream {
         }
         // What comes before a cut is kept for an application that is yet to come.
         if let Some(app) = self.app.take() {
-            self.pending = VecDeque::new();
+            self.pending = None;
             if end.is_ok() {
                 reset_when_closed(&app.tcp, false);
             }
@@ -254,7 +261,7 @@ impl Stream {
         // It may be gone as well, and then needs nothing.
         let _ = self.drain();
         self.app = None;
-        self.pending = VecDeque::new();
+        self.pending = None;
     }
 
     /// Ends it because of its tunnel. What has arrived before is delivered first, if it can be.

@@ -35,6 +35,8 @@ use super::{
     trace,
 };
 
+use crate::link::PodInfo;
+
 pub(super) use steps::Ended;
 
 /// The target of what policies have to say besides their decision, for log filters.
@@ -67,13 +69,17 @@ pub(super) struct Report {
     pub(super) meter: Rc<Meter>,
 }
 
+/// One end of a connection. There are two for each connection, as long as it is there, so it is small.
 #[derive(Debug)]
 struct End {
     addr: SocketAddr,
-    labels: metrics::Peer,
+    /// Proven.
+    principal: Option<SpiffeId>,
     /// Metrics show its owner's name, the access log its own.
     workload: Option<Arc<Workload>>,
-    /// The pod's name, before more is known.
+    /// What the end says of itself, for as long as its workload is not known.
+    claims: Option<Box<metrics::Peer>>,
+    /// The pod's name, likewise.
     pod: Name,
 }
 
@@ -81,16 +87,52 @@ impl End {
     fn unknown(addr: SocketAddr) -> Self {
         Self {
             addr,
-            labels: metrics::Peer::default(),
+            principal: None,
             workload: None,
+            claims: None,
             pod: Name::default(),
         }
     }
 
     fn describe(&mut self, workload: &Arc<Workload>) {
-        let principal = self.labels.principal.take();
-        self.labels = metrics::Peer::new(workload, principal.as_ref());
+        self.claims = None;
         self.workload = Some(workload.clone());
+    }
+
+    /// It is this pod, whatever else will be known of it.
+    fn is_pod(&mut self, info: &PodInfo) {
+        self.pod = info.name.clone();
+        let claims = self.claims.get_or_insert_default();
+        claims.namespace = info.namespace.clone();
+    }
+
+    fn labels(&self) -> metrics::Peer {
+        let principal = self.principal.as_ref();
+        match (&self.workload, &self.claims) {
+            (Some(workload), _) => metrics::Peer::new(workload, principal),
+            (None, claims) => metrics::Peer {
+                principal: principal.cloned(),
+                ..claims.as_deref().cloned().unwrap_or_default()
+            },
+        }
+    }
+
+    /// Empty when it is not known.
+    fn namespace(&self) -> &str {
+        match (&self.workload, &self.claims) {
+            (Some(workload), _) => &workload.namespace,
+            (None, Some(claims)) => &claims.namespace,
+            (None, None) => "",
+        }
+    }
+
+    /// Empty when it is not known.
+    fn cluster(&self) -> &str {
+        match (&self.workload, &self.claims) {
+            (Some(workload), _) => &workload.cluster,
+            (None, Some(claims)) => &claims.cluster,
+            (None, None) => "",
+        }
     }
 
     /// The pod, if it is one.
@@ -102,8 +144,8 @@ impl End {
         SpanEnd {
             addr: self.addr,
             workload: self.name(),
-            namespace: &self.labels.namespace,
-            principal: self.labels.principal.as_ref(),
+            namespace: self.namespace(),
+            principal: self.principal.as_ref(),
         }
     }
 
@@ -111,9 +153,9 @@ impl End {
         Peer {
             addr: self.addr,
             workload: Some(self.name()),
-            namespace: Some(&self.labels.namespace),
-            cluster: Some(&self.labels.cluster),
-            identity: self.labels.principal.as_ref(),
+            namespace: Some(self.namespace()),
+            cluster: Some(self.cluster()),
+            identity: self.principal.as_ref(),
         }
     }
 }
@@ -152,8 +194,7 @@ impl Report {
         dst: SocketAddr,
     ) -> Self {
         let mut report = Self::new(shared, Direction::Outbound, client, dst);
-        report.source.pod = pod.info.name.clone();
-        report.source.labels.namespace = pod.info.namespace.clone();
+        report.source.is_pod(&pod.info);
         report
     }
 
@@ -167,8 +208,8 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, local);
         report.security = Security::MutualTls;
-        report.source.labels.principal = Some(incoming.peer.identity().clone());
-        report.destination.labels.principal = Some(pod.identity.clone());
+        report.source.principal = Some(incoming.peer.identity().clone());
+        report.destination.principal = Some(pod.identity.clone());
         report.destination.pod = pod.info.name.clone();
         report.hbone = incoming.authority().map(ToString::to_string);
         report.traced(Place::of(shared, incoming.trace()));
@@ -214,8 +255,7 @@ impl Report {
         to: SocketAddr,
     ) -> Self {
         let mut report = Self::straight(shared, Direction::Outbound, from, to);
-        report.source.pod = client.info.name.clone();
-        report.source.labels.namespace = client.info.namespace.clone();
+        report.source.is_pod(&client.info);
         report
     }
 
@@ -223,9 +263,8 @@ impl Report {
     /// was dialled.
     pub(super) fn proven(&mut self, client: &Member, server: &Member, service: Option<&Service>) {
         for (end, member) in [(&mut self.source, client), (&mut self.destination, server)] {
-            end.pod = member.info.name.clone();
-            end.labels.namespace = member.info.namespace.clone();
-            end.labels.principal = Some(member.identity.clone());
+            end.is_pod(&member.info);
+            end.principal = Some(member.identity.clone());
         }
         self.service = service.map(ServiceLabels::from).unwrap_or_default();
     }
@@ -248,11 +287,13 @@ impl Report {
     /// What a peer says of itself, until we know better.
     fn claims(&mut self, baggage: &Baggage) {
         let field = |key| baggage.get(key).unwrap_or_default().into();
-        let labels = &mut self.source.labels;
-        labels.cluster = field("k8s.cluster.name");
-        labels.namespace = field("k8s.namespace.name");
-        labels.canonical_service = field("service.name");
-        labels.canonical_revision = field("service.version");
+        self.source.claims = Some(Box::new(metrics::Peer {
+            cluster: field("k8s.cluster.name"),
+            namespace: field("k8s.namespace.name"),
+            canonical_service: field("service.name"),
+            canonical_revision: field("service.version"),
+            ..metrics::Peer::default()
+        }));
     }
 
     /// The service that the client called, by its host name.
@@ -316,8 +357,8 @@ impl Report {
     /// Mutual TLS with the destination stands.
     pub(super) fn peer(&mut self, source: &SpiffeId, destination: &SpiffeId) {
         self.security = Security::MutualTls;
-        self.source.labels.principal = Some(source.clone());
-        self.destination.labels.principal = Some(destination.clone());
+        self.source.principal = Some(source.clone());
+        self.destination.principal = Some(destination.clone());
     }
 
     /// Policies have decided, those in dry run and those that only take note among them.
@@ -366,8 +407,8 @@ impl Report {
     fn count_opened(&mut self) {
         let labels = TcpLabels {
             reporter: self.reporter(),
-            source: self.source.labels.clone(),
-            destination: self.destination.labels.clone(),
+            source: self.source.labels(),
+            destination: self.destination.labels(),
             service: self.service.clone(),
             security: self.security,
             flags: ResponseFlags::None,

@@ -152,8 +152,8 @@ impl End {
     fn full_name(&self) -> Option<String> {
         match &self.workload {
             Some(workload) => Some(format!("{}/{}", workload.namespace, workload.name())),
-            None if self.pod.is_empty() || self.labels.namespace.is_empty() => None,
-            None => Some(format!("{}/{}", self.labels.namespace, self.pod)),
+            None if self.pod.is_empty() || self.namespace().is_empty() => None,
+            None => Some(format!("{}/{}", self.namespace(), self.pod)),
         }
     }
 }
@@ -222,7 +222,7 @@ impl Ends<'_> {
             Direction::Outbound => ("outbound", self.source, self.destination),
             Direction::Inbound => ("inbound", self.destination, self.source),
         };
-        let identity = |end: &End| end.labels.principal.as_ref().map(ToString::to_string);
+        let identity = |end: &End| end.principal.as_ref().map(ToString::to_string);
         Step {
             pod: step.pod.or_else(|| own.full_name()),
             direction: Some(direction.to_owned()),
