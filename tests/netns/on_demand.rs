@@ -110,9 +110,12 @@ fn what_is_known_survives_the_control_plane_and_what_is_not_is_not_guessed() {
         let outcome = attempt(&client, address(&stranger))?;
         ensure!(outcome == Outcome::Reset, "{outcome:?}");
         let line = [("direction", "outbound"), ("response_flags", "CONNECT")];
-        let log = s.mesh.ztunnel("a").log()?;
         let name = format!("the control plane was asked for /{}", stranger.v4());
-        ensure!(log.contains(&name), "{line:?}: {log}");
+        eventually(|| {
+            let log = s.mesh.ztunnel("a").log()?;
+            ensure!(log.contains(&name), "{line:?}: {log}");
+            Ok(())
+        })?;
         s.mesh.start_control()?;
         eventually(|| served(&stranger))
     });

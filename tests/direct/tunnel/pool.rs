@@ -120,6 +120,57 @@ fn a_full_tunnel_gets_a_second_one_beside_it() {
     });
 }
 
+/// What fills a tunnel does not delay those who come later; and the other tunnel goes with the load.
+#[test]
+fn a_crowded_tunnel_gets_another_beside_it_that_goes_again() {
+    on_worker(async {
+        let world = World::new().await;
+        let quiet = quiet().await;
+        let source = world.source.clone();
+        let (mut bulk, mut server) = pair(&source).await;
+        let (stop, stopped) = watch::channel(false);
+        let talk = spawn_local(async move {
+            let chunk = vec![7; 1 << 20];
+            let sink =
+                spawn_local(
+                    async move { tokio::io::copy(&mut server, &mut tokio::io::sink()).await },
+                );
+            while !*stopped.borrow() {
+                bulk.app.write_all(&chunk).await.unwrap();
+            }
+            drop(bulk);
+            ended(sink).await.unwrap();
+        });
+        // Each of these is small, and kept.
+        let mut others = Vec::new();
+        let begun = tokio::time::Instant::now();
+        while source.pool.len() == 1 {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "one tunnel takes everything"
+            );
+            others.push(source.open(&quiet).await.unwrap());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let later = source.open(&quiet).await.unwrap();
+        assert_eq!(
+            (source.pool.len(), source.dialled()),
+            (2, 2),
+            "the second one is shared"
+        );
+        stop.send_replace(true);
+        ended(talk).await;
+        drop((others, later));
+        let mut idle = Idle::default();
+        source.pool.sweep(&mut idle);
+        assert_eq!(source.pool.len(), 2, "not at once");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        source.pool.sweep(&mut idle);
+        assert_eq!(source.pool.len(), 1);
+    });
+}
+
 /// A server that allows few streams is heard, even by those who ask before it has said so.
 #[test]
 fn a_servers_own_limit_holds() {

@@ -1,6 +1,6 @@
 //! One tunnel, from the side that dialled.
 
-use std::{rc::Rc, sync::Arc, time::SystemTime};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::SystemTime};
 
 use http::StatusCode;
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -37,6 +37,8 @@ pub(crate) struct Tunnel {
     negotiated: Negotiated,
     /// When the first of both certificates expires.
     expires: SystemTime,
+    /// Since when it was seen to be unused.
+    pub(crate) idle: Cell<Option<tokio::time::Instant>>,
     /// Tells whoever watches that the tunnel is there.
     pub(crate) watch: Option<Box<dyn std::fmt::Debug>>,
 }
@@ -73,6 +75,7 @@ impl Tunnel {
             status,
             negotiated,
             expires: expires.min(peer.not_after()),
+            idle: Cell::default(),
             peer: Rc::new(peer),
             watch: None,
         })
@@ -92,6 +95,10 @@ impl Tunnel {
             && self.streams() < limit
             && self.standing().is_ok()
             && SystemTime::now() < self.expires
+    }
+
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.status.is_crowded()
     }
 
     /// Whether the peer is still believed.

@@ -46,6 +46,7 @@ use tokio::{
 use crate::{
     CarryError, ErrorCode, Meter, TunnelError,
     fields::{Answer, Request},
+    limits,
     tls::{Established, MAX_RECORD},
 };
 
@@ -96,6 +97,7 @@ pub(crate) struct Status {
     /// How many the peer allows at a time.
     allowed: Cell<u32>,
     closed: Cell<bool>,
+    crowded: Cell<bool>,
     requests: RefCell<VecDeque<(StreamId, Request)>>,
     requested: Notify,
 }
@@ -107,6 +109,7 @@ impl Status {
             streams: Cell::new(0),
             allowed: Cell::new(u32::MAX),
             closed: Cell::new(false),
+            crowded: Cell::new(false),
             requests: RefCell::default(),
             requested: Notify::new(),
         }
@@ -133,6 +136,11 @@ impl Status {
     /// Whether no new streams are taken.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+
+    /// Whether so much is said in it that others had better not wait behind that.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.get()
     }
 
     /// The next request of the peer, or how the tunnel ended.
@@ -166,6 +174,10 @@ impl Status {
 
     fn allow(&self, streams: u32) {
         self.allowed.set(streams);
+    }
+
+    fn carried(&self, bytes_per_second: f64) {
+        self.crowded.set(bytes_per_second >= limits::CROWDED);
     }
 
     fn close(&self) {

@@ -23,6 +23,14 @@ pub(crate) const MAX_STREAMS_IN: u32 = 200;
 /// Streams that we put into one tunnel, if its server allows as many.
 pub(crate) const MAX_STREAMS_OUT: usize = 100;
 
+/// A tunnel that carries so much, in bytes a second, gets no more streams as long as there can be
+/// another: what waits in its socket would delay them.
+pub(crate) const CROWDED: f64 = 50e6;
+/// With so many tunnels between the same two ends, another one is made only for want of room.
+pub(crate) const MAX_CROWDED: usize = 4;
+/// For how long crowded tunnels have to do, after another one could not be made.
+pub(crate) const CROWDED_PAUSE: Duration = Duration::from_secs(10);
+
 /// Frames that carry nothing, which a peer may send beyond what our own frames call for: so many at
 /// once, and so many more each second. More of them are an attack.
 pub(crate) const IDLE_FRAMES: i64 = 10_000;
@@ -46,6 +54,8 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an unused tunnel is kept.
 pub(crate) const IDLE_TUNNEL: Duration = Duration::from_secs(300);
+/// How long one more unused tunnel is kept, beside others between the same two ends.
+pub(crate) const SPARE_TUNNEL: Duration = Duration::from_secs(30);
 /// A peer that says nothing for this long is asked whether it is there.
 pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 /// And has this long to say anything.

@@ -73,6 +73,14 @@ struct Slot {
 struct Failed {
     times: u64,
     last: Option<OpenError>,
+    at: Option<tokio::time::Instant>,
+}
+
+impl Failed {
+    fn is_recent(&self) -> bool {
+        self.at
+            .is_some_and(|at| at.elapsed() < limits::CROWDED_PAUSE)
+    }
 }
 
 impl Pool {
@@ -149,7 +157,7 @@ impl Pool {
     pub fn sweep(&self, idle: &mut Idle) {
         self.slots.borrow_mut().retain(|key, slot| {
             let mut tunnels = slot.tunnels.borrow_mut();
-            tunnels.retain(|tunnel| !tunnel.is_dead());
+            retain_needed(&mut tunnels);
             let busy = tunnels.iter().any(|tunnel| tunnel.streams() > 0);
             let waited = slot.dialling.try_lock().is_err();
             if busy || waited {
@@ -184,13 +192,39 @@ impl Pool {
 #[derive(Debug, Default)]
 pub struct Idle(HashMap<TunnelKey, tokio::time::Instant>);
 
+/// Drops tunnels that are dead, and those that have been unused for a while beside another one: as many
+/// are kept as the load needs, and one for the next stream.
+fn retain_needed(tunnels: &mut Vec<Rc<Tunnel>>) {
+    let now = tokio::time::Instant::now();
+    let mut spare = false;
+    tunnels.retain(|tunnel| {
+        if tunnel.is_dead() {
+            return false;
+        }
+        if tunnel.streams() > 0 {
+            tunnel.idle.set(None);
+            return true;
+        }
+        let since = tunnel.idle.get().unwrap_or(now);
+        tunnel.idle.set(Some(since));
+        !std::mem::replace(&mut spare, true) || now - since < limits::SPARE_TUNNEL
+    });
+}
+
 impl Slot {
+    /// A tunnel with room; not one that is crowded, if there is another or there can be.
     fn usable(&self) -> Option<Rc<Tunnel>> {
-        self.tunnels
-            .borrow()
-            .iter()
-            .find(|tunnel| tunnel.is_usable())
-            .cloned()
+        let tunnels = self.tunnels.borrow();
+        let usable = || tunnels.iter().filter(|tunnel| tunnel.is_usable());
+        let free = usable().find(|tunnel| !tunnel.is_crowded());
+        let enough = tunnels.len() >= limits::MAX_CROWDED || self.failed.borrow().is_recent();
+        free.or_else(|| usable().next().filter(|_| enough)).cloned()
+    }
+
+    /// A tunnel with room, however crowded.
+    fn crowded(&self) -> Option<Rc<Tunnel>> {
+        let tunnels = self.tunnels.borrow();
+        tunnels.iter().find(|tunnel| tunnel.is_usable()).cloned()
     }
 
     /// Forgets a tunnel that broke and all that were there with it: their peer is the same, and
@@ -220,7 +254,7 @@ impl Slot {
         if self.failed.borrow().times != failed
             && let Some(error) = self.failed.borrow().last.clone()
         {
-            return Err(error);
+            return self.crowded().map(|tunnel| (tunnel, true)).ok_or(error);
         }
         if let Some(young) = self.young() {
             young
@@ -232,7 +266,10 @@ impl Slot {
             return Ok((tunnel, true));
         }
         let tunnel = async { Tunnel::establish(&pool.engine, dial().await?).await };
-        let mut tunnel = tunnel.await.map_err(|error| self.fail(pool, error))?;
+        let mut tunnel = match tunnel.await.map_err(|error| self.fail(pool, error)) {
+            Ok(tunnel) => tunnel,
+            Err(error) => return self.crowded().map(|tunnel| (tunnel, true)).ok_or(error),
+        };
         tunnel.watch = pool.watch.as_ref().map(|watch| watch.established());
         let tunnel = Rc::new(tunnel);
         let mut tunnels = self.tunnels.borrow_mut();
@@ -253,6 +290,7 @@ impl Slot {
         }
         let mut failed = self.failed.borrow_mut();
         failed.times += 1;
+        failed.at = Some(tokio::time::Instant::now());
         failed.last = Some(error.clone());
         error
     }

@@ -56,7 +56,11 @@ pub(super) struct Stream {
     pub(super) taken: u32,
     /// Whether the application kept the peer's bytes waiting since then.
     pub(super) slow: bool,
-    /// What the application has not taken yet; in a box, since it mostly takes everything.
+    /// What the application has not taken yet.
+    #[expect(
+        clippy::box_collection,
+        reason = "it mostly takes everything, and each idle stream would hold the room"
+    )]
     pending: Option<Box<VecDeque<u8>>>,
     /// Whether the request has been answered, and whether so that bytes may be said.
     pub(super) answered: bool,

@@ -92,6 +92,8 @@ pub(super) struct Tunnel {
     /// What the peer may still say, and what it has said since that was renewed.
     granted: i64,
     heard: u32,
+    /// Bytes read and written since time was looked at.
+    carried: u64,
     /// What the windows of streams may still grow by.
     growth: u32,
     /// What a stream may say at its begin.
@@ -149,6 +151,7 @@ impl Tunnel {
             credit: DEFAULT_WINDOW,
             granted: limits::TUNNEL_WINDOW.into(),
             heard: 0,
+            carried: 0,
             growth: limits::GROWTH,
             initial_credit: DEFAULT_WINDOW,
             idle_frames: limits::IDLE_FRAMES,
@@ -331,6 +334,7 @@ impl Tunnel {
         if held + read < buffer.len() && !self.hung_up {
             self.readable = false;
         }
+        self.carried += read as u64;
         self.last_heard = rest.now;
         self.asked = None;
         if self.lingering.is_some() {
@@ -513,6 +517,8 @@ impl Tunnel {
         if let Some(until) = self.lingering {
             return now >= until;
         }
+        let carried = std::mem::take(&mut self.carried);
+        self.status.carried(carried as f64 / elapsed);
         let more = (limits::IDLE_FRAMES_PER_SECOND as f64 * elapsed) as i64;
         if self.idle_frames < limits::IDLE_FRAMES {
             self.idle_frames = (self.idle_frames + more).min(limits::IDLE_FRAMES);

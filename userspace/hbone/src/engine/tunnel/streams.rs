@@ -246,6 +246,7 @@ impl Tunnel {
                     stream.credit -= read as i64;
                     self.credit -= read as i64;
                     left -= read as i64;
+                    self.carried += read as u64;
                     stream.read(read);
                     // Credit for these may come piece by piece.
                     self.expect_idle_frames(2 + (read / limits::CREDIT_FOR) as i64 * 2);
