@@ -659,6 +659,7 @@ impl Core {
     fn tick(&mut self) {
         let now = Instant::now();
         let elapsed = (now - std::mem::replace(&mut self.ticked, now)).as_secs_f64();
+        self.rest.spare.rest();
         let ids: Vec<TunnelId> = self.tunnels.keys().collect();
         for id in ids {
             let tunnel = &mut self.tunnels[id];

@@ -32,7 +32,7 @@ const PER_NODE: usize = 100;
 /// The largest update that is timed.
 const CHANGED: usize = 1_000;
 /// How long memory that is no longer used may stay, and a mesh be written down.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(20);
 
 fn main() {
     let value = |flag: &str| env::args().skip_while(|arg| arg != flag).nth(1);

@@ -1,7 +1,7 @@
 //! The scenarios: what is measured, by name, and what it costs the proxies meanwhile.
 
 use std::fmt;
-use std::thread;
+use std::{thread, time::Duration};
 
 use anyhow::{Result, anyhow, ensure};
 use sluice_tests::place::Place;
@@ -295,6 +295,9 @@ fn mixed(side: &Side<'_>, seconds: u32) -> Result<Vec<Figure>> {
 /// How many connections idle: enough to drown what else happens, and few enough for the
 /// descriptors of a process.
 const IDLE: u32 = 2000;
+/// How long nothing has happened when memory is looked at: what a proxy needed for what came before, it
+/// has given back by then, if it does so at all.
+const REST: Duration = Duration::from_secs(12);
 
 fn memory(side: &Side<'_>) -> Result<Vec<Figure>> {
     if !side.tunnelled {
@@ -305,10 +308,12 @@ fn memory(side: &Side<'_>) -> Result<Vec<Figure>> {
     // A process is known to have begun by its log, so that each needs one of its own.
     let name = format!("hold-{}", side.client.namespace());
     let _first = podtool::hold(&side.client, &format!("{name}-first"), &address, 1)?;
+    thread::sleep(REST);
     let Some(before) = side.usage()? else {
         return Ok(Vec::new());
     };
     let _held = podtool::hold(&side.client, &name, &address, IDLE)?;
+    thread::sleep(REST);
     let Some(after) = side.usage()? else {
         return Ok(Vec::new());
     };

@@ -30,20 +30,32 @@ pub(super) const TURN: usize = RECORDS * PIECE;
 
 /// Buffers for tunnels that have something to say; idle tunnels have none.
 #[derive(Debug, Default)]
-pub(super) struct Spare(Vec<Box<[u8]>>);
+pub(super) struct Spare {
+    buffers: Vec<Box<[u8]>>,
+    /// Whether any was asked for since [`Self::rest`].
+    asked: bool,
+}
 
 impl Spare {
     /// How many buffers are kept.
     const KEPT: usize = 4;
 
     fn take(&mut self) -> Box<[u8]> {
-        let spare = self.0.pop();
+        self.asked = true;
+        let spare = self.buffers.pop();
         spare.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())
     }
 
     fn put(&mut self, buffer: Box<[u8]>) {
-        if self.0.len() < Self::KEPT {
-            self.0.push(buffer);
+        if self.buffers.len() < Self::KEPT {
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Called now and then: what nobody has asked for meanwhile is not kept.
+    pub(super) fn rest(&mut self) {
+        if !std::mem::take(&mut self.asked) {
+            self.buffers = Vec::new();
         }
     }
 }

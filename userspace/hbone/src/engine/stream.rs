@@ -230,6 +230,10 @@ impl Stream {
         }
         if self.heard_all && self.pending.is_none() && !self.shut {
             self.shut = true;
+            if self.said_all {
+                // It is closed next, which says the same.
+                return Ok(taken);
+            }
             match app.tcp.shutdown(Shutdown::Write) {
                 // The other side may be gone altogether by the time.
                 Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(error),

@@ -129,6 +129,7 @@ pub(super) async fn run(
     };
     operators.start().await?;
     tokio::spawn(client.run());
+    tokio::spawn(memory::give_back_at_rest());
     tokio::spawn(trace::remember(shared.trace.clone()));
     tokio::spawn(ask_for_events(shared.clone(), link.clone()));
     let mut failures = start_shards(threads.into_iter().zip(questions), &shared)?;

@@ -4,12 +4,12 @@
 //! it was judged by the newest mesh, or the next review finds it.
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
+    cell::RefCell,
     net::{IpAddr, SocketAddr},
     rc::Rc,
 };
 
+use slotmap::{Key as _, SlotMap, new_key_type};
 use sluice_identity::{Distrust, Peer};
 use sluice_model::{SpiffeId, TrustDomain, Uid, authz::DenyReason};
 use sluice_xds::Needed;
@@ -128,11 +128,15 @@ pub(super) enum Cut {
     NotStraight(SocketAddr),
 }
 
+new_key_type! {
+    /// A connection among those of its pod; none, when it was cut at once.
+    struct FlowId;
+}
+
 /// The connections of one pod on one thread.
 #[derive(Debug, Default)]
 pub(super) struct Flows {
-    entries: RefCell<HashMap<u64, Entry>>,
-    next: Cell<u64>,
+    entries: RefCell<SlotMap<FlowId, Entry>>,
 }
 
 #[derive(Debug)]
@@ -146,14 +150,15 @@ impl Flows {
     /// Notes a connection until the guard is dropped. If trust has changed since the handshake, it
     /// is cut at once.
     pub(super) fn note(self: &Rc<Self>, claim: Claim) -> Flow {
-        let id = self.next.get();
-        self.next.set(id + 1);
         let (cut, is_cut) = oneshot::channel();
-        match claim.distrust() {
-            // The receiver is below.
-            Some(reason) => _ = cut.send(Box::new(reason)),
-            None => _ = self.entries.borrow_mut().insert(id, Entry { claim, cut }),
-        }
+        let id = match claim.distrust() {
+            Some(reason) => {
+                // The receiver is below.
+                let _ = cut.send(Box::new(reason));
+                FlowId::null()
+            }
+            None => self.entries.borrow_mut().insert(Entry { claim, cut }),
+        };
         Flow {
             flows: self.clone(),
             id,
@@ -167,10 +172,10 @@ impl Flows {
         let mut entries = self.entries.borrow_mut();
         let doomed = entries
             .iter()
-            .filter_map(|(id, entry)| Some((*id, judge(&entry.claim)?)));
-        let doomed: Vec<(u64, Cut)> = doomed.collect();
+            .filter_map(|(id, entry)| Some((id, judge(&entry.claim)?)));
+        let doomed: Vec<(FlowId, Cut)> = doomed.collect();
         for (id, reason) in doomed {
-            if let Some(entry) = entries.remove(&id) {
+            if let Some(entry) = entries.remove(id) {
                 // One that is ending by itself needs no reason.
                 let _ = entry.cut.send(Box::new(reason));
             }
@@ -193,7 +198,7 @@ impl Flows {
 #[must_use = "the connection is not judged again after this is dropped"]
 pub(super) struct Flow {
     flows: Rc<Flows>,
-    id: u64,
+    id: FlowId,
     is_cut: oneshot::Receiver<Box<Cut>>,
     /// What it needs to stay known.
     needed: Vec<Needed>,
@@ -222,6 +227,6 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.flows.entries.borrow_mut().remove(&self.id);
+        self.flows.entries.borrow_mut().remove(self.id);
     }
 }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use sluice_identity::{Manager, SvidParts};
 use sluice_xds::Snapshot;
@@ -23,6 +24,9 @@ const WRITING_SHARE: u32 = 20;
 /// A mesh that does not change is written down as often as this while the control plane is there, so
 /// that a snapshot's age tells how long it has been away.
 const REFRESH: Duration = Duration::from_secs(600);
+/// A process that has worked for less than [`AT_REST`] in this time rests.
+const REST: Duration = Duration::from_secs(5);
+const AT_REST: Duration = Duration::from_millis(10);
 /// How long changes of certificates are gathered: at a start they come one after the other.
 const GATHER_CERTIFICATES: Duration = Duration::from_millis(100);
 
@@ -70,10 +74,29 @@ pub(super) async fn keep(shared: &Shared, broker: &AsyncLink) -> io::Result<()> 
     Ok(())
 }
 
+/// Gives back what the process needs no more, each time it rests after it was busy.
+pub(super) async fn give_back_at_rest() {
+    let worked = || {
+        let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+        time.map_or(Duration::ZERO, Duration::from)
+    };
+    let (mut before, mut given) = (worked(), Duration::ZERO);
+    loop {
+        tokio::time::sleep(REST).await;
+        let now = worked();
+        let rests = now.saturating_sub(before) < AT_REST;
+        before = now;
+        if rests && now.saturating_sub(given) > AT_REST {
+            sluice_kernel::heap::give_back();
+            sluice_kernel::program::give_back();
+            given = worked();
+        }
+    }
+}
+
 async fn keep_mesh(shared: &Shared, broker: &AsyncLink) -> io::Result<()> {
     // What is from a snapshot, the broker has.
     shared.mesh.live().await;
-    let mut settled = false;
     loop {
         let seen = shared.mesh.status().version;
         let (mesh, origin) = (shared.mesh.snapshot(), origin(&shared.settings));
@@ -89,9 +112,6 @@ async fn keep_mesh(shared: &Shared, broker: &AsyncLink) -> io::Result<()> {
         match written.await? {
             Ok(fd) => send(broker, Memory::Mesh, &fd).await?,
             Err(error) => tracing::warn!(%error, "the mesh cannot be written down"),
-        }
-        if !std::mem::replace(&mut settled, true) {
-            sluice_kernel::program::give_back();
         }
         tokio::time::sleep(begin.elapsed() * WRITING_SHARE).await;
         while tokio::time::timeout(REFRESH, shared.mesh.changed(seen))

@@ -11,7 +11,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -79,7 +79,8 @@ pub(super) struct Trace {
     listeners: AtomicU32,
     /// Whether anybody listens, for the broker.
     wanted: watch::Sender<bool>,
-    steps: broadcast::Sender<Seen>,
+    /// Made when somebody listens for the first time: it has room for all that may wait.
+    steps: OnceLock<broadcast::Sender<Seen>>,
     next: AtomicU64,
     /// The threads that keep what connections came to.
     threads: Mutex<Vec<mpsc::UnboundedSender<history::Ask>>>,
@@ -98,7 +99,7 @@ impl Trace {
         Self {
             listeners: AtomicU32::new(0),
             wanted: watch::Sender::new(false),
-            steps: broadcast::Sender::new(PENDING),
+            steps: OnceLock::new(),
             next: AtomicU64::new(1),
             threads: Mutex::default(),
             counters,
@@ -129,7 +130,7 @@ impl Trace {
             step: Arc::new(step),
         };
         // Fails when the last listener has just gone.
-        let _ = self.steps.send(seen);
+        let _ = self.steps().send(seen);
     }
 
     /// Tells what the kernel has seen; `name` names the pod with a cookie or an address.
@@ -142,19 +143,19 @@ impl Trace {
     ) {
         for event in events {
             let pod = name(&event);
-            let _ = self.steps.send(Seen::Kernel { event, pod });
+            let _ = self.steps().send(Seen::Kernel { event, pod });
         }
         for line in log {
-            let _ = self.steps.send(Seen::Log(line.into()));
+            let _ = self.steps().send(Seen::Log(line.into()));
         }
         if lost > 0 {
-            let _ = self.steps.send(Seen::Lost(lost));
+            let _ = self.steps().send(Seen::Lost(lost));
         }
     }
 
     /// Has steps told as long as the result lives.
     fn listen(self: &Arc<Self>) -> Listener {
-        let steps = self.steps.subscribe();
+        let steps = self.steps().subscribe();
         if self.listeners.fetch_add(1, Ordering::Relaxed) == 0 {
             self.wanted.send_replace(true);
         }
@@ -162,6 +163,10 @@ impl Trace {
             trace: self.clone(),
             steps,
         }
+    }
+
+    fn steps(&self) -> &broadcast::Sender<Seen> {
+        self.steps.get_or_init(|| broadcast::Sender::new(PENDING))
     }
 
     /// How many events of the kernel did not fit into its ring so far.
