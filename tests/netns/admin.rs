@@ -1,8 +1,8 @@
 //! What operators ask a node: dumps, levels of the log, the end of a worker, and `sluicectl`.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, thread};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use serde_json::Value;
 use sluice_tests::eventually::PATIENCE;
 use sluice_tests::outcome::{Outcome, attempt};
@@ -425,6 +425,36 @@ fn a_profile_tells_where_processor_time_goes() {
                 "no {name} in {} bytes",
                 profile.body.len()
             );
+        }
+        // Of memory, what was asked for meanwhile and is held: here, by connections that idle.
+        let (heap, idle) = thread::scope(|scope| {
+            let heap = scope.spawn(|| {
+                loop {
+                    let heap = ask(s, "a", "GET", "/debug/pprof/heap?seconds=3")?;
+                    if heap.status != 503 {
+                        return Ok::<_, Error>(heap);
+                    }
+                }
+            });
+            // Only one may look at a time: that one has begun when this one is refused.
+            let idle = eventually(|| {
+                let refused = ask(s, "a", "GET", "/debug/pprof/heap?seconds=1")?;
+                ensure!(
+                    refused.status == 503,
+                    "{}: {}",
+                    refused.status,
+                    refused.body
+                );
+                Ok(())
+            })
+            .and_then(|()| podtool::hold(&shop.web, "idle", &to, 500));
+            (heap.join(), idle)
+        });
+        let (heap, _idle) = (heap.map_err(|_| anyhow!("the question panicked"))??, idle?);
+        ensure!(heap.status == 200, "{}: {}", heap.status, heap.body);
+        for name in ["inuse_space", "sluice_ztunnel::worker::outbound"] {
+            let bytes = heap.body.len();
+            ensure!(heap.body.contains(name), "no {name} in {bytes} bytes");
         }
         // Nobody has lost a connection by it, and the worker is still the same.
         flood.wait(PATIENCE)?;

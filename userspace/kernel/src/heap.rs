@@ -3,6 +3,10 @@
 //! Left to itself, glibc learns from large blocks that are freed to take the next ones from the heap,
 //! where they leave holes: indices of a mesh are such blocks, and each change makes new ones.
 
+mod sampled;
+
+pub use sampled::{Held, Noting, Sampled};
+
 /// Blocks of this size, in bytes, and larger ones go back to the system when they are freed.
 const LARGE: libc::c_int = 1 << 20;
 

@@ -190,6 +190,10 @@ impl BrokerArgs {
     }
 }
 
+/// So that an operator can ask who holds memory.
+#[global_allocator]
+static ALLOCATOR: sluice_kernel::heap::Sampled = sluice_kernel::heap::Sampled;
+
 fn main() -> ExitCode {
     sluice_kernel::heap::give_back_large_blocks();
     let cli = Cli::parse();

@@ -82,7 +82,7 @@ impl Operators {
                 pretty(&json!(dump::certificates(&certified.shared)))
             })
             .get_later("/debug/pprof/profile", profile::cpu)
-            .get("/debug/pprof/heap", |_| profile::heap())
+            .get_later("/debug/pprof/heap", profile::heap)
             .stream("/trace", {
                 let trace = self.shared.trace.clone();
                 move |query, sender| super::trace::open(&trace, query, sender)

@@ -1,12 +1,15 @@
 //! `/debug/pprof/profile?seconds=…`: where the worker's processor time goes; `/debug/pprof/heap`: what it
-//! has of memory.
+//! has of memory, and with `?seconds=…` who asked for it.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use http::StatusCode;
-use pprof::{ProfilerGuardBuilder, protos::Message as _};
+use pprof::{
+    ProfilerGuardBuilder,
+    protos::{Function, Line, Location, Message as _, Profile, Sample, ValueType},
+};
 use serde_json::json;
-use sluice_kernel::heap;
+use sluice_kernel::heap::{self, Held, Noting};
 use sluice_telemetry::serve::{JSON, Reply, parameter};
 
 /// Samples in a second of processor time; a prime, so as not to keep step with timers.
@@ -29,6 +32,8 @@ enum Unprofiled {
     Seconds(String),
     #[error("no profile: {0}; only one is taken at a time")]
     Profiler(#[from] pprof::Error),
+    #[error("no profile: memory is being looked at already")]
+    Noting,
     #[error("no profile: {0}")]
     Ended(#[from] tokio::task::JoinError),
 }
@@ -37,25 +42,32 @@ enum Unprofiled {
 pub(super) async fn cpu(query: String) -> Reply {
     match sample(&query).await {
         Ok(profile) => Reply::ok(PROFILE, profile),
-        Err(error) => {
-            let status = match error {
-                Unprofiled::Seconds(_) => StatusCode::BAD_REQUEST,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            Reply::text(status, format!("{error}\n"))
-        }
+        Err(error) => error.reply(),
     }
 }
 
-async fn sample(query: &str) -> Result<Vec<u8>, Unprofiled> {
-    let span = match parameter(query, "seconds") {
-        None => USUAL,
-        Some(text) => {
-            let seconds = text.parse().ok().map(Duration::from_secs);
-            let span = seconds.filter(|span| !span.is_zero() && *span <= LONGEST);
-            span.ok_or(Unprofiled::Seconds(text))?
-        }
+impl Unprofiled {
+    fn reply(&self) -> Reply {
+        let status = match self {
+            Self::Seconds(_) => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Reply::text(status, format!("{self}\n"))
+    }
+}
+
+/// How long is asked for.
+fn span(query: &str) -> Result<Duration, Unprofiled> {
+    let Some(text) = parameter(query, "seconds") else {
+        return Ok(USUAL);
     };
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    let span = seconds.filter(|span| !span.is_zero() && *span <= LONGEST);
+    span.ok_or(Unprofiled::Seconds(text))
+}
+
+async fn sample(query: &str) -> Result<Vec<u8>, Unprofiled> {
+    let span = span(query)?;
     let profiler = ProfilerGuardBuilder::default()
         .frequency(FREQUENCY)
         .blocklist(&UNINTERRUPTIBLE)
@@ -69,9 +81,19 @@ async fn sample(query: &str) -> Result<Vec<u8>, Unprofiled> {
     named.await?
 }
 
-/// Totals of the allocator. Who has asked for what is not known: to note that would cost every
-/// allocation something.
-pub(super) fn heap() -> Reply {
+/// Without `seconds`, totals of the allocator. With it, a profile in the format of pprof of what is asked for
+/// in this time, and still held at its end.
+pub(super) async fn heap(query: String) -> Reply {
+    if parameter(&query, "seconds").is_none() {
+        return totals();
+    }
+    match held(&query).await {
+        Ok(profile) => Reply::ok(PROFILE, profile),
+        Err(error) => error.reply(),
+    }
+}
+
+fn totals() -> Reply {
     let Some(totals) = heap::totals() else {
         let text = "the allocator of this build does not say\n";
         return Reply::text(StatusCode::NOT_IMPLEMENTED, text);
@@ -82,4 +104,95 @@ pub(super) fn heap() -> Reply {
         "mappedBytes": totals.mapped,
     });
     Reply::ok(JSON, format!("{said:#}\n"))
+}
+
+async fn held(query: &str) -> Result<Vec<u8>, Unprofiled> {
+    let span = span(query)?;
+    let noting = Noting::begin().ok_or(Unprofiled::Noting)?;
+    tokio::time::sleep(span).await;
+    let named = tokio::task::spawn_blocking(move || {
+        let held = noting.held();
+        drop(noting);
+        in_use(&held).encode_to_vec()
+    });
+    Ok(named.await?)
+}
+
+/// The strings of a profile, each once.
+struct Strings(Vec<String>, HashMap<String, i64>);
+
+impl Strings {
+    fn place(&mut self, text: &str) -> i64 {
+        if let Some(place) = self.1.get(text) {
+            return *place;
+        }
+        let place = self.0.len() as i64;
+        self.0.push(text.to_owned());
+        self.1.insert(text.to_owned(), place);
+        place
+    }
+}
+
+fn in_use(held: &[Held]) -> Profile {
+    // The first is empty, as the format demands.
+    let mut strings = Strings(vec![String::new()], HashMap::new());
+    let mut value = |name, unit| ValueType {
+        ty: strings.place(name),
+        unit: strings.place(unit),
+    };
+    let sample_type = vec![
+        value("inuse_objects", "count"),
+        value("inuse_space", "bytes"),
+    ];
+    let (mut location, mut function) = (Vec::new(), Vec::new());
+    // The functions at each address: several where some are inlined.
+    let mut known: HashMap<usize, u64> = HashMap::new();
+    let mut sample = Vec::new();
+    for one in held {
+        let mut stack = Vec::new();
+        for address in &one.stack {
+            let id = *known.entry(*address).or_insert_with(|| {
+                let mut line = Vec::new();
+                backtrace::resolve(*address as *mut _, |symbol| {
+                    let id = function.len() as u64 + 1;
+                    let name = symbol
+                        .name()
+                        .map_or("unknown".to_owned(), |name| format!("{name:#}"));
+                    let file = symbol.filename().map(|file| file.display().to_string());
+                    function.push(Function {
+                        id,
+                        name: strings.place(&name),
+                        filename: strings.place(file.as_deref().unwrap_or_default()),
+                        ..Function::default()
+                    });
+                    line.push(Line {
+                        function_id: id,
+                        line: symbol.lineno().unwrap_or_default().into(),
+                    });
+                });
+                let id = location.len() as u64 + 1;
+                location.push(Location {
+                    id,
+                    address: *address as u64,
+                    line,
+                    ..Location::default()
+                });
+                id
+            });
+            stack.push(id);
+        }
+        sample.push(Sample {
+            location_id: stack,
+            value: vec![one.count as i64, one.bytes as i64],
+            ..Sample::default()
+        });
+    }
+    Profile {
+        sample_type,
+        sample,
+        location,
+        function,
+        string_table: strings.0,
+        ..Profile::default()
+    }
 }
