@@ -80,16 +80,17 @@ pub(super) async fn give_back_at_rest() {
         let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
         time.map_or(Duration::ZERO, Duration::from)
     };
-    let (mut before, mut given) = (worked(), Duration::ZERO);
+    let (mut before, mut given) = (worked(), None);
     loop {
         tokio::time::sleep(REST).await;
         let now = worked();
         let rests = now.saturating_sub(before) < AT_REST;
         before = now;
-        if rests && now.saturating_sub(given) > AT_REST {
+        let since = given.map(|given| now.saturating_sub(given));
+        if rests && since.is_none_or(|since| since > AT_REST) {
             sluice_kernel::heap::give_back();
             sluice_kernel::program::give_back();
-            given = worked();
+            given = Some(worked());
         }
     }
 }
