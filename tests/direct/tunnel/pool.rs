@@ -146,7 +146,8 @@ fn a_crowded_tunnel_gets_another_beside_it_that_goes_again() {
         let begun = tokio::time::Instant::now();
         while source.pool.len() == 1 {
             assert!(
-                begun.elapsed() < Duration::from_secs(20),
+                // Long before it has as many streams as it may have.
+                begun.elapsed() < Duration::from_secs(10),
                 "one tunnel takes everything"
             );
             others.push(source.open(&quiet).await.unwrap());
