@@ -153,14 +153,11 @@ async fn pipe(
     loop {
         // Nothing is held while there is nothing to say.
         from.readable().await.map_err(read_error)?;
-        let read = if size == MAX_READ {
-            // The descriptors may have run out: then it is copied.
-            match Pipe::take() {
-                Ok(pipe) => splice(pipe, from, to, counter, read_error, write_error).await?,
-                Err(_) => copy(size, from, to, counter, read_error, write_error).await?,
-            }
-        } else {
-            copy(size, from, to, counter, read_error, write_error).await?
+        // The descriptors may have run out: then it is copied.
+        let pipe = (size == MAX_READ).then(Pipe::take).and_then(Result::ok);
+        let read = match pipe {
+            Some(pipe) => splice(pipe, from, to, counter, read_error, write_error).await?,
+            None => copy(size, from, to, counter, read_error, write_error).await?,
         };
         size = match read {
             Some(0) => {

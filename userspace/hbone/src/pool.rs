@@ -215,10 +215,10 @@ impl Slot {
     /// A tunnel with room; not one that is crowded, if there is another or there can be.
     fn usable(&self) -> Option<Rc<Tunnel>> {
         let tunnels = self.tunnels.borrow();
-        let usable = || tunnels.iter().filter(|tunnel| tunnel.is_usable());
-        let free = usable().find(|tunnel| !tunnel.is_crowded());
+        let mut usable = tunnels.iter().filter(|tunnel| tunnel.is_usable());
+        let free = usable.find(|tunnel| !tunnel.is_crowded()).cloned();
         let enough = tunnels.len() >= limits::MAX_CROWDED || self.failed.borrow().is_recent();
-        free.or_else(|| usable().next().filter(|_| enough)).cloned()
+        free.or_else(|| self.crowded().filter(|_| enough))
     }
 
     /// A tunnel with room, however crowded.

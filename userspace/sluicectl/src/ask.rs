@@ -1,16 +1,21 @@
 //! Asks the endpoints of ztunnels and control planes.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt, Empty};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, runtime::Runtime, time::timeout};
 
 /// A page that takes longer does not come.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The address of a control plane's pages, unless it has another.
 pub(crate) const CONTROL: &str = "127.0.0.1:15014";
@@ -34,11 +39,8 @@ impl Page {
 /// # Errors
 /// When nobody answers in time.
 pub(crate) fn page(address: SocketAddr, path: &str) -> anyhow::Result<Page> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let asked = async { timeout(PATIENCE, get(address, path)).await };
-    let answered = runtime.block_on(asked).map_err(anyhow::Error::from);
+    let answered = runtime()?.block_on(asked).map_err(anyhow::Error::from);
     answered.flatten()
 }
 
@@ -66,25 +68,36 @@ pub(crate) fn json<T: DeserializeOwned>(address: SocketAddr, path: &str) -> anyh
     })
 }
 
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Page> {
-    let stream = TcpStream::connect(address).await?;
+/// Asks for a page by a connection that was made for it, and returns when its answer begins.
+///
+/// # Errors
+/// When there is no answer.
+pub(crate) async fn begin(
+    stream: TcpStream,
+    address: SocketAddr,
+    path: &str,
+) -> anyhow::Result<Response<Incoming>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the answer, whose reader sees how.
+    tokio::spawn(connection);
     let request = Request::get(path)
         .header(header::HOST, address.to_string())
         .body(Empty::<Bytes>::new())?;
-    let ask = async {
-        let response = sender.send_request(request).await?;
-        Ok(Page {
-            status: response.status(),
-            body: response.into_body().collect().await?.to_bytes(),
-        })
-    };
-    tokio::select! {
-        page = ask => page,
-        // The connection ends with an error, or after the answer.
-        ended = connection => {
-            ended?;
-            bail!("the connection was closed")
-        }
-    }
+    Ok(sender.send_request(request).await?)
+}
+
+async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Page> {
+    let stream = TcpStream::connect(address).await?;
+    let response = begin(stream, address, path).await?;
+    Ok(Page {
+        status: response.status(),
+        body: response.into_body().collect().await?.to_bytes(),
+    })
+}
+
+/// What questions are asked on.
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }

@@ -3,18 +3,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{
-    Request,
-    body::{Bytes, Incoming},
-    client::conn::http1,
-    header,
-};
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt as _;
+use hyper::body::{Bytes, Incoming};
 use tokio::{net::TcpStream, time::timeout};
 
-/// An answer that takes longer to begin does not come.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::ask::{self, PATIENCE, runtime};
 
 /// Gets a whole page.
 ///
@@ -67,12 +60,6 @@ pub(super) fn lines(
     })
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-}
-
 async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Incoming> {
     let refused = || {
         format!(
@@ -80,13 +67,7 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Incoming> {
         )
     };
     let stream = TcpStream::connect(address).await.with_context(refused)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with the answer, whose reader sees how.
-    tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
+    let response = ask::begin(stream, address, path).await?;
     let status = response.status();
     if !status.is_success() {
         let why = response.into_body().collect().await?.to_bytes();
