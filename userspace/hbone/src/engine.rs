@@ -528,6 +528,10 @@ impl Core {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        if now - self.ticked < TICK / 2 {
+            // A pass has just done it. What came since then says nothing of a rate.
+            return;
+        }
         let elapsed = (now - std::mem::replace(&mut self.ticked, now)).as_secs_f64();
         self.rest.spare.rest();
         let ids: Vec<TunnelId> = self.tunnels.keys().collect();
