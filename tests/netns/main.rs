@@ -17,6 +17,7 @@ mod harness;
 mod identity;
 mod kernel;
 mod membership;
+mod memory;
 mod metrics;
 mod observe;
 mod on_demand;

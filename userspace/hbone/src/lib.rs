@@ -27,7 +27,7 @@ mod tls;
 pub use carry::{CarryError, Meter, Stream, join, reset};
 pub use client::Dialled;
 pub use code::ErrorCode;
-pub use engine::{Engine, Listener};
+pub use engine::{AbortHandle, Engine, Listener};
 pub use error::{OpenError, TunnelError};
 pub use frame::Violation;
 pub use pool::{Idle, Opened, Pool, TunnelKey, Watch};
