@@ -93,8 +93,8 @@ fn warn(input: &Input) {
     let errors = all.filter(|one| one.severity == Severity::Error).count();
     if errors > 0 {
         eprintln!(
-            "warning: {errors} errors in the configuration; what they are about is left out here: see \
-             `sluicectl analyze`"
+            "warning: {} in the configuration; what is wrong is left out here: see `sluicectl analyze`",
+            show::plural(errors, "error")
         );
     }
 }
