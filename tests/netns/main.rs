@@ -7,6 +7,7 @@ mod admin;
 mod bypass;
 mod bytes;
 mod capture;
+mod catalog;
 mod configuration;
 mod control_plane;
 mod dns;
