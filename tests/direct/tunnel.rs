@@ -7,6 +7,7 @@ mod ends;
 mod failing;
 mod flow;
 mod garbage;
+mod given_up;
 mod hostile;
 mod identity;
 mod join;
