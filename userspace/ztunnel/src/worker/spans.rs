@@ -11,7 +11,7 @@ use sluice_telemetry::{
     spans::{Config, Side, Span, Tracer, Value},
 };
 
-use super::Shared;
+use super::{Shared, address::Authority};
 use crate::link::{Settings, memory};
 
 /// Starts the export, if there is a place for spans to go; `roots` is the memory of the certificates by
@@ -103,7 +103,7 @@ pub(super) struct Connection<'a> {
     pub(super) source: SpanEnd<'a>,
     pub(super) destination: SpanEnd<'a>,
     pub(super) service: &'a str,
-    pub(super) hbone: Option<&'a str>,
+    pub(super) hbone: Option<&'a Authority>,
     pub(super) path: Option<&'a str>,
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
@@ -148,7 +148,7 @@ pub(super) fn record(shared: &Shared, place: Place, connection: &Connection<'_>)
     let attributes = &mut span.attributes;
     match connection.hbone {
         Some(authority) => {
-            attributes.push(("server.address", authority.into()));
+            attributes.push(("server.address", authority.to_string().into()));
             attributes.push(("network.protocol.name", "hbone".into()));
         }
         None => span.address(
