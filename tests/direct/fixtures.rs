@@ -24,7 +24,7 @@ use tokio::{
 use crate::authority::{DB, Root, WEB, id};
 
 /// How long a thing may take that should take milliseconds, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What the kernel may buffer in each socket of an application or towards one, before it doubles
 /// the number for its own bookkeeping.

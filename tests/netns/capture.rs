@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
+use sluice_tests::Pod;
 use sluice_tests::access_log::AccessLine;
 use sluice_tests::eventually::PATIENCE;
 use sluice_tests::objects;
@@ -11,7 +12,6 @@ use sluice_tests::podtool::{self, Connection, Event, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::{WIRE_V4, WIRE_V6};
-use sluice_tests::{Pod, eventually};
 
 /// A namespace in the mesh and one outside it.
 fn label_namespaces(s: &Scenario) -> Result<()> {
@@ -19,7 +19,7 @@ fn label_namespaces(s: &Scenario) -> Result<()> {
     s.mesh.apply_namespace("legacy", None)
 }
 
-/// Declares a service of both families in front of a pod, and waits until node `a` knows it.
+/// Declares a service of both families in front of a pod, and waits until the kernel knows it too.
 fn front(s: &Scenario, pod: &Pod, vips: [&str; 2], ports: &[(u16, &str)]) -> Result<()> {
     let text = objects::service_selecting(
         pod.namespace(),
@@ -31,17 +31,7 @@ fn front(s: &Scenario, pod: &Pod, vips: [&str; 2], ports: &[(u16, &str)]) -> Res
     s.mesh
         .config()
         .apply(&format!("service-{}", pod.name()), &text)?;
-    wait_for_service(s, pod.name())
-}
-
-fn wait_for_service(s: &Scenario, name: &str) -> Result<()> {
-    eventually(|| {
-        let dump = s.mesh.ztunnel("a").config_dump()?;
-        let services = dump["services"].as_array().context("no services")?;
-        let found = services.iter().any(|service| service["name"] == name);
-        ensure!(found, "node a does not know service {name}");
-        Ok(())
-    })
+    s.mesh.settle()
 }
 
 /// Without the mark of an IPv4 address in an IPv6 socket.
@@ -400,7 +390,7 @@ fn pair(s: &Scenario) -> Result<[(Pod, Process); 2]> {
         &[(80, "greet")],
     );
     s.mesh.config().apply("service-pair", &text)?;
-    wait_for_service(s, "pair")?;
+    s.mesh.settle()?;
     pods.try_into()
         .map_err(|pods: Vec<_>| anyhow::anyhow!("{} pods", pods.len()))
 }
@@ -461,7 +451,7 @@ fn a_service_without_endpoints_resets_its_clients_soon() {
         let client = s.enrolled_pod("a", "shop", "client")?;
         let text = objects::service("shop", "empty", "10.96.0.7", &[(80, 80)]);
         s.mesh.config().apply("service-empty", &text)?;
-        wait_for_service(s, "empty")?;
+        s.mesh.settle()?;
         for dialled in ["10.96.0.7:80", "[::ffff:10.96.0.7]:80"] {
             let connection = Connection::open(&client, dialled)?;
             match connection.event(PATIENCE)? {
