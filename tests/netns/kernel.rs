@@ -1,8 +1,10 @@
 //! What the eBPF programs say, and what the sockets that the mesh makes are like.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use sluice_tests::{
-    eventually,
+    Pod, eventually,
     mesh::Options,
     podtool::{self, Connection, Serve},
     scenario::{scenario, scenario_with},
@@ -62,6 +64,12 @@ fn events_and_log_lines_follow_a_connection() {
     });
 }
 
+/// What `ss` tells of a pod's established connections.
+fn sockets(pod: &Pod, options: &str, filter: &str) -> Result<String> {
+    let arguments = [options, "state", "established", filter];
+    pod.run(Duration::from_secs(10), "ss", arguments)?.success()
+}
+
 /// A peer that vanished must be noticed on both legs, even when nobody sends.
 #[test]
 fn both_legs_of_a_connection_are_kept_alive() {
@@ -72,11 +80,6 @@ fn both_legs_of_a_connection_are_kept_alive() {
         let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:8080")?;
         let connection = Connection::open(&client, &format!("{}:8080", server.v4()))?;
         connection.line()?;
-        let sockets = |pod: &sluice_tests::Pod, filter: &str| -> Result<String> {
-            let arguments = ["-Htno", "state", "established", filter];
-            pod.run(std::time::Duration::from_secs(10), "ss", arguments)?
-                .success()
-        };
         let kept_alive = |text: &str, what: &str| -> Result<()> {
             ensure!(!text.trim().is_empty(), "there is no connection {what}");
             for line in text.lines() {
@@ -106,8 +109,55 @@ fn both_legs_of_a_connection_are_kept_alive() {
             ),
         ] {
             // Only one timer is shown, and as long as data is on its way that is another.
-            eventually(|| kept_alive(&sockets(pod, filter)?, what))?;
+            eventually(|| kept_alive(&sockets(pod, "-Htno", filter)?, what))?;
         }
         Ok(())
+    });
+}
+
+/// A node's congestion control is for the network: between an application and its ztunnel there is
+/// none.
+#[test]
+fn only_tunnels_have_the_congestion_control_of_the_node() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let server = s.enrolled_pod("b", "shop", "server")?;
+        for pod in [&client, &server] {
+            let choice = ["-w", "net.ipv4.tcp_congestion_control=cubic"];
+            pod.run(Duration::from_secs(10), "sysctl", choice)?
+                .success()?;
+        }
+        let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:8080")?;
+        for address in [server.v4().to_string(), format!("[{}]", server.v6())] {
+            let connection = Connection::open(&client, &format!("{address}:8080"))?;
+            connection.line()?;
+            for (pod, filter, algorithm) in [
+                (&client, "dport = :15001", "reno"),
+                (&client, "sport = :15001", "reno"),
+                (&client, "dport = :15008", "cubic"),
+                (&server, "sport = :15008", "cubic"),
+                (&server, "dport = :8080", "reno"),
+                (&server, "sport = :8080", "reno"),
+            ] {
+                let told = sockets(pod, "-HtniO", filter)?;
+                ensure!(!told.trim().is_empty(), "there is no connection {filter}");
+                for line in told.lines() {
+                    let has = line.split_whitespace().any(|word| word == algorithm);
+                    ensure!(has, "{filter} is not {algorithm}: {line}");
+                }
+            }
+        }
+        // Across the network it is kept without a tunnel as well.
+        s.mesh.apply_namespace("legacy", None)?;
+        let stranger = s.pod("b", "legacy", "stranger")?;
+        let _server = podtool::serve(&stranger, "stranger", Serve::Greet, "[::]:9090")?;
+        let connection = Connection::open(&server, &format!("{}:9090", stranger.v4()))?;
+        connection.line()?;
+        eventually(|| {
+            let told = sockets(&server, "-HtniO", "dport = :9090")?;
+            ensure!(told.contains("cubic"), "{told}");
+            Ok(())
+        })
     });
 }

@@ -8,7 +8,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_TCP_CLOSE, BPF_TCP_SYN_SENT, bpf_sock, bpf_sock_ops,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -84,6 +84,7 @@ fn connecting(context: &SockOpsContext) {
         && orig.end == CAPTURED
     {
         follow(context);
+        unpace(context);
         if ORIG_PENDING
             .insert(&tuple(context, &local), &orig.dst, 0)
             .is_err()
@@ -94,14 +95,37 @@ fn connecting(context: &SockOpsContext) {
         if is_enrolled(context) {
             follow(context);
         }
-        if let Some(client) = storage_get(&CLIENT, sk)
-            && CLIENT_PENDING
+        if let Some(client) = storage_get(&CLIENT, sk) {
+            unpace(context);
+            if CLIENT_PENDING
                 .insert(&tuple(context, &local), &client, 0)
                 .is_err()
-        {
-            count(Reason::PendingFull);
+            {
+                count(Reason::PendingFull);
+            }
         }
     }
+}
+
+const IPPROTO_TCP: i32 = 6;
+const TCP_CONGESTION: i32 = 13;
+
+/// Spares the leg between an application and the ztunnel what the node's congestion control does
+/// for a network: this leg is memory, and a model of its bandwidth with a timer for each packet, as
+/// BBR's, halves its throughput. Reno is in every kernel, and allowed in every network namespace.
+#[inline(always)]
+fn unpace(context: &SockOpsContext) {
+    let mut name = *b"reno";
+    // SAFETY: the helper takes the context itself, and copies the name.
+    let _ = unsafe {
+        bpf_setsockopt(
+            context.as_ptr(),
+            IPPROTO_TCP,
+            TCP_CONGESTION,
+            name.as_mut_ptr().cast(),
+            name.len() as i32,
+        )
+    };
 }
 
 /// Has the socket's end reported.
@@ -124,12 +148,14 @@ fn accepted(context: &SockOpsContext) {
     let key = tuple(context, &remote);
     // SAFETY, for both maps: values are only copied.
     if let Some(dst) = unsafe { ORIG_PENDING.get(&key) }.copied() {
+        unpace(context);
         if storage_set(&ORIG_DST, sk, &OrigDst { dst, end: ACCEPTED }) {
             let _ = ORIG_PENDING.remove(&key);
         } else {
             count(Reason::OrphanAccept);
         }
     } else if let Some(client) = unsafe { CLIENT_PENDING.get(&key) }.copied() {
+        unpace(context);
         if storage_set(&CLIENT, sk, &client) {
             let _ = CLIENT_PENDING.remove(&key);
         }

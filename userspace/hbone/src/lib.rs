@@ -17,6 +17,7 @@ mod frame;
 mod hpack;
 #[cfg(feature = "inspect")]
 pub mod inspect;
+mod join;
 mod limits;
 mod pool;
 mod request;
@@ -24,12 +25,13 @@ mod server;
 mod splice;
 mod tls;
 
-pub use carry::{CarryError, Meter, Stream, join, reset};
+pub use carry::{CarryError, Meter, Stream, reset};
 pub use client::Dialled;
 pub use code::ErrorCode;
 pub use engine::{Engine, Listener};
 pub use error::{OpenError, TunnelError};
 pub use frame::Violation;
+pub use join::join;
 pub use pool::{Idle, Opened, Pool, TunnelKey, Watch};
 pub use request::{Baggage, ConnectRequest, ForwardedFor, Traceparent};
 pub use server::{Incoming, ServeError, Session};

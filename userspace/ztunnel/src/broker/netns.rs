@@ -175,7 +175,7 @@ fn listen(ip: IpAddr, port: u16) -> Result<OwnedFd> {
     let open = || {
         let socket = Socket::new(
             Domain::for_address(address),
-            Type::STREAM,
+            Type::STREAM.nonblocking(),
             Some(Protocol::TCP),
         )?;
         if address.is_ipv6() {
@@ -203,15 +203,11 @@ pub(super) fn dialling_socket(transport: Transport, family: Family) -> io::Resul
     };
     let socket = match transport {
         Transport::Tcp => {
-            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+            let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
             tune(&socket)?;
             socket
         }
-        Transport::Udp => {
-            let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-            socket.set_nonblocking(true)?;
-            socket
-        }
+        Transport::Udp => Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?,
     };
     Ok(socket.into())
 }
@@ -225,6 +221,5 @@ fn tune(socket: &Socket) -> io::Result<()> {
         .with_interval(period)
         .with_retries(9);
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_nonblocking(true)
+    socket.set_tcp_nodelay(true)
 }
