@@ -15,11 +15,12 @@ use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::{WIRE_V4, WIRE_V6};
 use sluice_tests::{Pod, eventually, objects};
 
+use crate::catalog::{self, VIPS};
+
 /// Options by which a client asks.
 const SOCKETS: [&[&str]; 2] = [CONNECTED, UNCONNECTED];
 const CONNECTED: &[&str] = &["--socket", "connected"];
 const UNCONNECTED: &[&str] = &["--socket", "unconnected"];
-const VIPS: [&str; 2] = ["10.96.0.1", "fd96::1"];
 const CATALOG: &str = "catalog.shop.svc.cluster.local.";
 
 /// A client on node `a`, a service, and a DNS server outside that sends everything back.
@@ -33,14 +34,7 @@ impl<'a> Stage<'a> {
     fn build(s: &'a mut Scenario) -> Result<Self> {
         s.mesh.apply_namespace("shop", Some("ambient"))?;
         let client = s.enrolled_pod("a", "shop", "web")?;
-        let text = objects::service_selecting(
-            "shop",
-            "catalog",
-            &VIPS,
-            ("app", "catalog"),
-            &[(80, "8080")],
-        );
-        s.mesh.config().apply("service", &text)?;
+        catalog::declare(s)?;
         let server = podtool::answer_datagrams(s.topology.wire(), "dns", "[::]:53")?;
         s.mesh.settle()?;
         Ok(Self { s, client, server })

@@ -11,12 +11,13 @@ use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::{WIRE_V4, WIRE_V6};
 use sluice_tests::{Pod, eventually, objects};
 
+use crate::catalog::{self, VIPS};
+
 const ANNOTATION: &str = "sluice.io/outbound-traffic-policy";
 const REGISTRY_ONLY: &str = "REGISTRY_ONLY";
 /// Where a server listens that the mesh does not know.
 pub(super) const OUTSIDE: [IpAddr; 2] = [IpAddr::V4(WIRE_V4), IpAddr::V6(WIRE_V6)];
 pub(super) const PORT: u16 = 8888;
-const VIPS: [&str; 2] = ["10.96.0.1", "fd96::1"];
 
 /// A client on node `a`, a server behind a service on node `b`, and a server outside the mesh.
 pub(super) struct Stage<'a> {
@@ -32,14 +33,7 @@ impl<'a> Stage<'a> {
         s.mesh.apply_namespace("shop", Some("ambient"))?;
         let server = s.enrolled_pod("b", "shop", "catalog")?;
         let client = s.enrolled_pod("a", "shop", "web")?;
-        let text = objects::service_selecting(
-            "shop",
-            "catalog",
-            &VIPS,
-            ("app", "catalog"),
-            &[(80, "8080")],
-        );
-        s.mesh.config().apply("service", &text)?;
+        catalog::declare(s)?;
         let serving = podtool::serve(&server, "catalog", Serve::Greet, "[::]:8080")?;
         let address = format!("[::]:{PORT}");
         let outside = podtool::serve(s.topology.wire(), "outside", Serve::Greet, &address)?;

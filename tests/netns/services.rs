@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use sluice_tests::mesh::Options;
 use sluice_tests::podtool::{self, Connection, Serve};
 use sluice_tests::scenario::{Scenario, scenario, scenario_with};
-use sluice_tests::{Pod, eventually, objects};
+use sluice_tests::{Pod, PodSpec, eventually, objects};
 
 /// Waits until node `a` knows of `count` endpoints of a service.
 fn wait_for_endpoints(s: &Scenario, hostname: &str, count: usize) -> Result<()> {
@@ -45,6 +45,15 @@ fn reached(client: &Pod, dialled: &str) -> Result<SocketAddr> {
         .with_context(|| format!("no local= in {greeting}"))?;
     let local: SocketAddr = local.parse()?;
     Ok(SocketAddr::new(local.ip().to_canonical(), local.port()))
+}
+
+/// A machine on node `b`: a pod that nobody has declared.
+fn machine(s: &Scenario) -> Result<Pod> {
+    s.topology.node("b").pod(PodSpec {
+        namespace: "legacy",
+        name: "machine",
+        service_account: "machine",
+    })
 }
 
 fn service_entry(name: &str, spec: &str) -> String {
@@ -102,12 +111,7 @@ fn a_service_entry_leads_to_machines_in_plaintext_and_to_pods_through_their_tunn
     scenario(|s| {
         s.mesh.apply_namespace("shop", Some("ambient"))?;
         let client = s.enrolled_pod("a", "shop", "client")?;
-        // A machine is a pod that nobody has declared.
-        let machine = s.topology.node("b").pod(sluice_tests::PodSpec {
-            namespace: "legacy",
-            name: "machine",
-            service_account: "machine",
-        })?;
+        let machine = machine(s)?;
         let pod = s.enrolled_pod("b", "shop", "pod")?;
         let _machine = podtool::serve(&machine, "machine", Serve::Greet, "[::]:7001")?;
         let _pod = podtool::serve(&pod, "pod", Serve::Greet, "[::]:7000")?;
@@ -154,11 +158,7 @@ fn with_resolution_none_the_dialled_address_itself_is_reached_and_named() {
     scenario(|s| {
         s.mesh.apply_namespace("shop", Some("ambient"))?;
         let client = s.enrolled_pod("a", "shop", "client")?;
-        let machine = s.topology.node("b").pod(sluice_tests::PodSpec {
-            namespace: "legacy",
-            name: "machine",
-            service_account: "machine",
-        })?;
+        let machine = machine(s)?;
         let _server = podtool::serve(&machine, "machine", Serve::Greet, "[::]:7000")?;
         let range = range_of(machine.v4());
         let text = service_entry(

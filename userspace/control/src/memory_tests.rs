@@ -1,9 +1,9 @@
 //! What is in force after a restart, with what the control plane kept.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path};
+use std::os::unix::fs::PermissionsExt as _;
 
 use sluice_model::authz::Action;
-use sluice_objects::{Snapshot, Store, store::FileText};
+use sluice_objects::{Snapshot, Store, scan::FileText};
 use tempfile::TempDir;
 
 use super::*;
@@ -37,8 +37,7 @@ impl World {
             let store = Store::new(keeper.memory());
             (keeper, store)
         });
-        let files = [(Path::new("f.yaml").into(), FileText::Text(text.to_owned()))];
-        store.reload(files.into());
+        store.reload([("f.yaml", FileText::Text(text.to_owned()).into())]);
         let snapshot = store.snapshot();
         let mut diagnostics = keeper.keep(&snapshot.last_good);
         diagnostics.extend(snapshot.diagnostics.iter().cloned());

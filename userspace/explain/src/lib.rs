@@ -8,6 +8,7 @@
 mod door;
 mod question;
 mod walk;
+mod who;
 mod words;
 
 use std::{collections::BTreeSet, fmt, net::SocketAddr};
@@ -21,6 +22,8 @@ pub use question::{Destination, NotUnderstood, Source};
 #[derive(Clone, Copy, Debug)]
 pub struct World<'a> {
     pub mesh: &'a Mesh,
+    /// The name of the cluster, in which pods are looked for first.
+    pub cluster: &'a str,
     /// The network that all addresses are part of.
     pub network: &'a Name,
     /// The DNS domain of the cluster's services, in lower case.

@@ -86,6 +86,7 @@ fn network() -> Name {
 fn world<'a>(mesh: &'a Mesh, network: &'a Name) -> World<'a> {
     World {
         mesh,
+        cluster: "Kubernetes",
         network,
         cluster_domain: "cluster.local",
         bypass: true,
@@ -333,6 +334,40 @@ fn every_endpoint_that_may_be_chosen_is_looked_at() {
     // Whoever is not captured meets what kube-proxy chooses, in plaintext.
     let said = ask(&mesh, "shop/old", SERVICE);
     assert_eq!((said.ends.len(), said.outcome), (3, Outcome::Allowed));
+}
+
+/// However many they are: one that refuses hides in no crowd.
+#[test]
+fn every_one_of_many_endpoints_is_looked_at() {
+    let many = (0..2_000).map(|number: u32| {
+        let [_, _, high, low] = number.to_be_bytes();
+        let mut one = endpoint_of(pod(
+            &format!("many-{number}"),
+            &format!("10.1.{high}.{low}"),
+        ));
+        if number == 1_234 {
+            one.profile_mut().trust_domain = "elsewhere".parse::<TrustDomain>().unwrap();
+        }
+        Update::from(one)
+    });
+    let said = ask(&shop(many.collect()), WEB, SERVICE);
+    assert_eq!(said.ends.len(), 2_001);
+    assert_eq!(said.outcome, Outcome::Denied);
+    let reason = "at 1 of 2001 endpoints, shop/many-1234 among them";
+    assert!(said.reason.starts_with(reason), "{}", said.reason);
+}
+
+#[test]
+fn whoever_is_no_pod_of_this_cluster_is_found_by_name_as_well() {
+    let mut machine = pod("vm", "10.0.0.7");
+    machine.uid = Uid("Kubernetes/networking.istio.io/WorkloadEntry/shop/vm".into());
+    let mut far = pod("far", "10.0.0.8");
+    far.uid = Uid::pod("elsewhere", "shop", "far");
+    let mesh = shop(vec![Update::from(machine), Update::from(far)]);
+    for name in ["vm", "far"] {
+        let said = ask(&mesh, WEB, &format!("pod/shop/{name}:80"));
+        assert_eq!(said.ends[0].workload, format!("shop/{name}"), "{said:#?}");
+    }
 }
 
 #[test]

@@ -7,10 +7,12 @@
 //! Whoever opened an application's socket has set its options, `TCP_NODELAY` among them: a listener's
 //! are inherited, so that they cost a connection nothing.
 
-use std::{cell::Cell, future::poll_fn, io, net::TcpStream, os::fd::AsFd, rc::Rc};
+use std::{cell::Cell, io, net::TcpStream, os::fd::AsFd, rc::Rc};
+
+use tokio::sync::oneshot;
 
 use crate::{
-    Engine, TunnelError,
+    AbortHandle, Engine, TunnelError,
     engine::{StreamId, reset_when_closed},
 };
 
@@ -40,7 +42,7 @@ pub enum CarryError {
     Tunnel(#[source] TunnelError),
 }
 
-/// A stream of a tunnel. Dropped, it is reset unless it has ended.
+/// A stream of a tunnel. Dropped before it carries anything, it is reset unless it has ended.
 #[derive(Debug)]
 pub struct Stream {
     engine: Engine,
@@ -56,8 +58,26 @@ impl Stream {
         self.engine.respond(self.id, accept, block)
     }
 
-    /// Carries an application's connection, a non-blocking socket, through the stream from now on;
-    /// the future resolves when both directions have ended, and is small.
+    /// Carries an application's connection, a non-blocking socket, through the stream from now on.
+    ///
+    /// `ended` is called once, by the engine, when both directions have ended, or when either side
+    /// broke: the other has been reset then. Until then what it holds is all that the connection
+    /// holds, beside what the engine does: no task waits for it.
+    pub fn carry_then(
+        self,
+        tcp: TcpStream,
+        ended: impl FnOnce(Result<(), CarryError>, Meter) + 'static,
+    ) {
+        self.engine.carry(self.id, tcp, ended);
+    }
+
+    /// By which what is carried can be given up.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.engine.abort_handle(self.id)
+    }
+
+    /// As [`Self::carry_then`], for somebody who waits for the end; `meter` shows then what was
+    /// carried.
     ///
     /// # Errors
     /// When either side breaks; the other has been reset then, as both are when this is given up.
@@ -66,13 +86,34 @@ impl Stream {
         tcp: TcpStream,
         meter: &Rc<Meter>,
     ) -> impl Future<Output = Result<(), CarryError>> + use<> {
-        self.engine.carry(self.id, tcp, meter.clone());
-        poll_fn(move |cx| self.engine.poll_end(self.id, cx))
+        let (tell, told) = oneshot::channel();
+        let (unless_ended, meter) = (AbortOnDrop(self.abort_handle()), meter.clone());
+        self.carry_then(tcp, move |end, carried| {
+            meter.received.swap(&carried.received);
+            meter.sent.swap(&carried.sent);
+            // Whoever waited may have given up.
+            let _ = tell.send(end);
+        });
+        async move {
+            let _unless_ended = unless_ended;
+            // The engine tells, unless it has ended itself.
+            told.await
+                .unwrap_or(Err(CarryError::Tunnel(TunnelError::Ended)))
+        }
     }
 
     /// Refuses to go on; the peer sees a reset.
     pub fn reset(self) {
         drop(self);
+    }
+}
+
+/// Gives up what nobody waits for any more.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -14,6 +14,7 @@ mod outbox;
 mod status;
 mod stream;
 mod tunnel;
+mod watcher;
 
 use std::{
     cell::RefCell,
@@ -45,7 +46,7 @@ use tokio::{
 };
 
 use crate::{
-    CarryError, ErrorCode, Meter, TunnelError,
+    CarryError, TunnelError,
     fields::Answer,
     tls::{Established, MAX_RECORD},
 };
@@ -59,6 +60,8 @@ use outbox::Spare;
 use stream::{Piece, Stream};
 pub(crate) use tunnel::Side;
 use tunnel::Tunnel;
+pub use watcher::AbortHandle;
+use watcher::{Owner, Watcher};
 
 /// What one read of a tunnel takes at most, in bytes, beside a record that has come in part.
 const READ: usize = 256 << 10;
@@ -221,21 +224,6 @@ impl Engine {
         })
     }
 
-    /// Carries an application's connection from now on.
-    pub(crate) fn carry(&self, id: StreamId, tcp: TcpStream, meter: Rc<Meter>) {
-        self.with(|core| core.attach(id, tcp, meter));
-    }
-
-    /// How the carrying ended, once both directions have.
-    pub(crate) fn poll_end(
-        &self,
-        id: StreamId,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), CarryError>> {
-        let end = self.poll_for(id, cx, |stream| stream.end.take());
-        end.map(|end| end.unwrap_or(Err(CarryError::Tunnel(TunnelError::Ended))))
-    }
-
     /// Waits until a stream has something; `None` when there is no such stream.
     fn poll_for<T>(
         &self,
@@ -250,29 +238,9 @@ impl Engine {
             if let Some(done) = ready(stream) {
                 return Poll::Ready(Some(done));
             }
-            stream.waker = Some(cx.waker().clone());
+            stream.watcher = Watcher::Task(cx.waker().clone());
             Poll::Pending
         })
-    }
-
-    /// Forgets a stream, and resets it unless it has ended.
-    pub(crate) fn forget(&self, id: StreamId) {
-        self.with(|core| {
-            let Some(stream) = core.rest.streams.get(id) else {
-                return;
-            };
-            if stream.end.is_none()
-                && let Some(tunnel) = core.tunnels.get_mut(stream.tunnel)
-            {
-                tunnel.give_up(id, ErrorCode::CANCEL, &mut core.rest);
-            }
-            if let Some(stream) = core.rest.streams.remove(id)
-                && stream.orphan
-                && let Some(tunnel) = core.tunnels.get_mut(stream.tunnel)
-            {
-                tunnel.orphans -= 1;
-            }
-        });
     }
 
     /// Takes no more streams, and ends with the last one.
@@ -310,6 +278,8 @@ struct Rest {
     streams: SlotMap<StreamId, Stream>,
     /// Streams that can go on.
     ready: VecDeque<StreamId>,
+    /// Streams that have ended, and whose owners are to be told.
+    ended: VecDeque<StreamId>,
     /// Tunnels that have something to say.
     dirty: VecDeque<TunnelId>,
     spare: Spare,
@@ -354,6 +324,7 @@ impl Core {
             rest: Rest {
                 streams: SlotMap::with_key(),
                 ready: VecDeque::new(),
+                ended: VecDeque::new(),
                 dirty: VecDeque::new(),
                 spare: Spare::default(),
                 pieces: Vec::new(),
@@ -398,23 +369,26 @@ impl Core {
         Ok((id, status))
     }
 
-    fn attach(&mut self, id: StreamId, tcp: TcpStream, meter: Rc<Meter>) {
+    fn attach(&mut self, id: StreamId, tcp: TcpStream, owner: Owner) {
         let Some(stream) = self.rest.streams.get_mut(id) else {
             return;
         };
         let key = id.data().as_ffi() | STREAM_BIT;
         let watched = watch(&self.epoll, &tcp, key, SOCKET);
-        stream.attach(tcp, meter);
+        stream.attach(tcp);
+        stream.watcher = Watcher::Owner(owner);
+        if stream.end.is_some() {
+            stream.deliver_late();
+            self.rest.ended.push_back(id);
+            return;
+        }
         if let Err(error) = watched {
             let tunnel = self.tunnels.get_mut(stream.tunnel);
             match tunnel {
                 Some(tunnel) => tunnel.application_broke(id, error, &mut self.rest),
-                None => stream.finish(Err(CarryError::Application(error))),
+                None => self.rest.finish(id, Err(CarryError::Application(error))),
             }
             return;
-        }
-        if stream.end.is_some() {
-            stream.deliver_late();
         }
         self.rest.enqueue(id);
     }
@@ -583,9 +557,10 @@ async fn drive(shared: Rc<Shared>, events: AsyncFd<OwnedFd>) {
         }
         loop {
             let passed = shared.core.borrow_mut().pass();
+            let untold = watcher::tell_owners(&shared);
             match passed {
-                Ok(true) => yield_now().await,
-                Ok(false) => break,
+                Ok(more) if more || untold => yield_now().await,
+                Ok(_) => break,
                 Err(error) => return tracing::error!(%error, "tunnels cannot be watched"),
             }
         }

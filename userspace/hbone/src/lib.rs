@@ -1,7 +1,7 @@
 //! The HBONE tunnel: TCP connections as HTTP/2 CONNECT streams over mutual TLS 1.3.
 //!
 //! The interface is narrow on purpose: [`Pool::open`] opens a stream in a pooled tunnel,
-//! [`Session`] accepts streams, and [`Stream::carry`] moves the bytes of one TCP connection through a
+//! [`Session`] accepts streams, and [`Stream::carry_then`] moves the bytes of one TCP connection through a
 //! stream until both directions have ended. What happens between TLS and those three is nobody
 //! else's business: [`Engine`] does it, for all tunnels of a thread.
 //!
@@ -28,7 +28,7 @@ mod tls;
 pub use carry::{CarryError, Meter, Stream, reset};
 pub use client::Dialled;
 pub use code::ErrorCode;
-pub use engine::{Engine, Listener};
+pub use engine::{AbortHandle, Engine, Listener};
 pub use error::{OpenError, TunnelError};
 pub use frame::Violation;
 pub use join::join;

@@ -9,6 +9,7 @@ mod authority;
 mod ca_client;
 mod certificate;
 mod control_plane;
+mod crypto;
 mod dial;
 mod error;
 mod manager;

@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 use crate::{
     Error, Trust,
     certificate::{self, Leaf},
-    verify::{self, ExpectPeer, RequirePeer, provider},
+    crypto::provider,
+    verify::{self, ExpectPeer, RequirePeer},
 };
 
 /// The application protocol of tunnels.

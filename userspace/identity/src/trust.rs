@@ -16,7 +16,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::sync::watch;
 
-use crate::{Error, RevocationLists, verify};
+use crate::{Error, RevocationLists, crypto::provider};
 
 /// An immutable set of trust anchors, at least one.
 pub struct Roots {
@@ -58,7 +58,7 @@ impl Roots {
         let store = Arc::new(store);
         // Building fails for an empty store only.
         let client_verifier =
-            WebPkiClientVerifier::builder_with_provider(store.clone(), verify::provider())
+            WebPkiClientVerifier::builder_with_provider(store.clone(), provider())
                 .build()
                 .map_err(|_| Error::NoRoots)?;
         Ok(Self {

@@ -1,6 +1,6 @@
 //! Verification of peers in both directions.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
@@ -8,7 +8,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
+    crypto::verify_tls13_signature,
     server::{
         ParsedCertificate,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -17,29 +17,10 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sluice_model::{SpiffeId, TrustDomain};
 
-use crate::{Error, Side, Trust, certificate, trust::Roots};
+use crate::{Error, Side, Trust, certificate, crypto::provider, trust::Roots};
 
 /// How many of a peer's names an error repeats; a peer may present very many.
 const NAMES_SHOWN: usize = 4;
-
-/// The algorithms of the mesh. The first key exchange also resists a quantum computer.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-        Arc::new(CryptoProvider {
-            cipher_suites: vec![
-                aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-                aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            ],
-            kx_groups: vec![
-                aws_lc_rs::kx_group::X25519MLKEM768,
-                aws_lc_rs::kx_group::X25519,
-                aws_lc_rs::kx_group::SECP256R1,
-            ],
-            ..aws_lc_rs::default_provider()
-        })
-    });
-    PROVIDER.clone()
-}
 
 /// Checks that a certificate chains to the roots, for server authentication and by time only.
 pub(crate) fn chain(

@@ -3,6 +3,7 @@
 //! The broker owns a [`Kernel`]; the worker, which has no privileges, gets [`SocketMaps`] built from
 //! map descriptors that the broker handed over.
 
+mod attach;
 mod counters;
 mod diag;
 mod dump;

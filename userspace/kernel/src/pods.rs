@@ -11,7 +11,7 @@ use sluice_abi::{Ip, maps};
 
 use crate::{
     Error, Kernel,
-    load::{self, LOOKUP},
+    attach::{self, LOOKUP},
     registry::Outbound,
     sys,
     verify::ExpectedPod,
@@ -167,7 +167,7 @@ impl Kernel {
         cookie: u64,
         link: &Path,
     ) -> Result<(), Error> {
-        let program: &mut SkLookup = load::program(&mut self.ebpf, LOOKUP)?;
+        let program: &mut SkLookup = attach::program(&mut self.ebpf, LOOKUP)?;
         let attach_error = |source| Error::Attach {
             name: LOOKUP,
             target: format!("the pod's network namespace (cookie {cookie})"),
@@ -175,7 +175,7 @@ impl Kernel {
         };
         let id = program.attach(netns.as_fd()).map_err(attach_error)?;
         let attached: FdLink = program.take_link(id).map_err(attach_error)?.into();
-        load::pin_link(attached, link)
+        attach::pin_link(attached, link)
     }
 
     /// Says what becomes of a pod's DNS queries, from now on.

@@ -10,43 +10,53 @@ use crate::{
 ///
 /// As with kube-proxy, those that are about to end are for when nothing else may be used. `roll` is
 /// a random number below 1; the same roll makes the same choice. `None` when no endpoint may be used.
-pub fn choose<'w, E>(
-    endpoints: &'w [E],
-    workload: impl Fn(&E) -> &Workload,
+pub fn choose<'a, E>(
+    endpoints: &'a [E],
+    workload: impl Fn(&E) -> &Workload + Copy,
     policy: &LoadBalancing,
     client: Option<&Workload>,
     roll: f64,
-) -> Option<&'w E> {
-    let rank = |e: &E| client.map_or(0, |c| shared_scopes(&policy.preference, c, workload(e)));
-    let among = |usable: &dyn Fn(Health) -> bool| {
-        let usable = |e: &&E| usable(workload(e).health);
+) -> Option<&'a E> {
+    let candidates = candidates(endpoints, workload, policy, client);
+    by_capacity(candidates, |e| workload(e).capacity, roll)
+}
+
+/// Those among which [`choose`] chooses: each of them for some roll.
+pub fn candidates<'a, E>(
+    endpoints: &'a [E],
+    workload: impl Fn(&E) -> &Workload + Copy,
+    policy: &LoadBalancing,
+    client: Option<&Workload>,
+) -> impl Iterator<Item = &'a E> + Clone {
+    let rank = move |e: &E| client.map_or(0, |c| shared_scopes(&policy.preference, c, workload(e)));
+    let among = move |health: Option<Health>| {
+        let usable = move |e: &&E| health.is_none_or(|health| workload(e).health == health);
+        let usable = endpoints.iter().filter(usable);
         let wanted = match policy.mode {
             Mode::Standard | Mode::Passthrough => 0,
             Mode::Strict => policy.preference.len(),
-            Mode::Failover => endpoints.iter().filter(usable).map(&rank).max()?,
+            Mode::Failover => usable.clone().map(rank).max().unwrap_or(0),
         };
-        let candidates = || {
-            endpoints
-                .iter()
-                .filter(usable)
-                .filter(|e| rank(e) >= wanted)
-        };
-        by_capacity(candidates, |e| workload(e).capacity, roll)
+        usable.filter(move |e| workload(e).capacity > 0 && rank(e) >= wanted)
     };
     if policy.allow_unhealthy {
-        return among(&|_| true);
+        return among(None);
     }
-    among(&|health| health == Health::Ready).or_else(|| among(&|h| h == Health::Terminating))
+    let ready = among(Some(Health::Ready));
+    match ready.clone().next() {
+        Some(_) => ready,
+        None => among(Some(Health::Terminating)),
+    }
 }
 
-fn by_capacity<'w, E: 'w, I: Iterator<Item = &'w E>>(
-    candidates: impl Fn() -> I,
+fn by_capacity<'a, E>(
+    candidates: impl Iterator<Item = &'a E> + Clone,
     capacity: impl Fn(&E) -> u32,
     roll: f64,
-) -> Option<&'w E> {
-    let total: u64 = candidates().map(|e| u64::from(capacity(e))).sum();
+) -> Option<&'a E> {
+    let total: u64 = candidates.clone().map(|e| u64::from(capacity(e))).sum();
     let mut point = (roll * total as f64) as u64;
-    for endpoint in candidates() {
+    for endpoint in candidates {
         let capacity = u64::from(capacity(endpoint));
         if point < capacity {
             return Some(endpoint);

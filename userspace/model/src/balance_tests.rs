@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::*;
 use crate::{
@@ -42,7 +45,7 @@ fn policy(mode: Mode, preference: &[Scope]) -> LoadBalancing {
     }
 }
 
-/// How often each endpoint is chosen in 100 rolls.
+/// How often each endpoint is chosen in 100 rolls. All candidates are, and nobody else is.
 fn shares(
     endpoints: &[Workload],
     policy: &LoadBalancing,
@@ -55,6 +58,9 @@ fn shares(
             *shares.entry(chosen.name().to_owned()).or_default() += 1;
         }
     }
+    let candidates = candidates(endpoints, |w| w, policy, client);
+    let candidates: BTreeSet<&str> = candidates.map(Workload::name).collect();
+    assert!(shares.keys().eq(candidates), "{shares:?}");
     shares
 }
 

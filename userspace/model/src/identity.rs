@@ -1,6 +1,6 @@
 //! Workload identities as SPIFFE writes them.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::Name;
 
@@ -37,8 +37,13 @@ impl fmt::Display for TrustDomain {
 /// A workload's identity: `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`.
 ///
 /// No other SPIFFE path names a workload of a mesh; such URIs do not parse.
+///
+/// A copy is one pointer: each connection holds some.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpiffeId {
+pub struct SpiffeId(Arc<Parts>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Parts {
     trust_domain: TrustDomain,
     namespace: Name,
     service_account: Name,
@@ -54,34 +59,34 @@ impl SpiffeId {
         namespace: &str,
         service_account: &str,
     ) -> Result<Self, ParseSpiffeIdError> {
-        Ok(Self {
+        Ok(Self(Arc::new(Parts {
             trust_domain,
             namespace: segment(namespace, namespace)?,
             service_account: segment(service_account, service_account)?,
-        })
+        })))
     }
 
     /// Who issued it.
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.0.trust_domain
     }
 
     /// The Kubernetes namespace of the service account.
     pub fn namespace(&self) -> &Name {
-        &self.namespace
+        &self.0.namespace
     }
 
     /// The name of the service account.
     pub fn service_account(&self) -> &Name {
-        &self.service_account
+        &self.0.service_account
     }
 
     /// The same namespace and service account in another trust domain.
     pub fn in_domain(&self, trust_domain: TrustDomain) -> Self {
-        Self {
+        Self(Arc::new(Parts {
             trust_domain,
-            ..self.clone()
-        }
+            ..Parts::clone(&self.0)
+        }))
     }
 
     /// The form in which policies name a principal: the URI without its scheme.
@@ -104,11 +109,11 @@ impl FromStr for SpiffeId {
         if ns != "ns" || sa != "sa" || parts.next().is_some() {
             return Err(malformed());
         }
-        Ok(Self {
+        Ok(Self(Arc::new(Parts {
             trust_domain: TrustDomain(segment(domain, text)?),
             namespace: segment(namespace, text)?,
             service_account: segment(account, text)?,
-        })
+        })))
     }
 }
 
@@ -124,11 +129,11 @@ pub struct Principal<'a>(&'a SpiffeId);
 
 impl fmt::Display for Principal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SpiffeId {
+        let Parts {
             trust_domain,
             namespace,
             service_account,
-        } = self.0;
+        } = &*self.0.0;
         write!(f, "{trust_domain}/ns/{namespace}/sa/{service_account}")
     }
 }

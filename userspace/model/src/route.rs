@@ -121,22 +121,61 @@ pub fn outbound(
     tried: &[Uid],
     roll: f64,
 ) -> Route {
-    if dst.ip().is_loopback() {
-        // Somebody dialled our own listener; there is no way back out.
-        return Route::Refuse(Refusal::Recursive);
-    }
-    match mesh.destination(client.network, dst.ip()) {
-        Destination::Unknown => outside(client, dst),
-        Destination::Workload(workload) => {
-            // What comes from a workload's own waypoint has been there already.
-            match &workload.waypoint {
-                Some(waypoint) if !is_waypoint(mesh, client, waypoint) => {
-                    through_waypoint(mesh, client, waypoint, dst, None)
-                }
-                _ => to_workload(workload, dst, dst.port(), None),
+    match lead(mesh, client, dst) {
+        Lead::Route(route) => route,
+        Lead::Endpoints(service) => {
+            let mut endpoints = mesh.endpoints(&service, dst.port());
+            endpoints.retain(|endpoint| !tried.contains(&endpoint.workload.uid));
+            let policy = &service.load_balancing;
+            let client = Some(client.workload);
+            match balance::choose(&endpoints, |e| &e.workload, policy, client, roll).cloned() {
+                Some(endpoint) => to_endpoint(endpoint, dst, service),
+                None => no_endpoint(dst, &service),
             }
         }
-        Destination::Service(service) => to_service(mesh, client, service, dst, tried, roll),
+    }
+}
+
+/// All that [`outbound`] may decide before anything was tried: each for some roll.
+pub fn choices(mesh: &Mesh, client: Client<'_>, OrigDst(dst): OrigDst) -> Vec<Route> {
+    let service = match lead(mesh, client, dst) {
+        Lead::Route(route) => return vec![route],
+        Lead::Endpoints(service) => service,
+    };
+    let endpoints = mesh.endpoints(&service, dst.port());
+    let policy = &service.load_balancing;
+    let client = Some(client.workload);
+    let candidates = balance::candidates(&endpoints, |e| &e.workload, policy, client);
+    let routes = candidates.map(|endpoint| to_endpoint(endpoint.clone(), dst, service.clone()));
+    let routes: Vec<Route> = routes.collect();
+    if routes.is_empty() {
+        return vec![no_endpoint(dst, &service)];
+    }
+    routes
+}
+
+/// Where a destination leads before chance has its say.
+enum Lead {
+    Route(Route),
+    /// To one of the endpoints of a service.
+    Endpoints(Arc<Service>),
+}
+
+fn lead(mesh: &Mesh, client: Client<'_>, dst: SocketAddr) -> Lead {
+    if dst.ip().is_loopback() {
+        // Somebody dialled our own listener; there is no way back out.
+        return Lead::Route(Route::Refuse(Refusal::Recursive));
+    }
+    match mesh.destination(client.network, dst.ip()) {
+        Destination::Unknown => Lead::Route(outside(client, dst)),
+        Destination::Workload(workload) => Lead::Route(match &workload.waypoint {
+            // What comes from a workload's own waypoint has been there already.
+            Some(waypoint) if !is_waypoint(mesh, client, waypoint) => {
+                through_waypoint(mesh, client, waypoint, dst, None)
+            }
+            _ => to_workload(workload, dst, dst.port(), None),
+        }),
+        Destination::Service(service) => to_service(mesh, client, service, dst),
     }
 }
 
@@ -153,46 +192,29 @@ fn outside(client: Client<'_>, dst: SocketAddr) -> Route {
     }
 }
 
-fn to_service(
-    mesh: &Mesh,
-    client: Client<'_>,
-    service: Arc<Service>,
-    dst: SocketAddr,
-    tried: &[Uid],
-    roll: f64,
-) -> Route {
+fn to_service(mesh: &Mesh, client: Client<'_>, service: Arc<Service>, dst: SocketAddr) -> Lead {
     if let Some(waypoint) = &service.waypoint
         && !is_waypoint(mesh, client, waypoint)
     {
-        return through_waypoint(mesh, client, waypoint, dst, Some(service.clone()));
+        let route = through_waypoint(mesh, client, waypoint, dst, Some(service.clone()));
+        return Lead::Route(route);
     }
     if service.load_balancing.mode == Mode::Passthrough {
-        return Route::Plain {
+        return Lead::Route(Route::Plain {
             to: dst,
             workload: None,
             service: Some(service),
-        };
+        });
     }
-    match endpoint(mesh, client, &service, dst.port(), tried, roll) {
-        Some(Endpoint { workload, port }) => to_workload(workload, dst, port, Some(service)),
-        None => Route::Refuse(Refusal::NoEndpoint(service.hostname.clone(), dst.port())),
-    }
+    Lead::Endpoints(service)
 }
 
-/// Chooses among the endpoints that were not tried.
-fn endpoint(
-    mesh: &Mesh,
-    client: Client<'_>,
-    service: &Service,
-    port: u16,
-    tried: &[Uid],
-    roll: f64,
-) -> Option<Endpoint> {
-    let mut endpoints = mesh.endpoints(service, port);
-    endpoints.retain(|endpoint| !tried.contains(&endpoint.workload.uid));
-    let policy = &service.load_balancing;
-    let client = Some(client.workload);
-    balance::choose(&endpoints, |e| &e.workload, policy, client, roll).cloned()
+fn to_endpoint(endpoint: Endpoint, dst: SocketAddr, service: Arc<Service>) -> Route {
+    to_workload(endpoint.workload, dst, endpoint.port, Some(service))
+}
+
+fn no_endpoint(dst: SocketAddr, service: &Service) -> Route {
+    Route::Refuse(Refusal::NoEndpoint(service.hostname.clone(), dst.port()))
 }
 
 fn to_workload(

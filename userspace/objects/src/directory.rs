@@ -26,8 +26,10 @@ pub struct Config {
     pub quiet: Duration,
     /// A burst that does not end is read after so long all the same.
     pub longest_burst: Duration,
-    /// Everything is read again at least so often, should the kernel lose an event.
+    /// Everything is looked at again at least so often, should the kernel lose an event.
     pub rescan: Duration,
+    /// Every file is read again at least so often, should its times not tell of a change.
+    pub reread: Duration,
     /// The policies that were in force before.
     pub memory: Memory,
     /// Whose pods are wanted, and nothing else but namespaces; absent when everything is.
@@ -42,11 +44,16 @@ impl Config {
             quiet: Duration::from_millis(20),
             longest_burst: Duration::from_millis(200),
             rescan: Duration::from_secs(10),
+            reread: Duration::from_secs(300),
             memory: Memory::Off,
             node: None,
         }
     }
 }
+
+/// After a look at a large directory comes a rest, so many times as long: changes that do not end
+/// must not take a whole processor.
+const REST: u32 = 4;
 
 /// Watches a directory from a thread of its own until it is dropped.
 pub struct Directory {
@@ -88,9 +95,19 @@ impl Directory {
         let thread = thread::Builder::new()
             .name("objects".to_owned())
             .spawn(move || {
-                while config.wait(&woken).is_continue() {
+                let mut read = Instant::now();
+                let mut rested = read;
+                while config.wait(&woken, rested).is_continue() {
                     ear.listen();
-                    if let Some(snapshot) = reload(&mut store, &config.path) {
+                    let begin = Instant::now();
+                    if begin - read >= config.reread {
+                        store.distrust_stamps();
+                        read = begin;
+                    }
+                    let snapshot = reload(&mut store, &config.path);
+                    let end = Instant::now();
+                    rested = end + (end - begin) * REST;
+                    if let Some(snapshot) = snapshot {
                         deliver(snapshot);
                     }
                 }
@@ -127,17 +144,20 @@ enum Wake {
 type Flow = std::ops::ControlFlow<()>;
 
 impl Config {
-    /// Waits for the end of the next burst of changes, or for the time of the next rescan.
-    fn wait(&self, woken: &mpsc::Receiver<Wake>) -> Flow {
+    /// Waits for the end of the next burst of changes, until one may look again; or for the time of
+    /// the next rescan.
+    fn wait(&self, woken: &mpsc::Receiver<Wake>, rested: Instant) -> Flow {
         match woken.recv_timeout(self.rescan) {
             Ok(Wake::Changed) => {}
             Err(RecvTimeoutError::Timeout) => return Flow::Continue(()),
             Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return Flow::Break(()),
         }
-        let deadline = Instant::now() + self.longest_burst;
+        let deadline = rested.max(Instant::now() + self.longest_burst);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match woken.recv_timeout(self.quiet.min(left)) {
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
+            let quiet = self.quiet.max(rested.saturating_duration_since(now));
+            match woken.recv_timeout(quiet.min(left)) {
                 Ok(Wake::Changed) if !left.is_zero() => {}
                 Ok(Wake::Changed) | Err(RecvTimeoutError::Timeout) => return Flow::Continue(()),
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return Flow::Break(()),

@@ -141,6 +141,23 @@ fn a_rescan_makes_up_for_lost_events() {
 }
 
 #[test]
+fn who_has_looked_for_long_rests_before_the_next_look() {
+    let (wake, woken) = mpsc::channel();
+    let config = Config::new("/");
+    for rest in [Duration::from_millis(300), Duration::ZERO] {
+        wake.send(Wake::Changed).unwrap();
+        let begin = Instant::now();
+        assert!(config.wait(&woken, begin + rest).is_continue());
+        let waited = begin.elapsed();
+        assert!(waited >= rest && waited < PATIENCE, "{waited:?}");
+    }
+    wake.send(Wake::Changed).unwrap();
+    wake.send(Wake::Stop).unwrap();
+    let never = Instant::now() + Duration::from_secs(3600);
+    assert!(config.wait(&woken, never).is_break());
+}
+
+#[test]
 fn a_missing_directory_is_an_error() {
     let error = Directory::read(Path::new("/nonexistent/conf")).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/conf"), "{error}");

@@ -1,12 +1,10 @@
-use std::path::Path;
-
-use crate::{Snapshot, Store, store::FileText};
+use crate::{Snapshot, Store, scan::FileText};
 
 use super::*;
 
 fn read(text: String) -> Snapshot {
     let mut store = Store::default();
-    store.reload([(Path::new("f.yaml").into(), FileText::Text(text))].into());
+    store.reload([("f.yaml", FileText::Text(text).into())]);
     assert_eq!(&*store.snapshot().diagnostics, []);
     store.snapshot()
 }
@@ -133,7 +131,7 @@ fn a_pod_says_whether_its_dns_queries_are_captured() {
         assert_eq!(enrolments[0].dns_capture, expected);
     }
     let mut store = Store::default();
-    store.reload([(Path::new("f.yaml").into(), FileText::Text(text("\"no\"")))].into());
+    store.reload([("f.yaml", FileText::Text(text("\"no\"")).into())]);
     let snapshot = store.snapshot();
     let [finding] = &snapshot.diagnostics[..] else {
         panic!("{:?}", snapshot.diagnostics);

@@ -20,6 +20,7 @@ mod read;
 mod relations;
 mod report;
 pub mod scan;
+pub mod stamp;
 mod stand_in;
 pub mod store;
 mod yaml;

@@ -28,6 +28,18 @@ pub(crate) struct Contents {
     pub(crate) diagnostics: Vec<Diagnostic>,
 }
 
+impl Contents {
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self {
+            items,
+            incomplete,
+            guessed,
+            diagnostics,
+        } = self;
+        items.is_empty() && !incomplete && guessed.is_empty() && diagnostics.is_empty()
+    }
+}
+
 /// An object of a file.
 #[derive(Debug)]
 pub(crate) struct Item {

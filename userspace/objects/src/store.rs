@@ -3,7 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet, hash_map::RandomState},
     hash::BuildHasher as _,
-    path::Path,
+    num::NonZeroU64,
+    ops::Bound,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -17,6 +19,7 @@ use crate::{
     origin::Origin,
     read::{self, Broken, Contents, Item},
     relations,
+    scan::{FileText, Found},
     stand_in::{self, stand_in},
 };
 
@@ -30,28 +33,29 @@ pub struct Snapshot {
     pub last_good: Arc<LastGood>,
 }
 
-/// What was found at a file's path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileText {
-    Text(String),
-    /// It is there, but cannot be read; the reason.
+/// A file as it was read last. Its text is not kept: a mesh may have a great deal of it.
+#[derive(Debug)]
+struct Known {
+    /// The hash of its stamp; absent when it is to be read again.
+    stamp: Option<NonZeroU64>,
+    said: Said,
+    contents: Arc<Contents>,
+    /// The reload that is under way has found it.
+    seen: bool,
+}
+
+/// What a file said.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// Text with this hash.
+    Text(u64),
     Unreadable(String),
 }
 
-/// What a file said when it was read. Its text is not kept: a mesh may have a great deal of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Seen {
-    Text { length: usize, hash: u64 },
-    Unreadable(String),
-}
-
-impl Seen {
-    fn of(text: &FileText, hasher: &RandomState) -> Self {
+impl Said {
+    fn new(text: &FileText, hasher: &RandomState) -> Self {
         match text {
-            FileText::Text(text) => Self::Text {
-                length: text.len(),
-                hash: hasher.hash_one(text),
-            },
+            FileText::Text(text) => Self::Text(hasher.hash_one(text)),
             FileText::Unreadable(reason) => Self::Unreadable(reason.clone()),
         }
     }
@@ -64,8 +68,10 @@ impl Seen {
 /// whose [`Memory`] is blank: then another stands in for it.
 #[derive(Debug, Default)]
 pub struct Store {
-    files: BTreeMap<Arc<Path>, (Seen, Arc<Contents>)>,
+    files: BTreeMap<Arc<Path>, Known>,
     hasher: RandomState,
+    /// What most files hold that are read for a node: nothing.
+    nothing: Arc<Contents>,
     /// Whose pods are wanted, and nothing else but namespaces; absent when everything is.
     node: Option<Name>,
     good: BTreeMap<ObjectRef, InForce>,
@@ -157,27 +163,80 @@ impl Store {
 
     /// Takes over the files as they are now. Returns the new snapshot, or `None` when no file
     /// changed.
-    pub fn reload(&mut self, files: BTreeMap<Arc<Path>, FileText>) -> Option<Snapshot> {
-        let mut old = std::mem::take(&mut self.files);
-        let mut unchanged = old.len() == files.len();
-        for (path, text) in files {
-            let seen = Seen::of(&text, &self.hasher);
-            let contents = match old.remove(&path) {
-                Some((before, contents)) if before == seen => contents,
-                _ => {
-                    unchanged = false;
-                    Arc::new(self.contents(&path, text))
-                }
-            };
-            self.files.insert(path, (seen, contents));
+    pub fn reload<P: Into<PathBuf>>(
+        &mut self,
+        files: impl IntoIterator<Item = (P, Found)>,
+    ) -> Option<Snapshot> {
+        let mut changed = self.snapshot.is_none();
+        for (path, found) in files {
+            changed |= self.take(path.into(), found);
         }
-        if unchanged && self.snapshot.is_some() {
-            return None;
-        }
-        Some(self.renew())
+        let before = self.files.len();
+        self.files
+            .retain(|_, known| std::mem::take(&mut known.seen));
+        changed |= self.files.len() != before;
+        changed.then(|| self.renew())
     }
 
-    fn contents(&self, path: &Arc<Path>, text: FileText) -> Contents {
+    /// Whether something else is at the path than before.
+    fn take(&mut self, path: PathBuf, found: Found) -> bool {
+        let mut stamp = self.stamp(&found);
+        if let Some(known) = self.files.get_mut(&*path)
+            && stamp.is_some()
+            && known.stamp == stamp
+        {
+            known.seen = true;
+            return false;
+        }
+        let Some(text) = found.read(&path) else {
+            return false;
+        };
+        if let FileText::Unreadable(_) = text {
+            self.keep_below(&path);
+            // It may be readable the next time without having changed.
+            stamp = None;
+        }
+        let said = Said::new(&text, &self.hasher);
+        if let Some(known) = self.files.get_mut(&*path)
+            && known.said == said
+        {
+            (known.stamp, known.seen) = (stamp, true);
+            return false;
+        }
+        let path: Arc<Path> = path.into();
+        let known = Known {
+            stamp,
+            said,
+            contents: self.contents(&path, text),
+            seen: true,
+        };
+        self.files.insert(path, known);
+        true
+    }
+
+    /// Nothing is gone because the directory that it is in cannot be read.
+    fn keep_below(&mut self, directory: &Path) {
+        let below = self
+            .files
+            .range_mut::<Path, _>((Bound::Included(directory), Bound::Unbounded))
+            .take_while(|(path, _)| path.starts_with(directory));
+        below.for_each(|(_, known)| known.seen = true);
+    }
+
+    /// Has the next reload read all files, whatever their stamps say: not every file system keeps
+    /// them, and what is written through a mapping of a file may show late.
+    pub fn distrust_stamps(&mut self) {
+        self.files.values_mut().for_each(|known| known.stamp = None);
+    }
+
+    fn stamp(&self, found: &Found) -> Option<NonZeroU64> {
+        match found {
+            Found::File(stamp) => NonZeroU64::new(self.hasher.hash_one((*stamp)?)),
+            Found::Read(_) => None,
+        }
+    }
+
+    fn contents(&self, path: &Arc<Path>, text: FileText) -> Arc<Contents> {
         let mut contents = match text {
             FileText::Text(text) => read::read(path, &text),
             FileText::Unreadable(reason) => read::unreadable(path, reason),
@@ -190,8 +249,11 @@ impl Store {
                 None => matches!(&*item.origin.object.kind, "Pod" | "Namespace"),
             });
             contents.items.shrink_to_fit();
+            if contents.is_empty() {
+                return self.nothing.clone();
+            }
         }
-        contents
+        Arc::new(contents)
     }
 
     fn renew(&mut self) -> Snapshot {
@@ -202,17 +264,19 @@ impl Store {
 
     /// Notes that the files cannot be seen at all, for a `reason`. Everything stays as it was.
     pub fn keep(&mut self, root: &Path, reason: String) -> Option<Snapshot> {
-        let seen = Seen::Unreadable(reason.clone());
-        let known = self
-            .files
-            .get(root)
-            .is_some_and(|(before, _)| *before == seen);
+        let said = Said::Unreadable(reason.clone());
+        let known = self.files.get(root).is_some_and(|known| known.said == said);
         if known && self.snapshot.is_some() {
             return None;
         }
         let root: Arc<Path> = root.into();
-        let contents = Arc::new(read::unreadable(&root, reason));
-        self.files.insert(root, (seen, contents));
+        let known = Known {
+            stamp: None,
+            said,
+            contents: Arc::new(read::unreadable(&root, reason)),
+            seen: false,
+        };
+        self.files.insert(root, known);
         Some(self.renew())
     }
 
@@ -223,7 +287,7 @@ impl Store {
 
     fn settle(&mut self) -> Snapshot {
         let files = self.files.values();
-        let contents: Vec<Arc<Contents>> = files.map(|(_, contents)| contents.clone()).collect();
+        let contents: Vec<Arc<Contents>> = files.map(|known| known.contents.clone()).collect();
         let diagnostics = contents.iter().flat_map(|contents| &contents.diagnostics);
         let mut diagnostics: Vec<Diagnostic> = diagnostics.cloned().collect();
         let claims = self.claims(&contents, &mut diagnostics);
@@ -256,7 +320,7 @@ impl Store {
         let files = &self.files;
         self.good.retain(|reference, in_force| {
             let file = files.get(&in_force.object.origin().file);
-            named.contains(reference) || file.is_some_and(|(_, contents)| contents.incomplete)
+            named.contains(reference) || file.is_some_and(|known| known.contents.incomplete)
         });
     }
 

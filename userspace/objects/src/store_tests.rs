@@ -1,13 +1,17 @@
+use std::time::{Duration, SystemTime};
+
 use super::*;
-use crate::Severity::{Error, Info, Warning};
+use crate::{
+    Severity::{Error, Info, Warning},
+    stamp::Stamp,
+};
 
 /// A store that reads the given files.
 fn reload(store: &mut Store, files: &[(&str, &str)]) -> Snapshot {
-    let files = files.iter().map(|(path, text)| {
-        let path: Arc<Path> = Path::new(path).into();
-        (path, FileText::Text((*text).to_owned()))
-    });
-    store.reload(files.collect());
+    let files = files
+        .iter()
+        .map(|(path, text)| (*path, FileText::Text((*text).to_owned()).into()));
+    store.reload(files);
     store.snapshot()
 }
 
@@ -156,9 +160,7 @@ fn files_that_cannot_be_read_change_nothing() {
     let mut store = Store::default();
     reload(&mut store, &[("f.yaml", SHOP)]);
     let unreadable = FileText::Unreadable("cannot be read: why".to_owned());
-    let after = store
-        .reload([(Path::new("f.yaml").into(), unreadable)].into())
-        .unwrap();
+    let after = store.reload([("f.yaml", unreadable.into())]).unwrap();
     assert_eq!((after.count(Kind::Namespace), lines(&after).len()), (1, 1));
     assert_eq!(
         lines(&after),
@@ -206,7 +208,7 @@ fn duplicates_are_reported_and_the_version_in_force_stays() {
 #[test]
 fn nothing_is_delivered_when_nothing_changed() {
     let mut store = Store::default();
-    let files = || [(Path::new("f.yaml").into(), FileText::Text(SHOP.to_owned()))].into();
+    let files = || [("f.yaml", FileText::Text(SHOP.to_owned()).into())];
     assert!(store.reload(files()).is_some());
     assert!(store.reload(files()).is_none());
 }
@@ -249,8 +251,9 @@ fn for_a_node_only_its_pods_and_namespaces_are_kept() {
 #[test]
 fn an_empty_directory_is_delivered_once() {
     let mut store = Store::default();
-    assert!(store.reload(BTreeMap::new()).is_some());
-    assert!(store.reload(BTreeMap::new()).is_none());
+    let nothing = || None::<(&str, Found)>;
+    assert!(store.reload(nothing()).is_some());
+    assert!(store.reload(nothing()).is_none());
 }
 
 #[path = "validation_tests.rs"]
@@ -267,3 +270,62 @@ mod policies;
 
 #[path = "outbound_tests.rs"]
 mod outbound;
+
+#[test]
+fn a_file_is_read_when_its_stamp_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.yaml");
+    let write = |name: &str| {
+        let text = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}\n");
+        std::fs::write(&path, text).unwrap();
+    };
+    write("one");
+    let later = SystemTime::now() + Duration::from_secs(60);
+    let stamp = Stamp::new(&path.metadata().unwrap(), later);
+    assert!(stamp.is_some());
+    let mut store = Store::default();
+    let reload = |store: &mut Store, stamp| {
+        let snapshot = store.reload([(&*path, Found::File(stamp))])?;
+        let names = snapshot.objects.namespaces.keys();
+        Some(names.map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(reload(&mut store, stamp), Some(vec!["one".to_owned()]));
+    write("two");
+    assert_eq!(reload(&mut store, stamp), None, "it is not read");
+    assert_eq!(reload(&mut store, None), Some(vec!["two".to_owned()]));
+    assert_eq!(reload(&mut store, stamp), None, "it says the same");
+    write("six");
+    store.distrust_stamps();
+    assert_eq!(reload(&mut store, stamp), Some(vec!["six".to_owned()]));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    store.distrust_stamps();
+    let unreadable = reload(&mut store, stamp);
+    assert_eq!(unreadable, Some(vec!["six".to_owned()]));
+    std::fs::remove_dir(&path).unwrap();
+    write("ten");
+    assert_eq!(reload(&mut store, stamp), Some(vec!["ten".to_owned()]));
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(reload(&mut store, None), Some(vec![]), "it has just gone");
+}
+
+#[test]
+fn what_is_below_an_unreadable_directory_stays() {
+    let mut store = Store::default();
+    let namespace = |name: &str| {
+        let text = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
+        Found::from(FileText::Text(text))
+    };
+    let names = |snapshot: Snapshot| -> Vec<String> {
+        let names = snapshot.objects.namespaces.keys();
+        names.map(ToString::to_string).collect()
+    };
+    let files = || [("sub/a.yaml", namespace("a")), ("sub.yaml", namespace("b"))];
+    store.reload(files());
+    let unreadable = || Found::from(FileText::Unreadable("cannot be read: why".to_owned()));
+    let after = store.reload([("sub", unreadable())]).unwrap();
+    assert_eq!(lines(&after).len(), 1);
+    assert_eq!(names(after), ["a"]);
+    assert!(store.reload([("sub", unreadable())]).is_none());
+    assert_eq!(names(store.reload(files()).unwrap()), ["a", "b"]);
+}

@@ -93,8 +93,8 @@ fn warn(input: &Input) {
     let errors = all.filter(|one| one.severity == Severity::Error).count();
     if errors > 0 {
         eprintln!(
-            "warning: {errors} errors in the configuration; what they are about is left out here: see \
-             `sluicectl analyze`"
+            "warning: {} in the configuration; what is wrong is left out here: see `sluicectl analyze`",
+            show::plural(errors, "error")
         );
     }
 }
@@ -113,6 +113,7 @@ fn of_objects(arguments: &Arguments, objects: &Objects) -> Explanation {
     let mesh: Mesh = policies.chain(services).chain(workloads).collect();
     let world = World {
         mesh: &mesh,
+        cluster: &config.cluster,
         network: &config.network,
         cluster_domain: &config.cluster_domain,
         // As ztunnels do unless they are told otherwise.
@@ -123,9 +124,9 @@ fn of_objects(arguments: &Arguments, objects: &Objects) -> Explanation {
     let mut said = sluice_explain::explain(world, &arguments.source, &arguments.destination);
     for end in &mut said.ends {
         let Some(mtls) = &mut end.mtls else { continue };
-        let mut pods = objects.pods.values();
-        let pod = pods.find(|pod| end.workload == format!("{}/{}", pod.namespace, pod.name));
-        if let Some(pod) = pod {
+        let name = end.workload.split_once('/');
+        let key = name.map(|(namespace, name)| (namespace.into(), name.into()));
+        if let Some(pod) = key.and_then(|key| objects.pods.get(&key)) {
             mtls.from = translate::mtls(objects, config, pod, mtls.port).to_string();
         }
     }

@@ -1,9 +1,11 @@
 //! `sluicectl clients`, as an operator sees it.
 
+mod served;
+
 use std::process::{Command, Output};
 
-use sluice_telemetry::serve::{JSON, Reply, Router, serve};
-use tokio::net::TcpListener;
+use served::served;
+use sluice_telemetry::serve::{JSON, Reply, Router};
 
 const PAGE: &str = r#"[
   {"node": "n1", "address": "10.0.0.1:4711", "credential": "joinToken", "id": "ztunnel~1",
@@ -23,22 +25,10 @@ const PAGE: &str = r#"[
 
 /// Runs the command against a control plane whose clients are shown at `path`.
 fn clients(arguments: &[&str], path: &'static str) -> Output {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    let pages = Router::new().get(path, |_| Reply::ok(JSON, PAGE));
-    let server = runtime.spawn(async move { match serve(listener, pages).await {} });
-    let run = Command::new(env!("CARGO_BIN_EXE_sluicectl"))
-        .args(["clients", "--status", &address.to_string()])
-        .args(arguments)
-        .output()
-        .unwrap();
-    server.abort();
-    run
+    let (_control, address) = served(Router::new().get(path, |_| Reply::ok(JSON, PAGE)));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicectl"));
+    command.args(["clients", "--status", &address.to_string()]);
+    command.args(arguments).output().unwrap()
 }
 
 #[test]

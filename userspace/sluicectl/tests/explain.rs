@@ -1,15 +1,16 @@
 //! `sluicectl explain` and the verbs that ask a mesh, as an operator sees them.
 
+mod served;
+
 use std::{
     fs,
-    net::SocketAddr,
     process::{Command, Output},
 };
 
 use serde_json::{Value, json};
-use sluice_telemetry::serve::{JSON, Reply, Router, parameter, serve};
+use served::served;
+use sluice_telemetry::serve::{JSON, Reply, Router, parameter};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 
 /// A client, a server that takes no plaintext on 8080, and a policy for it.
 const SHOP: &str = "apiVersion: v1
@@ -179,22 +180,9 @@ fn what_is_left_out_of_the_answer_is_said() {
     );
     let warning = String::from_utf8(run.stderr).unwrap();
     assert!(
-        warning.contains("1 errors") && warning.contains("sluicectl analyze"),
+        warning.contains("1 error in") && warning.contains("sluicectl analyze"),
         "{warning}"
     );
-}
-
-/// Serves pages on loopback for as long as the runtime lives.
-fn served(pages: Router) -> (tokio::runtime::Runtime, SocketAddr) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    runtime.spawn(async move { match serve(listener, pages).await {} });
-    (runtime, address)
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The stream, and its return after it broke.
 
-use std::{collections::HashSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use sluice_identity::ControlPlane;
-use sluice_model::{Mesh, Name};
-use sluice_proto::discovery::{DeltaDiscoveryRequest, Status as RpcStatus};
+use sluice_model::Name;
+use sluice_proto::discovery::DeltaDiscoveryRequest;
 use tokio::{
     sync::watch,
     time::{Instant, Interval, interval_at, sleep},
@@ -13,6 +13,8 @@ use tonic::metadata::MetadataMap;
 
 use crate::{
     Error, Node, Snapshot, Status, View,
+    acknowledgement::Received,
+    answers::Answers,
     decode::Part,
     demand::Demand,
     store::{Kind, Response, Store},
@@ -30,8 +32,6 @@ const COMPLAINT: Duration = Duration::from_secs(30);
 /// What the control plane may send before it has been read, in bytes. Enough for a good line, and
 /// little enough to be no burden.
 const WINDOW: u32 = 1 << 20;
-/// How many refused resources a refusal names.
-const REJECTIONS_NAMED: usize = 100;
 
 /// Whom to ask, and as whom.
 #[derive(Clone, Debug)]
@@ -319,7 +319,7 @@ impl Client {
     ) -> Vec<DeltaDiscoveryRequest> {
         let Some(kind) = Kind::of(&response.envelope.type_url) else {
             // Nothing that we asked for, and nothing that harms.
-            return vec![verdict(Received::of(&response), &[])];
+            return vec![Received::of(&response).acknowledge(&[])];
         };
         held.push((kind, response));
         let is_there = |kind| held.iter().any(|(other, _)| *other == kind);
@@ -344,7 +344,7 @@ impl Client {
         self.announce(applied.iter().any(|applied| applied.changed));
         let verdicts = received.into_iter().zip(&applied);
         verdicts
-            .map(|(received, applied)| verdict(received, &applied.rejected))
+            .map(|(received, applied)| received.acknowledge(&applied.rejected))
             .collect()
     }
 
@@ -360,45 +360,6 @@ impl Client {
             status.version += u64::from(changed);
             changed || first
         });
-    }
-}
-
-/// What responses say of names.
-#[derive(Debug, Default)]
-struct Answers {
-    /// Resources, and the names that they answer to.
-    present: Vec<(Name, Name)>,
-    absent: Vec<String>,
-}
-
-impl Answers {
-    fn of(responses: &[(Kind, Response)]) -> Self {
-        let mut answers = Self::default();
-        for (_, response) in responses.iter().filter(|(kind, _)| *kind == Kind::Address) {
-            let own = response.resources.iter().map(|resource| {
-                let name = resource.name();
-                (name.clone(), name)
-            });
-            let aliases = response.aliases.iter();
-            let aliases = aliases
-                .map(|(place, alias)| (response.resources[*place].name(), alias.as_str().into()));
-            answers.present.extend(own.chain(aliases));
-            answers
-                .absent
-                .extend(response.envelope.removed.iter().cloned());
-        }
-        answers
-    }
-
-    /// Tells those who wait. What was refused answers nothing.
-    fn tell(&self, demand: &Demand, rejected: HashSet<&str>, mesh: &Mesh) {
-        let present = self.present.iter();
-        let present = present.filter(|(own, _)| !rejected.contains(&**own));
-        demand.answered(
-            present.map(|(_, name)| &**name),
-            self.absent.iter().map(String::as_str),
-            mesh,
-        );
     }
 }
 
@@ -431,69 +392,6 @@ fn change(subscribe: Vec<Name>, unsubscribe: Vec<Name>) -> DeltaDiscoveryRequest
         resource_names_unsubscribe: owned(unsubscribe),
         ..Default::default()
     }
-}
-
-/// What remains of a response that has been applied.
-#[derive(Debug)]
-struct Received {
-    type_url: String,
-    nonce: String,
-    resources: usize,
-    removed: usize,
-}
-
-impl Received {
-    fn of(response: &Response) -> Self {
-        Self {
-            type_url: response.envelope.type_url.clone(),
-            nonce: response.envelope.nonce.clone(),
-            resources: response.resources.len(),
-            removed: response.envelope.removed.len(),
-        }
-    }
-}
-
-/// The request that accepts or refuses a response.
-fn verdict(response: Received, rejected: &[(String, String)]) -> DeltaDiscoveryRequest {
-    let (resources, removed) = (response.resources, response.removed);
-    let (type_url, rejections) = (response.type_url, rejected.len());
-    tracing::debug!(
-        type_url,
-        resources,
-        removed,
-        rejected = rejections,
-        "response"
-    );
-    DeltaDiscoveryRequest {
-        type_url,
-        response_nonce: response.nonce,
-        error_detail: refusal(rejected),
-        ..Default::default()
-    }
-}
-
-/// The detail of a request that refuses some resources; `None` when all were right.
-fn refusal(rejected: &[(String, String)]) -> Option<RpcStatus> {
-    if rejected.is_empty() {
-        return None;
-    }
-    let mut reasons: Vec<String> = rejected
-        .iter()
-        .take(REJECTIONS_NAMED)
-        .map(|(name, reason)| format!("{name}: {reason}"))
-        .collect();
-    if let Some(more) = rejected.len().checked_sub(REJECTIONS_NAMED + 1) {
-        reasons.push(format!("and {} more", more + 1));
-    }
-    let message = reasons.join("; ");
-    tracing::warn!(
-        refused = message,
-        "resources refused; what was in force in their place stays"
-    );
-    Some(RpcStatus {
-        message,
-        ..Default::default()
-    })
 }
 
 /// Says, again and again, that there is no whole mesh yet: a control plane may keep silent.

@@ -4,6 +4,8 @@
 //! snapshot as everybody else sees it. What was once learnt stays when the control plane goes away,
 //! and what is wrong with a resource stays with that resource.
 
+mod acknowledgement;
+mod answers;
 mod client;
 mod decode;
 mod demand;

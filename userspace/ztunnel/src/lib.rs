@@ -8,6 +8,7 @@ pub mod broker;
 pub mod link;
 pub mod nameservers;
 mod one_line;
+mod rest;
 pub mod worker;
 
 pub use one_line::one_line;

@@ -1,8 +1,6 @@
 //! What is found when a mesh is seen as a whole: each row a configuration and its findings.
 
-use std::path::Path;
-
-use sluice_objects::{Store, store::FileText};
+use sluice_objects::{Store, scan::FileText};
 
 use super::*;
 use crate::{conditions, translate::translate};
@@ -31,7 +29,7 @@ fn config() -> translate::Config {
 }
 
 fn reload(store: &mut Store, text: String) -> Snapshot {
-    store.reload([(Path::new("f.yaml").into(), FileText::Text(text))].into());
+    store.reload([("f.yaml", FileText::Text(text).into())]);
     store.snapshot()
 }
 

@@ -1,12 +1,10 @@
-use std::path::Path;
-
 use sluice_model::{
     ServiceKey, Uid,
     authz::{Action, PolicyKey, Scope},
     service::{LoadBalancing, Mode, Port, Scope as Place},
     workload::{Health, Locality, OwnerKind, TunnelProtocol},
 };
-use sluice_objects::{Severity, Store, store::FileText};
+use sluice_objects::{Severity, Store, scan::FileText};
 
 use super::*;
 
@@ -29,8 +27,8 @@ pub(crate) fn of(documents: &[&str]) -> Translation {
 /// The objects of documents in which nothing is wrong.
 pub(crate) fn objects(documents: &[&str]) -> Arc<Objects> {
     let mut store = Store::default();
-    let text = FileText::Text(documents.join("\n---\n"));
-    store.reload([(Path::new("f.yaml").into(), text)].into());
+    let text = FileText::Text(documents.join("\n---\n")).into();
+    store.reload([("f.yaml", text)]);
     let snapshot = store.snapshot();
     let errors = snapshot
         .diagnostics

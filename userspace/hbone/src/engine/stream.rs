@@ -1,19 +1,18 @@
 //! A stream, and the application's connection that it carries.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     io::{self, IoSlice, Write as _},
     net::{Shutdown, TcpStream},
     ops::Range,
-    rc::Rc,
-    task::Waker,
     time::Duration,
 };
 
 use socket2::SockRef;
 
-use super::{StreamId, TunnelId};
-use crate::{CarryError, Meter, TunnelError, fields::Answer, limits};
+use super::{StreamId, TunnelId, watcher::Watcher};
+use crate::{CarryError, Meter, fields::Answer, limits};
 
 /// How many pieces one write takes at most.
 const SLICES: usize = 64;
@@ -29,7 +28,6 @@ pub(super) struct Piece {
 #[derive(Debug)]
 pub(super) struct App {
     pub(super) tcp: TcpStream,
-    meter: Rc<Meter>,
     /// Whether there may be something to read, and room to write: until the kernel says otherwise.
     pub(super) readable: bool,
     writable: bool,
@@ -76,8 +74,10 @@ pub(super) struct Stream {
     /// What the peer answered to our request.
     pub(super) answer: Option<Box<Answer>>,
     pub(super) end: Option<Result<(), CarryError>>,
-    /// Who waits for an answer, or for the end.
-    pub(super) waker: Option<Waker>,
+    /// What was carried so far.
+    pub(super) meter: Meter,
+    /// For the answer, or for the end.
+    pub(super) watcher: Watcher,
     /// Whether somebody outside of the engine knows of it.
     pub(super) held: bool,
     /// Whether its tunnel counts it among those that the peer does not want any more.
@@ -87,6 +87,9 @@ pub(super) struct Stream {
     /// Whether it is in its tunnel's queue of those that wait for it.
     pub(super) waiting: bool,
 }
+
+/// Each connection under way holds one, and most of them idle.
+const _: () = assert!(size_of::<Stream>() <= 152);
 
 impl Stream {
     pub(super) fn new(tunnel: TunnelId, number: u32, credit: i64) -> Self {
@@ -108,7 +111,8 @@ impl Stream {
             attached: true,
             answer: None,
             end: None,
-            waker: None,
+            meter: Meter::default(),
+            watcher: Watcher::Nobody,
             held: false,
             orphan: false,
             queued: false,
@@ -117,11 +121,10 @@ impl Stream {
     }
 
     /// Takes an application's connection, which is reset from now on when it is dropped.
-    pub(super) fn attach(&mut self, tcp: TcpStream, meter: Rc<Meter>) {
+    pub(super) fn attach(&mut self, tcp: TcpStream) {
         reset_when_closed(&tcp, true);
         self.app = Some(App {
             tcp,
-            meter,
             // Told at once, by whoever watches the socket from now on.
             readable: false,
             writable: true,
@@ -131,21 +134,13 @@ impl Stream {
         });
     }
 
-    pub(super) fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
     /// Whether the application should be read.
     pub(super) fn wants_to_say(&self) -> bool {
         self.open && !self.said_all && self.app.as_ref().is_some_and(|app| app.readable)
     }
 
     pub(super) fn read(&mut self, bytes: usize) {
-        if let Some(app) = &self.app {
-            Meter::add(&app.meter.received, bytes);
-        }
+        Meter::add(&self.meter.received, bytes);
     }
 
     /// What the kernel says of the application's connection.
@@ -182,7 +177,7 @@ impl Stream {
                 *slice = IoSlice::new(&from[piece.bytes.clone()]);
                 offered += piece.bytes.len();
             }
-            let mut written = app.write(&slices[..batch.len()])?;
+            let mut written = app.write(&slices[..batch.len()], &self.meter.sent)?;
             taken += written;
             app.writable = written == offered;
             done += batch.len();
@@ -219,7 +214,8 @@ impl Stream {
         {
             let (front, back) = pending.as_slices();
             let offered = pending.len();
-            let written = app.write(&[IoSlice::new(front), IoSlice::new(back)])?;
+            let written =
+                app.write(&[IoSlice::new(front), IoSlice::new(back)], &self.meter.sent)?;
             pending.drain(..written);
             taken += written;
             app.writable = written == offered;
@@ -248,10 +244,11 @@ impl Stream {
         self.said_all && self.shut
     }
 
-    /// Ends it: the application's connection is closed in order, or else reset.
-    pub(super) fn finish(&mut self, end: Result<(), CarryError>) {
+    /// Ends it: the application's connection is closed in order, or else reset. Says whether it
+    /// had not ended before.
+    pub(super) fn finish(&mut self, end: Result<(), CarryError>) -> bool {
         if self.end.is_some() {
-            return;
+            return false;
         }
         // What comes before a cut is kept for an application that is yet to come.
         if let Some(app) = self.app.take() {
@@ -261,7 +258,7 @@ impl Stream {
             }
         }
         self.end = Some(end);
-        self.wake();
+        true
     }
 
     /// For an application that comes after the end: gives it what there is, and resets it.
@@ -271,22 +268,15 @@ impl Stream {
         self.app = None;
         self.pending = None;
     }
-
-    /// Ends it because of its tunnel. What has arrived before is delivered first, if it can be.
-    pub(super) fn cut(&mut self, error: TunnelError) {
-        // Its application may be gone as well, and then needs nothing.
-        let _ = self.drain();
-        self.finish(Err(CarryError::Tunnel(error)));
-    }
 }
 
 impl App {
-    /// Writes what the socket takes, which may be nothing.
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    /// Writes what the socket takes, which may be nothing, and counts it.
+    fn write(&mut self, slices: &[IoSlice<'_>], counter: &Cell<u64>) -> io::Result<usize> {
         loop {
             match (&self.tcp).write_vectored(slices) {
                 Ok(written) => {
-                    Meter::add(&self.meter.sent, written);
+                    Meter::add(counter, written);
                     return Ok(written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),

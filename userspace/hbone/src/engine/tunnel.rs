@@ -491,8 +491,9 @@ impl Tunnel {
                 continue;
             };
             stream.attached = false;
-            stream.cut(error.clone());
-            if !stream.held {
+            let held = stream.held;
+            rest.cut(id, error.clone());
+            if !held {
                 rest.streams.remove(id);
             }
         }

@@ -9,7 +9,7 @@ use aya::{
 use sluice_abi::{Ip, maps};
 
 use super::{Expected, ExpectedPod, Finding, Pinned, Subject};
-use crate::{load::LOOKUP, registry::Outbound, sys};
+use crate::{attach::LOOKUP, registry::Outbound, sys};
 
 /// Makes every check that can be made through the pins; needs their owner's rights.
 pub fn check(expected: &Expected) -> Vec<Finding> {

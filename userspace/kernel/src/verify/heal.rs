@@ -9,7 +9,7 @@ use aya::maps::{MapData, MapError};
 use sluice_abi::{Ip, maps};
 
 use super::{Finding, Pinned, Subject, check::name};
-use crate::{EnrolledPod, Error, Kernel, error::removed, load, verify::Expected};
+use crate::{EnrolledPod, Error, Kernel, attach, error::removed, verify::Expected};
 
 /// Updates an entry only if there is none.
 const BPF_NOEXIST: u64 = 1;
@@ -60,11 +60,11 @@ impl Kernel {
             }
             (Subject::Program(place), _) => {
                 let wanted = name(&self.expected.programs[*place].path).into_owned();
-                load::pin_again(&mut self.ebpf, &self.pins, &wanted)
+                attach::pin_again(&mut self.ebpf, &self.pins, &wanted)
             }
             (Subject::Hook(place), _) => {
                 let hook = self.expected.hooks[*place].clone();
-                load::attach_again(&mut self.ebpf, &self.pins, &hook)
+                attach::attach_again(&mut self.ebpf, &self.pins, &hook)
             }
             (Subject::Netns(cookie), Some((_, Some(pod)))) => match holdings {
                 Some(holdings) => self.attach_lookup(holdings.netns, *cookie, &pod.link),

@@ -11,8 +11,7 @@ use std::{
 use anyhow::{Context, ensure};
 use sluice_objects::{
     Code, Diagnostic, Kind, Severity, Snapshot, Store,
-    scan::{read, scan},
-    store::FileText,
+    scan::{Found, read, scan},
 };
 
 /// How the standard input is named in findings.
@@ -81,16 +80,16 @@ impl Input {
 }
 
 /// Adds a file, the files of a directory, or the standard input.
-fn add(path: &Path, files: &mut BTreeMap<Arc<Path>, FileText>) -> anyhow::Result<()> {
+fn add(path: &Path, files: &mut BTreeMap<PathBuf, Found>) -> anyhow::Result<()> {
     let cannot_read = || format!("cannot read {}", path.display());
     if path == Path::new("-") {
         let text = read(io::stdin().lock()).with_context(|| format!("cannot read {STDIN}"))?;
-        files.insert(Path::new(STDIN).into(), text);
+        files.insert(STDIN.into(), text.into());
     } else if path.is_dir() {
         files.extend(scan(path).with_context(cannot_read)?);
     } else {
         let text = File::open(path).and_then(read).with_context(cannot_read)?;
-        files.insert(path.into(), text);
+        files.insert(path.into(), text.into());
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use sluice_objects::{Code, Diagnostic, Severity};
 
 use super::input::Input;
+use crate::show::plural;
 
 /// Whether severities are coloured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,11 +57,6 @@ pub(super) fn text(findings: &[Diagnostic], input: &Input, colours: Colours) -> 
         plural(input.files, "file"),
     );
     text
-}
-
-fn plural(count: usize, noun: &str) -> String {
-    let ending = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{ending}")
 }
 
 pub(super) fn explanation(code: Code) -> String {

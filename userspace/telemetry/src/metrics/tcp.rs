@@ -30,7 +30,7 @@ pub struct TcpMetrics(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     /// Written when labels are seen for the first time; read once per connection.
-    series: RwLock<HashMap<Arc<TcpLabels>, Arc<Counters>>>,
+    series: RwLock<HashMap<Arc<TcpLabels>, Arc<Series>>>,
     begun: Instant,
     gauges: [Gauges; 2],
 }
@@ -53,6 +53,13 @@ impl Gauges {
             Security::Unknown => &self.plain,
         }
     }
+}
+
+/// What is counted under a label set. Each connection holds one.
+#[derive(Debug)]
+struct Series {
+    labels: Arc<TcpLabels>,
+    counters: Counters,
 }
 
 #[derive(Debug, Default)]
@@ -94,16 +101,15 @@ impl TcpMetrics {
             flags: ResponseFlags::None,
             ..labels
         };
-        let (labels, counters) = self.0.series(labels);
-        counters.opened.fetch_add(1, Relaxed);
-        self.0.touch(&counters);
-        let gauges = self.0.gauges(labels.reporter);
-        gauges.open(labels.security).fetch_add(1, Relaxed);
+        let series = self.0.series(labels);
+        series.counters.opened.fetch_add(1, Relaxed);
+        self.0.touch(&series.counters);
+        let gauges = self.0.gauges(series.labels.reporter);
+        gauges.open(series.labels.security).fetch_add(1, Relaxed);
         ConnectionMetrics {
             metrics: self.clone(),
-            labels,
             flags: ResponseFlags::None,
-            counters,
+            series,
         }
     }
 }
@@ -122,10 +128,10 @@ impl Shared {
     }
 
     /// Labels, kept once for all connections that have them, and what is counted under them.
-    fn series(&self, labels: TcpLabels) -> (Arc<TcpLabels>, Arc<Counters>) {
+    fn series(&self, labels: TcpLabels) -> Arc<Series> {
         let read = self.series.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((labels, counters)) = read.get_key_value(&labels) {
-            return (labels.clone(), counters.clone());
+        if let Some(series) = read.get(&labels) {
+            return series.clone();
         }
         drop(read);
         let mut write = self.series.write().unwrap_or_else(PoisonError::into_inner);
@@ -134,27 +140,29 @@ impl Shared {
         } else {
             together(&labels)
         };
-        if let Some((labels, counters)) = write.get_key_value(&labels) {
-            return (labels.clone(), counters.clone());
+        if let Some(series) = write.get(&labels) {
+            return series.clone();
         }
-        let (labels, counters) = (Arc::new(labels), Arc::<Counters>::default());
-        write.insert(labels.clone(), counters.clone());
-        (labels, counters)
+        let labels = Arc::new(labels);
+        let series = Arc::new(Series {
+            labels: labels.clone(),
+            counters: Counters::default(),
+        });
+        write.insert(labels, series.clone());
+        series
     }
 
     /// Gives up what nobody has counted under for long, such as that of pods that are gone, and
     /// returns the rest.
-    fn review(&self) -> Vec<(Arc<TcpLabels>, Arc<Counters>)> {
+    fn review(&self) -> Vec<Arc<Series>> {
         let oldest = self.now().saturating_sub(FORGOTTEN.as_secs());
         let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
         // Whoever counts holds a reference.
-        series.retain(|_, counters| {
-            Arc::strong_count(counters) > 1 || counters.last.load(Relaxed) >= oldest
+        series.retain(|_, series| {
+            Arc::strong_count(series) > 1 || series.counters.last.load(Relaxed) >= oldest
         });
         // Copied, so that new connections do not wait for the text to be written.
-        let all = series.iter();
-        all.map(|(labels, counters)| (labels.clone(), counters.clone()))
-            .collect()
+        series.values().cloned().collect()
     }
 }
 
@@ -199,20 +207,19 @@ impl Drop for Opening {
 #[derive(Debug)]
 pub struct ConnectionMetrics {
     metrics: TcpMetrics,
-    labels: Arc<TcpLabels>,
+    series: Arc<Series>,
     flags: ResponseFlags,
-    counters: Arc<Counters>,
 }
 
 impl ConnectionMetrics {
     /// Adds bytes that went to the client, in the response direction.
     pub fn sent(&self, bytes: u64) {
-        self.counters.sent.fetch_add(bytes, Relaxed);
+        self.series.counters.sent.fetch_add(bytes, Relaxed);
     }
 
     /// Adds bytes that came from the client, in the request direction.
     pub fn received(&self, bytes: u64) {
-        self.counters.received.fetch_add(bytes, Relaxed);
+        self.series.counters.received.fetch_add(bytes, Relaxed);
     }
 
     /// Says why the connection failed. The first reason stays.
@@ -226,20 +233,21 @@ impl ConnectionMetrics {
 impl Drop for ConnectionMetrics {
     fn drop(&mut self) {
         let shared = &*self.metrics.0;
-        let gauges = shared.gauges(self.labels.reporter);
-        gauges.open(self.labels.security).fetch_sub(1, Relaxed);
-        shared.touch(&self.counters);
+        let Series { labels, counters } = &*self.series;
+        let gauges = shared.gauges(labels.reporter);
+        gauges.open(labels.security).fetch_sub(1, Relaxed);
+        shared.touch(counters);
         if self.flags == ResponseFlags::None {
-            self.counters.closed.fetch_add(1, Relaxed);
+            counters.closed.fetch_add(1, Relaxed);
             return;
         }
-        let (_, failed) = shared.series(TcpLabels {
+        let failed = shared.series(TcpLabels {
             flags: self.flags,
-            ..TcpLabels::clone(&self.labels)
+            ..TcpLabels::clone(labels)
         });
-        failed.closed.fetch_add(1, Relaxed);
-        failed.failed.fetch_add(1, Relaxed);
-        shared.touch(&failed);
+        failed.counters.closed.fetch_add(1, Relaxed);
+        failed.counters.failed.fetch_add(1, Relaxed);
+        shared.touch(&failed.counters);
     }
 }
 
@@ -279,11 +287,11 @@ impl Collector for TcpMetrics {
         let series = self.0.review();
         for (name, help, column) in COLUMNS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (labels, counters) in &series {
-                let value = column(counters).load(Relaxed);
+            for one in &series {
+                let value = column(&one.counters).load(Relaxed);
                 if value != 0 {
                     metric
-                        .encode_family(&**labels)?
+                        .encode_family(&*one.labels)?
                         .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
                 }
             }
@@ -360,12 +368,12 @@ mod tests {
         assert_eq!(all.len(), MAX_SERIES + 1);
         let other = all
             .iter()
-            .find(|(labels, _)| &*labels.source.workload == "other");
-        assert_eq!(other.unwrap().1.closed.load(Relaxed), 100);
+            .find(|series| &*series.labels.source.workload == "other");
+        assert_eq!(other.unwrap().counters.closed.load(Relaxed), 100);
         // Those that have series of their own keep them.
         drop(metrics.open(labels("w0")));
-        let (_, first) = metrics.0.series(labels("w0"));
-        assert_eq!(first.opened.load(Relaxed), 2);
+        let first = metrics.0.series(labels("w0"));
+        assert_eq!(first.counters.opened.load(Relaxed), 2);
     }
 
     #[test]
@@ -379,11 +387,12 @@ mod tests {
         drop(metrics.open(labels("fresh")));
         drop(metrics.open(labels("old")));
         for workload in ["held", "old"] {
-            let (_, counters) = metrics.0.series(labels(workload));
-            counters.last.store(0, Relaxed);
+            let series = metrics.0.series(labels(workload));
+            series.counters.last.store(0, Relaxed);
         }
         let left = metrics.0.review();
-        let mut left: Vec<&str> = left.iter().map(|(l, _)| &*l.source.workload).collect();
+        let workloads = left.iter().map(|series| &*series.labels.source.workload);
+        let mut left: Vec<&str> = workloads.collect();
         left.sort_unstable();
         assert_eq!(left, ["fresh", "held"]);
         drop(held);

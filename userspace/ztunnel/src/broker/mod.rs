@@ -33,7 +33,10 @@ use nix::{
 use sluice_kernel::{Events, Kernel};
 use sluice_objects::{Directory, directory};
 
-use crate::link::{self, Settings};
+use crate::{
+    link::{self, Settings},
+    rest::Rest,
+};
 use pods::Pods;
 use worker::Worker;
 
@@ -138,6 +141,7 @@ pub fn run(config: Config) -> Result<()> {
         worker: Worker::new(&config, events, flows.clone())?,
         flows,
         events: config.events,
+        rest: Rest::begin(),
     };
     tracing::info!(node = config.node, "broker started");
     broker.worker.start(&broker.pods)?;
@@ -168,16 +172,14 @@ struct Broker {
     flows: flows::Flows,
     /// Whether events are wanted when nobody traces.
     events: Events,
+    rest: Rest,
 }
 
 impl Broker {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Pods(wanted) => self.pods.reconcile(wanted, &self.worker),
-            Event::WorkerReady { pid } => {
-                tracing::info!(pid, "worker serves");
-                sluice_kernel::program::give_back();
-            }
+            Event::WorkerReady { pid } => tracing::info!(pid, "worker serves"),
             Event::WorkerExited { pid, status } => {
                 self.worker.exited(pid, &status);
                 self.pods.orphan();
@@ -222,6 +224,7 @@ impl Broker {
     fn tick(&mut self) {
         self.pods.tick(&self.worker);
         self.worker.refresh_credentials();
+        self.rest.look();
     }
 }
 

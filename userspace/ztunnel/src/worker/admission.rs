@@ -105,11 +105,11 @@ impl Known {
         if let Decision::Deny(reason) = judgement.decision {
             return Err(Refusal::Denied(reason));
         }
-        let mut flow = pod.flows.note(Claim::Inbound {
+        let flow = pod.flows.note(Claim::Inbound {
             peer: visitor.peer.cloned(),
             // What it is judged by is the address of the connection; the port is a claim.
-            source: SocketAddr::new(visitor.address.ip(), visitor.shown.port()),
-            destination,
+            source: SocketAddr::new(visitor.address.ip(), visitor.shown.port()).into(),
+            destination: destination.into(),
         });
         let show = |socket: &_| {
             let mut maps = shard.maps.borrow_mut();

@@ -1,8 +1,9 @@
 //! Connections whose two ends are there: their bytes, and the report at their end.
 //!
-//! What it took to get there is not kept meanwhile: each is a task of its own, and a small one.
+//! What it took to get there is not kept meanwhile. What a tunnel carries is not even a task: most
+//! connections idle, and there are many of them.
 
-use std::{net::TcpStream as StdStream, rc::Rc};
+use std::net::TcpStream as StdStream;
 
 use sluice_hbone::{CarryError, Meter, Stream};
 use tokio::net::TcpStream;
@@ -13,28 +14,21 @@ use super::{
     report::Report,
 };
 
-/// Moves the bytes of a connection through a tunnel.
-pub(super) fn through(
-    stream: Stream,
-    application: StdStream,
-    mut flow: Flow,
-    report: Box<Report>,
-) -> impl Future<Output = ()> {
-    // Before the task, which then holds neither twice.
-    let carried = stream.carry(application, &report.meter);
-    async move {
-        let carried = flow.unless_cut(carried).await;
+/// Moves the bytes of a connection through a tunnel, from now on.
+pub(super) fn through(stream: Stream, application: StdStream, flow: Flow, report: Box<Report>) {
+    flow.carried(stream.abort_handle());
+    // In one piece with the rest of what is kept until the end.
+    let mut report = *report;
+    stream.carry_then(application, move |carried, meter| {
+        report.meter = meter;
+        // A cut is what is reported, also when its tunnel ends with it.
+        let carried = flow.cut().map_or(Ok(carried), Err);
         report.finish(failure(carried));
-    }
+    });
 }
 
 /// Moves the bytes of a connection without a tunnel.
-pub(super) async fn join(
-    application: StdStream,
-    peer: StdStream,
-    mut flow: Flow,
-    report: Box<Report>,
-) {
+pub(super) async fn join(application: StdStream, peer: StdStream, flow: Flow, report: Box<Report>) {
     let carried = both_ways(application, peer, &report.meter);
     let carried = flow.unless_cut(carried).await;
     report.finish(failure(carried));
@@ -43,7 +37,7 @@ pub(super) async fn join(
 async fn both_ways(
     application: StdStream,
     peer: StdStream,
-    meter: &Rc<Meter>,
+    meter: &Meter,
 ) -> Result<(), CarryError> {
     let application = TcpStream::from_std(application).map_err(CarryError::Application)?;
     let peer = TcpStream::from_std(peer).map_err(CarryError::Peer)?;

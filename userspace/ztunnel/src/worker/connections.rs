@@ -125,7 +125,8 @@ impl Connections {
                 destination,
                 ..
             } => {
-                let way = Way::new(*source, *destination, *destination);
+                let (source, destination) = ((*source).into(), (*destination).into());
+                let way = Way::new(source, destination, destination);
                 (&mut self.inbound, way)
             }
             Claim::Tunnel { way, .. } | Claim::Plain(way) => (&mut self.outbound, *way),

@@ -5,15 +5,19 @@
 
 use std::{
     cell::RefCell,
-    net::{IpAddr, SocketAddr},
+    future::poll_fn,
+    net::SocketAddr,
     rc::Rc,
+    task::{Context, Poll, Waker},
 };
 
-use slotmap::{Key as _, SlotMap, new_key_type};
+use slotmap::{SlotMap, new_key_type};
+use sluice_hbone::AbortHandle;
 use sluice_identity::{Distrust, Peer};
 use sluice_model::{SpiffeId, TrustDomain, Uid, authz::DenyReason};
 use sluice_xds::Needed;
-use tokio::sync::oneshot;
+
+use super::address::Address;
 
 /// What a connection was let through on.
 #[derive(Clone, Debug)]
@@ -23,8 +27,8 @@ pub(super) enum Claim {
     /// A visitor of the pod: in a tunnel, or in plaintext.
     Inbound {
         peer: Option<Rc<Peer>>,
-        source: SocketAddr,
-        destination: SocketAddr,
+        source: Address,
+        destination: Address,
     },
     /// The pod visits a workload, through a tunnel.
     Tunnel {
@@ -68,28 +72,6 @@ impl Way {
     }
 }
 
-/// An address without what only IPv6 sockets of the link have.
-#[derive(Clone, Copy, Debug)]
-struct Address {
-    ip: IpAddr,
-    port: u16,
-}
-
-impl From<SocketAddr> for Address {
-    fn from(address: SocketAddr) -> Self {
-        Self {
-            ip: address.ip(),
-            port: address.port(),
-        }
-    }
-}
-
-impl From<Address> for SocketAddr {
-    fn from(Address { ip, port }: Address) -> Self {
-        Self::new(ip, port)
-    }
-}
-
 impl Claim {
     /// Whose certificate it rests on.
     pub(super) fn peer(&self) -> Option<&Peer> {
@@ -129,7 +111,7 @@ pub(super) enum Cut {
 }
 
 new_key_type! {
-    /// A connection among those of its pod; none, when it was cut at once.
+    /// A connection among those of its pod.
     struct FlowId;
 }
 
@@ -142,42 +124,60 @@ pub(super) struct Flows {
 #[derive(Debug)]
 struct Entry {
     claim: Claim,
-    /// In a box, since nearly every connection ends without.
-    cut: oneshot::Sender<Box<Cut>>,
+    state: State,
+}
+
+/// Each connection under way holds one, and most of them idle.
+const _: () = assert!(size_of::<Entry>() <= 112);
+
+/// Who is told when a connection is cut.
+#[derive(Debug)]
+enum State {
+    /// Nobody waits for that yet.
+    Noted,
+    /// A task.
+    Served(Waker),
+    /// The engine, which gives it up then.
+    Carried(AbortHandle),
+    /// It was cut. In a box, since nearly every connection ends without.
+    Cut(Box<Cut>),
+}
+
+impl Entry {
+    fn cut(&mut self, reason: Cut) {
+        match std::mem::replace(&mut self.state, State::Cut(Box::new(reason))) {
+            State::Noted | State::Cut(_) => {}
+            State::Served(waker) => waker.wake(),
+            State::Carried(handle) => handle.abort(),
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        matches!(self.state, State::Cut(_))
+    }
 }
 
 impl Flows {
     /// Notes a connection until the guard is dropped. If trust has changed since the handshake, it
     /// is cut at once.
     pub(super) fn note(self: &Rc<Self>, claim: Claim) -> Flow {
-        let (cut, is_cut) = oneshot::channel();
-        let id = match claim.distrust() {
-            Some(reason) => {
-                // The receiver is below.
-                let _ = cut.send(Box::new(reason));
-                FlowId::null()
-            }
-            None => self.entries.borrow_mut().insert(Entry { claim, cut }),
+        let state = match claim.distrust() {
+            Some(reason) => State::Cut(Box::new(reason)),
+            None => State::Noted,
         };
         Flow {
+            id: self.entries.borrow_mut().insert(Entry { claim, state }),
             flows: self.clone(),
-            id,
-            is_cut,
-            needed: Vec::new(),
+            _needed: Needs::default(),
         }
     }
 
     /// Cuts the connections for which `judge` has a reason.
     pub(super) fn review(&self, judge: impl Fn(&Claim) -> Option<Cut>) {
         let mut entries = self.entries.borrow_mut();
-        let doomed = entries
-            .iter()
-            .filter_map(|(id, entry)| Some((id, judge(&entry.claim)?)));
-        let doomed: Vec<(FlowId, Cut)> = doomed.collect();
-        for (id, reason) in doomed {
-            if let Some(entry) = entries.remove(id) {
-                // One that is ending by itself needs no reason.
-                let _ = entry.cut.send(Box::new(reason));
+        for entry in entries.values_mut().filter(|entry| !entry.is_cut()) {
+            if let Some(reason) = judge(&entry.claim) {
+                entry.cut(reason);
             }
         }
     }
@@ -185,7 +185,8 @@ impl Flows {
     /// Shows what is under way.
     pub(super) fn for_each(&self, show: impl FnMut(&Claim)) {
         let entries = self.entries.borrow();
-        entries.values().map(|entry| &entry.claim).for_each(show);
+        let under_way = entries.values().filter(|entry| !entry.is_cut());
+        under_way.map(|entry| &entry.claim).for_each(show);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -193,33 +194,64 @@ impl Flows {
     }
 }
 
+/// What a connection needs to stay known: whom it goes to, and who is on the way there.
+pub(super) type Needs = [Needed; 2];
+
 /// A connection that is noted.
 #[derive(Debug)]
 #[must_use = "the connection is not judged again after this is dropped"]
 pub(super) struct Flow {
     flows: Rc<Flows>,
     id: FlowId,
-    is_cut: oneshot::Receiver<Box<Cut>>,
-    /// What it needs to stay known.
-    needed: Vec<Needed>,
+    _needed: Needs,
 }
 
 impl Flow {
     /// Keeps names of the mesh known for as long as the connection lasts.
-    pub(super) fn needing(mut self, needed: Vec<Needed>) -> Self {
-        self.needed = needed;
+    pub(super) fn needing(mut self, needed: Needs) -> Self {
+        self._needed = needed;
         self
+    }
+
+    /// From now on the engine carries the connection. A cut is known by [`Self::cut`] at the end of
+    /// that, which comes then.
+    pub(super) fn carried(&self, handle: AbortHandle) {
+        if let Some(entry) = self.flows.entries.borrow_mut().get_mut(self.id) {
+            match &mut entry.state {
+                State::Cut(_) => handle.abort(),
+                state => *state = State::Carried(handle),
+            }
+        }
+    }
+
+    /// Why it was cut, if that is so.
+    pub(super) fn cut(&self) -> Option<Box<Cut>> {
+        let mut entries = self.flows.entries.borrow_mut();
+        if !entries.get(self.id)?.is_cut() {
+            return None;
+        }
+        match entries.remove(self.id)?.state {
+            State::Cut(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<Box<Cut>> {
+        if let Some(reason) = self.cut() {
+            return Poll::Ready(reason);
+        }
+        if let Some(entry) = self.flows.entries.borrow_mut().get_mut(self.id) {
+            entry.state = State::Served(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// Does something for the connection, unless it is cut before that is done. A cut is what is
     /// reported, also when its tunnel ends with it.
-    pub(super) async fn unless_cut<T>(
-        &mut self,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Box<Cut>> {
+    pub(super) async fn unless_cut<T>(&self, work: impl Future<Output = T>) -> Result<T, Box<Cut>> {
         tokio::select! {
             biased;
-            Ok(reason) = &mut self.is_cut => Err(reason),
+            reason = poll_fn(|cx| self.poll_cut(cx)) => Err(reason),
             done = work => Ok(done),
         }
     }

@@ -15,7 +15,7 @@ use sluice_telemetry::{
     trace::{Kind, Step},
 };
 use sluice_xds::{Key, Unanswered};
-use tokio::{net::TcpStream, task::spawn_local};
+use tokio::net::TcpStream;
 
 use super::{
     PATIENCE,
@@ -126,7 +126,7 @@ async fn tunnel(
     local: SocketAddr,
 ) -> Result<(), Broken> {
     let _open = shard.shared.metrics.tunnels().open(Direction::Inbound);
-    let mut flow = pod.flows.note(Claim::Served(session.peer().clone()));
+    let flow = pod.flows.note(Claim::Served(session.peer().clone()));
     // A pod that leaves the mesh takes no new streams; those it has are finished.
     let served = session.serve(pod.left(), |incoming| {
         stream(shard.clone(), pod.clone(), incoming, peer, local)
@@ -186,8 +186,7 @@ async fn stream(
             Ok(stream) => {
                 report.dialled(&pod, &tcp);
                 report.opened();
-                spawn_local(carry::through(stream, tcp, flow, report));
-                return;
+                return carry::through(stream, tcp, flow, report);
             }
             Err(error) => Error::Tunnel(error),
         },

@@ -8,14 +8,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use sluice_identity::{Manager, SvidParts};
 use sluice_xds::Snapshot;
 use zeroize::Zeroizing;
 
 use super::Shared;
-use crate::link::{AsyncLink, Memory, Settings, ToBroker, memory};
+use crate::{
+    link::{AsyncLink, Memory, Settings, ToBroker, memory},
+    rest::{REST, Rest},
+};
 
 /// How long changes of the mesh are gathered before it is written down.
 const GATHER: Duration = Duration::from_secs(1);
@@ -24,9 +26,6 @@ const WRITING_SHARE: u32 = 20;
 /// A mesh that does not change is written down as often as this while the control plane is there, so
 /// that a snapshot's age tells how long it has been away.
 const REFRESH: Duration = Duration::from_secs(600);
-/// A process that has worked for less than [`AT_REST`] in this time rests.
-const REST: Duration = Duration::from_secs(5);
-const AT_REST: Duration = Duration::from_millis(10);
 /// How long changes of certificates are gathered: at a start they come one after the other.
 const GATHER_CERTIFICATES: Duration = Duration::from_millis(100);
 
@@ -76,22 +75,10 @@ pub(super) async fn keep(shared: &Shared, broker: &AsyncLink) -> io::Result<()> 
 
 /// Gives back what the process needs no more, each time it rests after it was busy.
 pub(super) async fn give_back_at_rest() {
-    let worked = || {
-        let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
-        time.map_or(Duration::ZERO, Duration::from)
-    };
-    let (mut before, mut given) = (worked(), None);
+    let mut rest = Rest::begin();
     loop {
         tokio::time::sleep(REST).await;
-        let now = worked();
-        let rests = now.saturating_sub(before) < AT_REST;
-        before = now;
-        let since = given.map(|given| now.saturating_sub(given));
-        if rests && since.is_none_or(|since| since > AT_REST) {
-            sluice_kernel::heap::give_back();
-            sluice_kernel::program::give_back();
-            given = Some(worked());
-        }
+        rest.look();
     }
 }
 

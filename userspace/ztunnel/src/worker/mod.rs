@@ -4,6 +4,7 @@
 //! its own runtime, listeners, sockets and tunnels ([`shard`]). What they share is read-only
 //! ([`Shared`]).
 
+mod address;
 mod admin;
 mod admission;
 mod carry;
@@ -39,9 +40,10 @@ use sluice_identity::{Addresses, Manager};
 use sluice_kernel::{Counters, FlowCounters};
 use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload, route};
 use sluice_telemetry::{access::Filter, metrics::Metrics, spans::Tracer};
-use sluice_xds::{Key, Needed, Unanswered, View};
+use sluice_xds::{Key, Unanswered, View};
 use tokio::sync::Notify;
 
+use flows::Needs;
 use memory::Memories;
 use neighbours::Wishes;
 use pods::Pod;
@@ -82,12 +84,13 @@ impl Shared {
     }
 
     /// Makes the mesh know what a captured connection goes to, and the way there.
-    async fn destination(&self, dst: OrigDst) -> Result<Vec<Needed>, Unanswered> {
+    async fn destination(&self, dst: OrigDst) -> Result<Needs, Unanswered> {
         let address = NetworkAddress::new(self.network.clone(), dst.0.ip());
-        let mut needed = vec![self.mesh.learn(&Key::Address(address), PATIENCE).await?];
+        let mut needed = Needs::default();
+        needed[0] = self.mesh.learn(&Key::Address(address), PATIENCE).await?;
         let waypoint = route::waypoint(&self.mesh.load(), &self.network, dst);
         if let Some(waypoint) = waypoint {
-            needed.push(self.mesh.learn(&Key::from(&waypoint), PATIENCE).await?);
+            needed[1] = self.mesh.learn(&Key::from(&waypoint), PATIENCE).await?;
         }
         Ok(needed)
     }

@@ -222,15 +222,14 @@ impl View<'_> {
         }
         let client = self.mesh.workload(&self.members.by_id.get(&client)?.uid)?;
         let endpoints = self.mesh.endpoints(&service, dialled.port());
-        let choose =
-            |roll| balance::choose(&endpoints, |e| &e.workload, balancing, Some(client), roll);
-        let (first, last) = (choose(0.0)?, choose(1_f64.next_down())?);
-        if first.workload.uid != last.workload.uid {
+        let mut candidates =
+            balance::candidates(&endpoints, |e| &e.workload, balancing, Some(client));
+        let (Some(only), None) = (candidates.next(), candidates.next()) else {
             return None;
-        }
+        };
         let same_family = |ip: &&IpAddr| ip.is_ipv4() == dialled.is_ipv4();
-        let ip = first.workload.ips.iter().find(same_family)?;
-        Some(SocketAddr::new(*ip, first.port))
+        let ip = only.workload.ips.iter().find(same_family)?;
+        Some(SocketAddr::new(*ip, only.port))
     }
 
     /// The pod that a client may reach straight at an address, or why it may not.

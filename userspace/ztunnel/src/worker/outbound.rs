@@ -17,12 +17,12 @@ use sluice_model::{
     Name, OrigDst, Uid, Workload,
     route::{self, Client, Hop, Named, Refusal, Route},
 };
-use sluice_xds::{Needed, Unanswered};
+use sluice_xds::Unanswered;
 use tokio::{net::TcpStream, task::spawn_local};
 
 use super::{
     PATIENCE, carry,
-    flows::{Claim, Cut, Flow, Way},
+    flows::{Claim, Cut, Flow, Needs, Way},
     pods::Pod,
     report::Report,
     resolver,
@@ -104,7 +104,7 @@ pub(super) async fn connect(
     report.traced(place);
     report.accepted(End::new(pod.info.netns, peer));
     // What the connection goes to stays known for as long as it lasts.
-    let mut needed = Vec::new();
+    let mut needed = Needs::default();
     let origin = Origin {
         client,
         orig,
@@ -120,7 +120,7 @@ pub(super) async fn connect(
             report.tunnel(&opened);
             report.opened();
             let flow = flow.needing(needed);
-            spawn_local(carry::through(opened.stream, tcp, flow, report));
+            carry::through(opened.stream, tcp, flow, report);
         }
         Err(error) => {
             sluice_hbone::reset(tcp);
@@ -147,7 +147,7 @@ async fn reach(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
     origin: Origin,
-    needed: &mut Vec<Needed>,
+    needed: &mut Needs,
     report: &mut Report,
 ) -> Result<Reached, Error> {
     let (shared, orig) = (&shard.shared, origin.orig);
@@ -177,7 +177,7 @@ async fn reach(
                 workload,
                 service,
             } => {
-                report.plain(to, workload.as_ref(), service.as_deref());
+                report.plain(to, workload.as_ref(), service.as_ref());
                 match plain(shard, pod, way(to)).await {
                     Ok(reached) => return Ok(reached),
                     Err(error) => (error, workload, service),
@@ -213,7 +213,7 @@ async fn reach(
 /// Dials in plaintext.
 async fn plain(shard: &Rc<Shard>, pod: &Rc<Pod>, way: Way) -> Result<Reached, Error> {
     let to = way.to();
-    let mut flow = pod.flows.note(Claim::Plain(way));
+    let flow = pod.flows.note(Claim::Plain(way));
     let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
     match dialled.await? {
         Ok(peer) => Ok(Reached::Plain(peer, flow)),
@@ -231,7 +231,7 @@ async fn named(
     report: &mut Report,
 ) -> Result<Reached, Error> {
     // For the line in the log, should there be no address.
-    report.plain(way.dialled(), Some(&host.workload), host.service.as_deref());
+    report.plain(way.dialled(), Some(&host.workload), host.service.as_ref());
     let resolved = shard.resolver.addresses(&host.host).await;
     let addresses = resolved.map_err(|error| Error::Resolve(host.host.clone(), error))?;
     let mut failure = None;
@@ -241,7 +241,7 @@ async fn named(
         .into_iter()
         .filter(|to| pod.ip(Family::of(to.ip())).is_some());
     for to in reachable.take(ATTEMPTS) {
-        report.plain(to, Some(&host.workload), host.service.as_deref());
+        report.plain(to, Some(&host.workload), host.service.as_ref());
         match plain(shard, pod, Way::new(way.source(), way.dialled(), to)).await {
             Err(error) if error.is_unreached() => failure = Some(error),
             result => return result,

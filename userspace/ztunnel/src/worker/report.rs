@@ -6,7 +6,6 @@ use std::{
     cell::Cell,
     fmt,
     net::SocketAddr,
-    rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -28,6 +27,7 @@ use sluice_telemetry::{
 
 use super::{
     Shared,
+    address::{Address, Authority},
     failure::Failure,
     neighbours::Member,
     pods::Pod,
@@ -52,97 +52,164 @@ pub(super) struct Report {
     since: Instant,
     source: End,
     destination: End,
-    hbone: Option<String>,
-    service: ServiceLabels,
+    hbone: Option<Authority>,
+    service: Addressed,
     security: Security,
-    /// How it went, when not through the ztunnel.
-    path: Option<&'static str>,
+    /// It went past the ztunnel.
+    straight: bool,
     /// The rule that decided.
-    rule: Option<RuleId>,
+    rule: Option<Box<RuleId>>,
     /// Its place in a trace that is recorded.
     place: Option<Box<Place>>,
-    opening: Option<Opening>,
-    open: Option<ConnectionMetrics>,
+    counted: Counted,
     /// By which it is traced; 0 as long as nobody does.
     number: Cell<u64>,
-    /// Counts the bytes while they flow.
-    pub(super) meter: Rc<Meter>,
+    /// The bytes, once they have flowed.
+    pub(super) meter: Meter,
 }
 
-/// One end of a connection. There are two for each connection, as long as it is there, so it is small.
+/// Each connection under way holds one, and most of them idle.
+const _: () = assert!(size_of::<Report>() <= 256);
+
+/// As what it is counted among those under way.
+#[derive(Debug)]
+enum Counted {
+    Opening(#[expect(dead_code, reason = "it counts until it is dropped")] Opening),
+    Open(ConnectionMetrics),
+}
+
+/// What the client called. Metrics show more of a service than its name.
+#[derive(Debug)]
+enum Addressed {
+    /// An address.
+    Nothing,
+    Service(Arc<Service>),
+    /// What the peer names, and nobody here knows.
+    Host(Name),
+}
+
+impl From<Option<&Arc<Service>>> for Addressed {
+    fn from(service: Option<&Arc<Service>>) -> Self {
+        service.cloned().map_or(Self::Nothing, Self::Service)
+    }
+}
+
+impl Addressed {
+    /// Empty when there is none.
+    fn hostname(&self) -> Name {
+        match self {
+            Self::Nothing => Name::default(),
+            Self::Service(service) => service.hostname.clone(),
+            Self::Host(name) => name.clone(),
+        }
+    }
+
+    fn labels(&self) -> ServiceLabels {
+        match self {
+            Self::Service(service) => ServiceLabels::from(&**service),
+            Self::Nothing | Self::Host(_) => ServiceLabels {
+                hostname: self.hostname(),
+                ..ServiceLabels::default()
+            },
+        }
+    }
+}
+
+/// One end of a connection.
 #[derive(Debug)]
 struct End {
-    addr: SocketAddr,
+    addr: Address,
     /// Proven.
     principal: Option<SpiffeId>,
+    is: Known,
+}
+
+/// Who an end is.
+#[derive(Debug)]
+enum Known {
+    Nothing,
+    /// The name of a pod.
+    Pod(Name),
+    Claimed(Box<Claims>),
     /// Metrics show its owner's name, the access log its own.
-    workload: Option<Arc<Workload>>,
-    /// What the end says of itself, for as long as its workload is not known.
-    claims: Option<Box<metrics::Peer>>,
-    /// The pod's name, likewise.
+    Workload(Arc<Workload>),
+}
+
+/// What an end says of itself, or is known of it, for as long as its workload is not.
+#[derive(Debug, Default)]
+struct Claims {
+    labels: metrics::Peer,
     pod: Name,
 }
 
 impl End {
     fn unknown(addr: SocketAddr) -> Self {
         Self {
-            addr,
+            addr: addr.into(),
             principal: None,
-            workload: None,
-            claims: None,
-            pod: Name::default(),
+            is: Known::Nothing,
         }
     }
 
     fn describe(&mut self, workload: &Arc<Workload>) {
-        self.claims = None;
-        self.workload = Some(workload.clone());
+        self.is = Known::Workload(workload.clone());
     }
 
     /// It is this pod, whatever else will be known of it.
     fn is_pod(&mut self, info: &PodInfo) {
-        self.pod = info.name.clone();
-        let claims = self.claims.get_or_insert_default();
-        claims.namespace = info.namespace.clone();
+        self.is = Known::Claimed(Box::new(Claims {
+            labels: metrics::Peer {
+                namespace: info.namespace.clone(),
+                ..metrics::Peer::default()
+            },
+            pod: info.name.clone(),
+        }));
     }
 
     fn labels(&self) -> metrics::Peer {
         let principal = self.principal.as_ref();
-        match (&self.workload, &self.claims) {
-            (Some(workload), _) => metrics::Peer::new(workload, principal),
-            (None, claims) => metrics::Peer {
-                principal: principal.cloned(),
-                ..claims.as_deref().cloned().unwrap_or_default()
-            },
+        let labels = match &self.is {
+            Known::Workload(workload) => return metrics::Peer::new(workload, principal),
+            Known::Claimed(claims) => claims.labels.clone(),
+            Known::Nothing | Known::Pod(_) => metrics::Peer::default(),
+        };
+        metrics::Peer {
+            principal: principal.cloned(),
+            ..labels
         }
     }
 
     /// Empty when it is not known.
     fn namespace(&self) -> &str {
-        match (&self.workload, &self.claims) {
-            (Some(workload), _) => &workload.namespace,
-            (None, Some(claims)) => &claims.namespace,
-            (None, None) => "",
+        match &self.is {
+            Known::Workload(workload) => &workload.namespace,
+            Known::Claimed(claims) => &claims.labels.namespace,
+            Known::Nothing | Known::Pod(_) => "",
         }
     }
 
     /// Empty when it is not known.
     fn cluster(&self) -> &str {
-        match (&self.workload, &self.claims) {
-            (Some(workload), _) => &workload.cluster,
-            (None, Some(claims)) => &claims.cluster,
-            (None, None) => "",
+        match &self.is {
+            Known::Workload(workload) => &workload.cluster,
+            Known::Claimed(claims) => &claims.labels.cluster,
+            Known::Nothing | Known::Pod(_) => "",
         }
     }
 
     /// The pod, if it is one.
     fn name(&self) -> &str {
-        self.workload.as_ref().map_or(&self.pod, |w| w.name())
+        match &self.is {
+            Known::Workload(workload) => workload.name(),
+            Known::Claimed(claims) => &claims.pod,
+            Known::Pod(name) => name,
+            Known::Nothing => "",
+        }
     }
 
     fn span(&self) -> SpanEnd<'_> {
         SpanEnd {
-            addr: self.addr,
+            addr: self.addr.into(),
             workload: self.name(),
             namespace: self.namespace(),
             principal: self.principal.as_ref(),
@@ -151,7 +218,7 @@ impl End {
 
     fn access(&self) -> Peer<'_> {
         Peer {
-            addr: self.addr,
+            addr: self.addr.into(),
             workload: Some(self.name()),
             namespace: Some(self.namespace()),
             cluster: Some(self.cluster()),
@@ -163,21 +230,20 @@ impl End {
 impl Report {
     fn new(shared: &Arc<Shared>, direction: Direction, src: SocketAddr, dst: SocketAddr) -> Self {
         Self {
-            opening: Some(shared.metrics.tcp().begin(reporter(direction))),
+            counted: Counted::Opening(shared.metrics.tcp().begin(reporter(direction))),
             shared: shared.clone(),
             direction,
             since: Instant::now(),
             source: End::unknown(src),
             destination: End::unknown(dst),
             hbone: None,
-            service: ServiceLabels::default(),
+            service: Addressed::Nothing,
             security: Security::Unknown,
-            path: None,
+            straight: false,
             rule: None,
             place: None,
-            open: None,
             number: Cell::new(0),
-            meter: Rc::default(),
+            meter: Meter::default(),
         }
     }
 
@@ -210,8 +276,8 @@ impl Report {
         report.security = Security::MutualTls;
         report.source.principal = Some(incoming.peer.identity().clone());
         report.destination.principal = Some(pod.identity.clone());
-        report.destination.pod = pod.info.name.clone();
-        report.hbone = incoming.authority().map(ToString::to_string);
+        report.destination.is = Known::Pod(pod.info.name.clone());
+        report.hbone = incoming.authority().map(Authority::from);
         report.traced(Place::of(shared, incoming.trace()));
         report.claims(&incoming.baggage());
         if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
@@ -230,7 +296,7 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, destination);
         report.traced(Place::of(shared, None));
-        report.destination.pod = pod.info.name.clone();
+        report.destination.is = Known::Pod(pod.info.name.clone());
         report.came(pod, None);
         report
     }
@@ -243,7 +309,7 @@ impl Report {
         server: SocketAddr,
     ) -> Self {
         let mut report = Self::new(shared, direction, client, server);
-        report.path = Some(KERNEL);
+        report.straight = true;
         report
     }
 
@@ -261,12 +327,17 @@ impl Report {
 
     /// Who is at its ends, as the kernel knows by their network namespaces, and the service that
     /// was dialled.
-    pub(super) fn proven(&mut self, client: &Member, server: &Member, service: Option<&Service>) {
+    pub(super) fn proven(
+        &mut self,
+        client: &Member,
+        server: &Member,
+        service: Option<&Arc<Service>>,
+    ) {
         for (end, member) in [(&mut self.source, client), (&mut self.destination, server)] {
             end.is_pod(&member.info);
             end.principal = Some(member.identity.clone());
         }
-        self.service = service.map(ServiceLabels::from).unwrap_or_default();
+        self.service = service.into();
     }
 
     /// It took so long until now.
@@ -287,12 +358,15 @@ impl Report {
     /// What a peer says of itself, until we know better.
     fn claims(&mut self, baggage: &Baggage) {
         let field = |key| baggage.get(key).unwrap_or_default().into();
-        self.source.claims = Some(Box::new(metrics::Peer {
-            cluster: field("k8s.cluster.name"),
-            namespace: field("k8s.namespace.name"),
-            canonical_service: field("service.name"),
-            canonical_revision: field("service.version"),
-            ..metrics::Peer::default()
+        self.source.is = Known::Claimed(Box::new(Claims {
+            labels: metrics::Peer {
+                cluster: field("k8s.cluster.name"),
+                namespace: field("k8s.namespace.name"),
+                canonical_service: field("service.name"),
+                canonical_revision: field("service.version"),
+                ..metrics::Peer::default()
+            },
+            pod: Name::default(),
         }));
     }
 
@@ -301,11 +375,8 @@ impl Report {
         let mesh = self.shared.mesh.load();
         let known = mesh.services().find(|service| service.hostname == hostname);
         self.service = match known {
-            Some(service) => ServiceLabels::from(&**service),
-            None => ServiceLabels {
-                hostname,
-                ..ServiceLabels::default()
-            },
+            Some(service) => Addressed::Service(service.clone()),
+            None => Addressed::Host(hostname),
         };
     }
 
@@ -319,7 +390,7 @@ impl Report {
     pub(super) fn destination(&mut self, addr: SocketAddr, workload: &Arc<Workload>) {
         // The line keeps the tunnel's port where there was a tunnel (wire contract §12).
         if self.hbone.is_none() {
-            self.destination.addr = addr;
+            self.destination.addr = addr.into();
         }
         self.destination.describe(workload);
     }
@@ -329,7 +400,7 @@ impl Report {
         &mut self,
         to: SocketAddr,
         workload: Option<&Arc<Workload>>,
-        service: Option<&Service>,
+        service: Option<&Arc<Service>>,
     ) {
         self.destination = End::unknown(to);
         self.hbone = None;
@@ -337,7 +408,7 @@ impl Report {
         if let Some(workload) = workload {
             self.destination.describe(workload);
         }
-        self.service = service.map(ServiceLabels::from).unwrap_or_default();
+        self.service = service.into();
         self.leaves("in plaintext");
     }
 
@@ -345,12 +416,8 @@ impl Report {
     pub(super) fn hop(&mut self, hop: &Hop) {
         self.destination = End::unknown(hop.tunnel);
         self.destination.describe(&hop.workload);
-        self.hbone = Some(hop.authority.to_string());
-        self.service = hop
-            .service
-            .as_deref()
-            .map(ServiceLabels::from)
-            .unwrap_or_default();
+        self.hbone = Some(hop.authority.into());
+        self.service = hop.service.as_ref().into();
         self.leaves("through a tunnel");
     }
 
@@ -370,7 +437,7 @@ impl Report {
     ) {
         let metrics = self.shared.metrics.policy();
         let Judgement { decision, dry_run } = judgement;
-        self.rule = decision.rule().cloned();
+        self.rule = decision.rule().cloned().map(Box::new);
         self.decided(decision);
         let to = connection.destination;
         if let Some(dry_run) = dry_run {
@@ -400,7 +467,9 @@ impl Report {
         });
         if AccessLog::is_opening_told() {
             let trace = self.trace();
-            self.line(None, trace.as_deref(), (0, 0)).opened();
+            let service = self.service.hostname();
+            let line = self.line(&service, None, trace.as_deref(), (0, 0));
+            line.opened();
         }
     }
 
@@ -409,12 +478,11 @@ impl Report {
             reporter: self.reporter(),
             source: self.source.labels(),
             destination: self.destination.labels(),
-            service: self.service.clone(),
+            service: self.service.labels(),
             security: self.security,
             flags: ResponseFlags::None,
         };
-        self.open = Some(self.shared.metrics.tcp().open(labels));
-        self.opening = None;
+        self.counted = Counted::Open(self.shared.metrics.tcp().open(labels));
     }
 
     fn reporter(&self) -> Reporter {
@@ -428,7 +496,7 @@ impl Report {
 
     /// The connection has ended.
     pub(super) fn finish(mut self, failure: Option<Failure>) {
-        if self.open.is_none() {
+        if let Counted::Opening(_) = self.counted {
             // Also one that never came to carry a byte is counted.
             self.count_opened();
         }
@@ -437,7 +505,7 @@ impl Report {
             Direction::Outbound => (self.meter.received.get(), self.meter.sent.get()),
             Direction::Inbound => (self.meter.sent.get(), self.meter.received.get()),
         };
-        if let Some(open) = &mut self.open {
+        if let Counted::Open(open) = &self.counted {
             open.received(from_client);
             open.sent(to_client);
         }
@@ -446,7 +514,8 @@ impl Report {
         }
         let trace = self.trace();
         let error = failure.as_ref().map(|failure| failure.text.as_str());
-        let line = self.line(error.as_ref(), trace.as_deref(), bytes);
+        let service = self.service.hostname();
+        let line = self.line(&service, error.as_ref(), trace.as_deref(), bytes);
         if self.shared.access_log.admits(&line) {
             line.emit();
         }
@@ -456,15 +525,15 @@ impl Report {
 
     /// Keeps it for whoever traces later, and tells who traces now.
     fn remember(self, failure: Option<Failure>, (sent, received): (u64, u64)) {
-        let connection = self.number.get();
+        let (connection, path) = (self.number.get(), self.path());
         let ended = Ended {
             direction: self.direction,
             duration: self.since.elapsed(),
             source: self.source,
             destination: self.destination,
             hbone: self.hbone,
-            service: self.service.hostname,
-            path: self.path,
+            service: self.service.hostname(),
+            path,
             rule: self.rule,
             sent,
             received,
@@ -490,10 +559,10 @@ impl Report {
             metrics.policy().denied(self.reporter(), denial, *phase);
             if let Denial::Policy(DenyReason::Rule(rule)) = denial {
                 // What cut it, and not what had let it through.
-                self.rule = Some(rule.clone());
+                self.rule = Some(Box::new(rule.clone()));
             }
         }
-        if let Some(open) = &mut self.open {
+        if let Counted::Open(open) = &mut self.counted {
             open.failed(failure.flags);
         }
     }
@@ -501,6 +570,7 @@ impl Report {
     /// What the access log says.
     fn line<'a>(
         &'a self,
+        service: &'a str,
         error: Option<&'a &'a str>,
         trace: Option<&'a str>,
         (bytes_sent, bytes_received): (u64, u64),
@@ -511,12 +581,12 @@ impl Report {
             dst: self.destination.access(),
             port: self.port(),
             hbone_addr: self.hbone.as_ref().map(|addr| addr as &dyn fmt::Display),
-            service: Some(&self.service.hostname),
-            path: self.path,
+            service: Some(service),
+            path: self.path(),
             bytes_sent,
             bytes_received,
             duration: self.since.elapsed(),
-            rule: self.rule.as_ref(),
+            rule: self.rule.as_deref(),
             trace,
             error: error.map(|error| error as &dyn fmt::Display),
         }
@@ -524,9 +594,13 @@ impl Report {
 
     /// The application's port.
     fn port(&self) -> u16 {
-        let authority = self.hbone.as_deref();
-        let asked = authority.and_then(|authority| authority.rsplit_once(':')?.1.parse().ok());
+        let asked = self.hbone.as_ref().and_then(Authority::port);
         asked.unwrap_or(self.destination.addr.port())
+    }
+
+    /// How it went, when not through the ztunnel.
+    fn path(&self) -> Option<&'static str> {
+        self.straight.then_some(KERNEL)
     }
 
     /// Exports the connection's span, if its trace is recorded.
@@ -538,12 +612,12 @@ impl Report {
             begun: now.checked_sub(self.since.elapsed()).unwrap_or(now),
             source: self.source.span(),
             destination: self.destination.span(),
-            service: &self.service.hostname,
-            hbone: self.hbone.as_deref(),
-            path: self.path,
+            service: &self.service.hostname(),
+            hbone: self.hbone.as_ref(),
+            path: self.path(),
             bytes_sent,
             bytes_received,
-            rule: self.rule.as_ref(),
+            rule: self.rule.as_deref(),
             failure: failure.map(|failure| (failure.cause.as_str(), failure.text.as_str())),
         };
         spans::record(&self.shared, **place, &connection);

@@ -86,7 +86,7 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
             let connection = Connection {
                 source_identity: peer.as_deref().map(Peer::identity),
                 source_ip: source.ip(),
-                destination: *destination,
+                destination: (*destination).into(),
                 equivalent: &workload.equivalent_domains,
             };
             visitor(workload, &policies, &connection)

@@ -10,7 +10,7 @@ use sluice_telemetry::{
     spans::{BadEndpoint, Config, Side, Span, Tracer, Value},
 };
 
-use super::Shared;
+use super::{Shared, address::Authority};
 use crate::link::Settings;
 
 /// Starts the export, if there is a place for spans to go.
@@ -91,7 +91,7 @@ pub(super) struct Connection<'a> {
     pub(super) source: SpanEnd<'a>,
     pub(super) destination: SpanEnd<'a>,
     pub(super) service: &'a str,
-    pub(super) hbone: Option<&'a str>,
+    pub(super) hbone: Option<&'a Authority>,
     pub(super) path: Option<&'a str>,
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
@@ -136,7 +136,7 @@ pub(super) fn record(shared: &Shared, place: Place, connection: &Connection<'_>)
     let attributes = &mut span.attributes;
     match connection.hbone {
         Some(authority) => {
-            attributes.push(("server.address", authority.into()));
+            attributes.push(("server.address", authority.to_string().into()));
             attributes.push(("network.protocol.name", "hbone".into()));
         }
         None => span.address(

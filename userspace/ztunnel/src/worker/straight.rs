@@ -117,7 +117,7 @@ impl Ends {
         let report = |direction| {
             let mut report = Report::straight(shared, direction, flow.client, flow.server);
             report.is_socket(flow.socket);
-            report.proven(client, server, service.as_deref());
+            report.proven(client, server, service.as_ref());
             report.source(mesh.workload(&client.uid));
             if let Some(workload) = mesh.workload(&server.uid) {
                 report.destination(flow.server, workload);

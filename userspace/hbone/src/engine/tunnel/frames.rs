@@ -332,7 +332,7 @@ impl Tunnel {
                 stream.open = answer.status == StatusCode::OK;
                 stream.answer = Some(Box::new(answer));
                 stream.heard_all = end_stream;
-                stream.wake();
+                stream.watcher.wake();
             }
             _ => return self.break_stream(id, ErrorCode::PROTOCOL_ERROR, rest),
         }
@@ -384,7 +384,7 @@ impl Tunnel {
             stream.said_all = true;
             self.go_on(id, rest);
         } else {
-            stream.cut(TunnelError::Reset(code));
+            rest.cut(id, TunnelError::Reset(code));
         }
         Ok(())
     }
@@ -511,7 +511,7 @@ impl Tunnel {
             for (_, id) in self.streams.split_off(unseen) {
                 if let Some(stream) = rest.streams.get_mut(id) {
                     stream.attached = false;
-                    stream.cut(TunnelError::GoneAway(code));
+                    rest.cut(id, TunnelError::GoneAway(code));
                 }
             }
             self.status.count(self.streams.len());

@@ -76,10 +76,8 @@ impl Tunnel {
             Ok(taken) => self.taken(id, taken, rest),
             Err(error) => return self.application_broke(id, error, rest),
         }
-        if let Some(stream) = rest.streams.get_mut(id)
-            && stream.is_done()
-        {
-            stream.finish(Ok(()));
+        if rest.streams.get(id).is_some_and(Stream::is_done) {
+            rest.finish(id, Ok(()));
             self.detach(id, rest);
         }
     }
@@ -164,11 +162,11 @@ impl Tunnel {
 
     /// Resets a stream, and its application's connection.
     pub(in crate::engine) fn give_up(&mut self, id: StreamId, code: ErrorCode, rest: &mut Rest) {
-        let Some(stream) = rest.streams.get_mut(id) else {
+        let Some(stream) = rest.streams.get(id) else {
             return;
         };
         let (attached, number) = (stream.attached, stream.number);
-        stream.finish(Err(CarryError::Tunnel(TunnelError::GivenUp(code))));
+        rest.finish(id, Err(CarryError::Tunnel(TunnelError::GivenUp(code))));
         if attached {
             self.reset(number, code, rest);
             self.detach(id, rest);
@@ -181,11 +179,11 @@ impl Tunnel {
         error: io::Error,
         rest: &mut Rest,
     ) {
-        let Some(stream) = rest.streams.get_mut(id) else {
+        let Some(stream) = rest.streams.get(id) else {
             return;
         };
         let (attached, number) = (stream.attached, stream.number);
-        stream.finish(Err(CarryError::Application(error)));
+        rest.finish(id, Err(CarryError::Application(error)));
         if attached {
             self.reset(number, ErrorCode::CANCEL, rest);
             self.detach(id, rest);

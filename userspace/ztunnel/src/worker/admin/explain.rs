@@ -29,6 +29,7 @@ pub(super) fn answer(
     let settings = &shared.settings;
     let world = World {
         mesh: &shared.mesh.load(),
+        cluster: &settings.cluster,
         network: &shared.network,
         cluster_domain: &settings.cluster_domain,
         bypass: settings.bypass,

@@ -13,7 +13,7 @@ use sluice_telemetry::{
 };
 
 use super::{End, Report};
-use crate::worker::{pods::Pod, trace};
+use crate::worker::{address::Authority, pods::Pod, trace};
 
 impl Report {
     /// Of a captured connection, the application's end as the worker sees it.
@@ -125,8 +125,8 @@ impl Report {
             direction: self.direction,
             source: &self.source,
             destination: &self.destination,
-            hbone: self.hbone.as_deref(),
-            service: &self.service.hostname,
+            hbone: self.hbone.as_ref(),
+            service: &self.service.hostname(),
         };
         ends.describe(step)
     }
@@ -150,11 +150,9 @@ fn sealed(negotiated: &Negotiated, step: Step) -> Step {
 impl End {
     /// `NAMESPACE/NAME` of its pod, or of its workload.
     fn full_name(&self) -> Option<String> {
-        match &self.workload {
-            Some(workload) => Some(format!("{}/{}", workload.namespace, workload.name())),
-            None if self.pod.is_empty() || self.namespace().is_empty() => None,
-            None => Some(format!("{}/{}", self.namespace(), self.pod)),
-        }
+        let (namespace, name) = (self.namespace(), self.name());
+        let known = !namespace.is_empty() && !name.is_empty();
+        known.then(|| format!("{namespace}/{name}"))
     }
 }
 
@@ -164,10 +162,10 @@ pub(in crate::worker) struct Ended {
     pub(super) direction: Direction,
     pub(super) source: End,
     pub(super) destination: End,
-    pub(super) hbone: Option<String>,
+    pub(super) hbone: Option<Authority>,
     pub(super) service: Name,
     pub(super) path: Option<&'static str>,
-    pub(super) rule: Option<RuleId>,
+    pub(super) rule: Option<Box<RuleId>>,
     /// From the client to the server.
     pub(super) sent: u64,
     pub(super) received: u64,
@@ -200,7 +198,7 @@ impl Ended {
             direction: self.direction,
             source: &self.source,
             destination: &self.destination,
-            hbone: self.hbone.as_deref(),
+            hbone: self.hbone.as_ref(),
             service: &self.service,
         };
         ends.describe(step)
@@ -212,7 +210,7 @@ struct Ends<'a> {
     direction: Direction,
     source: &'a End,
     destination: &'a End,
-    hbone: Option<&'a str>,
+    hbone: Option<&'a Authority>,
     service: &'a str,
 }
 
@@ -226,11 +224,11 @@ impl Ends<'_> {
         Step {
             pod: step.pod.or_else(|| own.full_name()),
             direction: Some(direction.to_owned()),
-            client: Some(self.source.addr),
-            destination: step.destination.or(Some(self.destination.addr)),
+            client: Some(self.source.addr.into()),
+            destination: step.destination.or(Some(self.destination.addr.into())),
             service: (!self.service.is_empty()).then(|| self.service.to_owned()),
             peer: other.full_name(),
-            authority: self.hbone.map(str::to_owned),
+            authority: self.hbone.map(ToString::to_string),
             source_identity: identity(self.source),
             destination_identity: identity(self.destination),
             ..step
