@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::podtool::{self, Connection, Event, Serve};
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::{Pod, eventually};
@@ -25,7 +26,7 @@ fn at(server: &Pod, port: u16) -> String {
 
 /// How the next event must be: the connection is broken by a reset.
 fn expect_reset(connection: &Connection) -> Result<()> {
-    match connection.event(Duration::from_secs(5))? {
+    match connection.event(PATIENCE)? {
         Some(Event::Broken(how)) if how.starts_with("reset") => Ok(()),
         other => bail!("not reset, but {other:?}"),
     }
@@ -126,7 +127,7 @@ fn greetings_come_first_and_idle_connections_stay() {
             let mut other = Connection::open(&client, &smtp)?;
             ensure!(other.line()?.starts_with("220 "));
             ensure!(other.exchange("QUIT")? == "221 bye");
-            ensure!(other.event(Duration::from_secs(5))? == Some(Event::Eof));
+            ensure!(other.event(PATIENCE)? == Some(Event::Eof));
         }
         ensure!(
             idle.event(Duration::from_secs(3))?.is_none(),
@@ -134,7 +135,7 @@ fn greetings_come_first_and_idle_connections_stay() {
         );
         ensure!(idle.exchange("still here?")? == "250 still here?");
         idle.finish_sending();
-        ensure!(idle.event(Duration::from_secs(5))? == Some(Event::Eof));
+        ensure!(idle.event(PATIENCE)? == Some(Event::Eof));
         eventually(|| {
             let closed = log.log()?.matches("\nclosed ").count();
             ensure!(closed == 11, "{closed} of 11 are closed");

@@ -1,10 +1,10 @@
 //! What is captured and what is left alone, and whom each end believes to talk to.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use sluice_tests::access_log::AccessLine;
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::objects;
 use sluice_tests::place::Place;
 use sluice_tests::podtool::{self, Connection, Event, Serve};
@@ -464,7 +464,7 @@ fn a_service_without_endpoints_resets_its_clients_soon() {
         wait_for_service(s, "empty")?;
         for dialled in ["10.96.0.7:80", "[::ffff:10.96.0.7]:80"] {
             let connection = Connection::open(&client, dialled)?;
-            match connection.event(Duration::from_secs(2))? {
+            match connection.event(PATIENCE)? {
                 Some(Event::Broken(how)) if how.starts_with("reset") => {}
                 other => bail!("{dialled} is not reset but {other:?}"),
             }

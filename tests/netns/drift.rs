@@ -15,8 +15,8 @@ use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::ztunnel::Ztunnel;
 use sluice_tests::{Pod, eventually, eventually_within};
 
-/// The time in which drift must be told.
-const SOON: Duration = Duration::from_secs(5);
+/// The time in which drift must be told: five seconds, and as much again on a busy machine.
+const SOON: Duration = Duration::from_secs(10);
 
 /// A client on node `a`, and a server on node `b`.
 struct Stage<'a> {
@@ -149,10 +149,10 @@ impl Stage<'_> {
 }
 
 /// A process that is stopped, until this is dropped.
-struct Held(Pid);
+pub(crate) struct Held(Pid);
 
 impl Held {
-    fn hold(pid: u32) -> Result<Self> {
+    pub(crate) fn hold(pid: u32) -> Result<Self> {
         let pid = Pid::from_raw(i32::try_from(pid)?);
         kill(pid, Signal::SIGSTOP)?;
         Ok(Self(pid))

@@ -1,7 +1,6 @@
 //! Pods that may go only to what the mesh knows.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use sluice_tests::eventually::PATIENCE;
@@ -248,7 +247,7 @@ fn the_restriction_outlives_workers_and_brokers() {
 
         let ztunnel = stage.s.mesh.ztunnel_mut("a");
         ztunnel.kill_broker()?;
-        ztunnel.broker().wait(Duration::from_secs(5))?;
+        ztunnel.broker().wait(PATIENCE)?;
         stage.refused_outside()?;
         stage.s.mesh.ztunnel_mut("a").restart()?;
         eventually(|| greeted(&stage.client, pod))?;

@@ -110,7 +110,7 @@ fn a_service_account_has_one_certificate_on_a_node() {
         // With its last pod it is forgotten, after the time in which the pod still serves tunnels.
         s.mesh.config().delete("pod-shop-catalog-1")?;
         s.mesh.config().delete("pod-shop-orders")?;
-        eventually_within(Duration::from_secs(45), || {
+        eventually(|| {
             let found = certificates(s, "b")?;
             ensure!(found.keys().eq([&id(&shared[0])]), "{found:?}");
             Ok(())

@@ -9,7 +9,7 @@ use sluice_tests::process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::{eventually, objects};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Gauges whose names, which are Istio's, promtool would have otherwise.
 const ISTIOS: [&str; 2] = ["istio_active_proxy_count", "istio_pending_proxy_count"];

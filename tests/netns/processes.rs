@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::podtool::{self, Connection, Flood, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::run::ProcessId;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::topology::WIRE_V4;
 use sluice_tests::ztunnel::BPFFS;
-use sluice_tests::{Pod, eventually, eventually_within, objects};
+use sluice_tests::{Pod, eventually, objects};
 
 fn at(pod: &Pod, port: u16) -> String {
     SocketAddr::from((pod.v4(), port)).to_string()
@@ -150,15 +151,16 @@ fn a_killed_worker_is_replaced_and_refuses_nobody() {
             let killed = ztunnel.kill_worker()?;
             ztunnel.wait_for_successor(killed)?;
             let took = begin.elapsed();
-            ensure!(took < Duration::from_secs(2), "{node}: {took:?}");
+            // Without the pause for those that die again and again.
+            ensure!(took < Duration::from_secs(5), "{node}: {took:?}");
             // And it serves.
-            eventually_within(Duration::from_secs(2), || echo(&client, &to))?;
+            eventually(|| echo(&client, &to))?;
         }
         let report = outcome(&flood)?;
         ensure!(report.not_connected() == 0, "{report:?}");
         // Only what was in flight when the workers died may be lost.
         ensure!(
-            report.attempted > 1000 && report.ok * 100 >= report.attempted * 90,
+            report.attempted > 200 && report.ok * 100 >= report.attempted * 90,
             "{report:?}"
         );
         Ok(())
@@ -231,7 +233,7 @@ fn a_broker_that_is_stopped_leaves_nothing() {
         let workers = ["a", "b"].map(|node| s.mesh.ztunnel(node).worker());
         for node in ["a", "b"] {
             // Checks the exit status and the pins.
-            s.mesh.ztunnel_mut(node).stop(Duration::from_secs(5))?;
+            s.mesh.ztunnel_mut(node).stop(PATIENCE)?;
         }
         for worker in workers {
             ensure!(!worker?.is_alive(), "a worker outlived its broker");
@@ -303,23 +305,19 @@ fn a_killed_broker_lets_nothing_through_until_it_is_back() {
         let flood_out = start_flood(&client, "flood-out", &out, "20")?;
         let worker = s.mesh.ztunnel("a").worker()?;
         s.mesh.ztunnel("a").kill_broker()?;
-        eventually_within(Duration::from_secs(5), || {
+        eventually(|| {
             ensure!(!worker.is_alive(), "the worker outlives its broker");
             Ok(())
         })?;
         // It closes what it holds one after the other: its links to the worker may go before its
         // listeners.
-        s.mesh
-            .ztunnel_mut("a")
-            .broker()
-            .wait(Duration::from_secs(5))?;
-        let (soon, later) = (Duration::from_secs(5), Duration::from_secs(20));
+        s.mesh.ztunnel_mut("a").broker().wait(PATIENCE)?;
         let service = "10.96.0.99:80".to_owned();
-        for (to, limit) in [(&out, soon), (&outside, later), (&service, soon)] {
+        for to in [&out, &outside, &service] {
             // The kernel closes listeners some time after their last process has ended. Until then
             // a connection is taken, and nobody serves it. What the mesh knows nothing of is let out
             // for a while yet.
-            eventually_within(limit, || {
+            eventually(|| {
                 let refused = Connection::open(&client, to);
                 ensure!(
                     refused
@@ -385,13 +383,10 @@ fn cleanup_frees_the_pods_of_a_killed_broker() {
         })?;
         // It closes what it holds one after the other: its links to the worker may go before its
         // listeners.
-        s.mesh
-            .ztunnel_mut("a")
-            .broker()
-            .wait(Duration::from_secs(5))?;
+        s.mesh.ztunnel_mut("a").broker().wait(PATIENCE)?;
         ensure!(echo(&stranger, &at(&client, 80)).is_err());
         // What the mesh knows nothing of is let out for a while yet.
-        eventually_within(Duration::from_secs(20), || {
+        eventually(|| {
             ensure!(echo(&client, &outside).is_err(), "{outside} is reached");
             Ok(())
         })?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::outcome::{Outcome, attempt};
 use sluice_tests::podtool::{self, Connection, Serve};
 use sluice_tests::process::Process;
@@ -180,7 +181,7 @@ fn a_ztunnel_starts_from_the_snapshot_on_disk() {
         stage.expect(&stage.old, 81, Outcome::Reset)?;
         stage.s.mesh.stop_control()?;
         let ztunnel = stage.s.mesh.ztunnel_mut("b");
-        ztunnel.stop(Duration::from_secs(5))?;
+        ztunnel.stop(PATIENCE)?;
         let mode = fs::metadata(ztunnel.snapshot())?.permissions().mode();
         ensure!(mode & 0o777 == 0o600, "{mode:o}");
         ztunnel.restart()?;
@@ -205,7 +206,7 @@ fn without_snapshot_and_control_plane_a_ztunnel_waits_and_says_so() {
         stage.apply(&closed(81))?;
         stage.s.mesh.stop_control()?;
         let ztunnel = stage.s.mesh.ztunnel_mut("a");
-        ztunnel.stop(Duration::from_secs(5))?;
+        ztunnel.stop(PATIENCE)?;
         fs::write(ztunnel.snapshot(), "{\"kind\": \"List\"}")?;
         ztunnel.start_again()?;
         eventually(|| {
@@ -244,7 +245,7 @@ fn what_changed_meanwhile_takes_effect_when_the_control_plane_is_back() {
         stage.apply(&closed(81))?;
         stage.s.mesh.stop_control()?;
         let ztunnel = stage.s.mesh.ztunnel_mut("b");
-        ztunnel.stop(Duration::from_secs(5))?;
+        ztunnel.stop(PATIENCE)?;
         ztunnel.restart()?;
         stage.s.mesh.wait_until_enrolled(&stage.server)?;
         let config = stage.s.mesh.config();

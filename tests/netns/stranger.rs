@@ -28,7 +28,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// How long a peer may take to do what it has to do, its own time limits included.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a client inside a network namespace, on a thread and a runtime of its own.
 pub(crate) fn inside<T: Send>(

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use sluice_tests::binaries::Binaries;
 use sluice_tests::capture::Capture;
 use sluice_tests::eventually;
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::podtool::{self, Connection, Event, Serve};
 use sluice_tests::{PodSpec, Run, Topology};
 
@@ -158,7 +159,7 @@ fn podtool_tells_how_connections_end() -> Result<()> {
     let mut connection = Connection::open(&client, &address)?;
     connection.exchange("before")?;
     drop(echo);
-    let end = connection.event(Duration::from_secs(5))?;
+    let end = connection.event(PATIENCE)?;
     ensure!(
         matches!(end, Some(Event::Eof | Event::Broken(_))),
         "{end:?}"

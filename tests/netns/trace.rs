@@ -7,11 +7,14 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sluice_tests::eventually::PATIENCE;
+use sluice_tests::mesh::Options;
 use sluice_tests::podtool::{self, Connection, Event, Serve};
 use sluice_tests::process::Process;
-use sluice_tests::scenario::{Scenario, scenario};
+use sluice_tests::scenario::{Scenario, scenario, scenario_with};
 use sluice_tests::topology::WIRE_V4;
 use sluice_tests::{Pod, eventually, objects};
+
+use crate::drift::Held;
 
 /// Somebody who traces a node.
 struct Tracer {
@@ -414,6 +417,56 @@ fn what_the_kernel_lets_go_or_refuses_is_told() {
                 words.next() == Some("events") && words.next() == Some("0")
             });
             ensure!(off, "{config}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn what_programs_log_is_told_to_whoever_traces_the_kernel() {
+    let options = Options {
+        ztunnel: vec!["--bpf-log".to_owned()],
+        ..Options::default()
+    };
+    scenario_with(&["a"], options, |s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "web")?;
+        let kernel = Tracer::start(s, "a", "kernel", &[])?;
+        let refused = Connection::open(&client, &format!("{WIRE_V4}:8889"));
+        ensure!(refused.is_err(), "somebody listens");
+        kernel.expect(&[("kernel", &[("reason", "port 8889 reason")])])?;
+        Ok(())
+    });
+}
+
+/// A reader that does not keep up learns how much it has missed.
+#[test]
+fn events_that_nobody_could_take_are_counted() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "web")?;
+        let kernel = Tracer::start(s, "a", "kernel", &[])?;
+        // The ring has room for some 4,000.
+        const KNOCKS: u32 = 20_000;
+        let nowhere = "198.51.100.1:9";
+        let route = "route replace unreachable 198.51.100.1/32\n";
+        client.netns.ip_batch(route)?;
+        eventually(|| podtool::knock(&client, nowhere, 1).context("it is captured yet"))?;
+        let broker = Held::hold(s.mesh.ztunnel("a").broker_pid())?;
+        podtool::knock(&client, nowhere, KNOCKS)?;
+        drop(broker);
+        eventually(|| {
+            let steps = kernel.steps()?;
+            let lost = steps.iter().filter_map(|step| step["lost"].as_u64());
+            let lost: u64 = lost.sum();
+            let told = steps
+                .iter()
+                .filter(|step| is(step, ("kernel", &[("destination", nowhere)])))
+                .count() as u64;
+            ensure!(
+                told > 0 && lost > 0 && told + lost >= u64::from(KNOCKS),
+                "{told} events told, {lost} lost"
+            );
             Ok(())
         })
     });

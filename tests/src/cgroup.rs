@@ -5,11 +5,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::eventually::eventually_within;
+use crate::eventually::eventually;
 use crate::run::{Resource, Run};
 
 /// A cgroup that exists as long as this value; its processes die with it.
@@ -89,7 +88,7 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
         _ => {}
     }
     // A killed process leaves its cgroup only when it has exited, a moment later.
-    eventually_within(Duration::from_secs(10), || {
+    eventually(|| {
         remove_empty_tree(path).with_context(|| format!("removing the cgroup {}", path.display()))
     })
 }

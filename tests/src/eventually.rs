@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 /// How long a thing may take that should take milliseconds, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tries until it succeeds, or gives up after [`PATIENCE`] with the last error.
 pub fn eventually<T>(attempt: impl FnMut() -> Result<T>) -> Result<T> {

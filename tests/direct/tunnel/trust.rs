@@ -69,7 +69,7 @@ async fn short(life: [Duration; 2]) -> World {
 
 #[test]
 fn what_was_proven_by_an_expired_certificate_takes_no_new_streams_and_keeps_the_old() {
-    const SOON: Duration = Duration::from_secs(2);
+    const SOON: Duration = Duration::from_secs(6);
     const LATE: Duration = Duration::from_secs(3600);
     for life in [[SOON, LATE], [LATE, SOON]] {
         on_worker(async {
@@ -91,7 +91,7 @@ fn what_was_proven_by_an_expired_certificate_takes_no_new_streams_and_keeps_the_
 #[test]
 fn an_idle_tunnel_ends_when_a_certificate_expires() {
     on_worker(async {
-        let life = Duration::from_secs(2);
+        let life = Duration::from_secs(6);
         let world = short([Duration::from_secs(3600), life]).await;
         let (connection, server) = pair(&world.source).await;
         drop((connection, server));
@@ -103,7 +103,7 @@ fn an_idle_tunnel_ends_when_a_certificate_expires() {
 #[test]
 fn a_client_needs_no_word_of_its_server_to_leave_an_old_tunnel() {
     on_worker(async {
-        let (root, life) = (Root::new(), Duration::from_secs(2));
+        let (root, life) = (Root::new(), Duration::from_secs(6));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
         let db = root.svid_valid_for(life, &id(DB), &[DB], root.trust());

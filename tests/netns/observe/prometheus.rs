@@ -21,9 +21,9 @@ use super::{Stage, options};
 
 const PORT: u16 = 9090;
 /// A file of rules is judged in less.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 /// How long it takes until rates can be seen.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Metrics that are there in certain states only, which other tests bring about.
 const RARE: [&str; 1] = ["sluice_snapshot_age_seconds"];
 /// Metrics of Prometheus itself.

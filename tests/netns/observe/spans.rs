@@ -18,6 +18,7 @@ use sluice_tests::outcome::{Outcome, attempt};
 use sluice_tests::scenario::scenario_with;
 use sluice_tests::topology::WIRE_V4;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use super::{EMPTY, GREET, NOBODY, Stage, options};
@@ -47,7 +48,7 @@ impl TraceService for Receiver {
 
 impl Receiver {
     /// Serves until the test's process ends.
-    fn serve(&self, listener: TcpListener) -> Result<()> {
+    fn serve(&self, listener: TcpListener, tls: Option<ServerTlsConfig>) -> Result<()> {
         listener.set_nonblocking(true)?;
         let service = TraceServiceServer::new(self.clone());
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -56,8 +57,12 @@ impl Receiver {
         std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                let server = tonic::transport::Server::builder().add_service(service);
+                let mut server = Server::builder();
+                if let Some(tls) = tls {
+                    server = server.tls_config(tls)?;
+                }
                 server
+                    .add_service(service)
                     .serve_with_incoming(TcpListenerStream::new(listener))
                     .await
                     .map_err(anyhow::Error::from)
@@ -106,7 +111,7 @@ fn both_ends_of_a_connection_are_spans_of_one_trace() {
 
         let receiver = Receiver::default();
         let bind = || TcpListener::bind((WIRE_V4, PORT));
-        receiver.serve(stage.s.topology.wire().netns.enter(bind)??)?;
+        receiver.serve(stage.s.topology.wire().netns.enter(bind)??, None)?;
         let authority = stage.to(GREET).to_string();
         let (near, far) = eventually(|| {
             ensure!(attempt(&stage.web, stage.to(GREET))? == Outcome::Served);
@@ -166,4 +171,67 @@ fn both_ends_of_a_connection_are_spans_of_one_trace() {
         ensure!(told, "the last span is lost");
         Ok(())
     });
+}
+
+/// Who vouches for receivers.
+struct Authority {
+    root: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Result<Self> {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?;
+        Ok(Self { root })
+    }
+
+    fn pem(&self) -> String {
+        self.root.pem()
+    }
+
+    fn serving(&self, address: &str) -> Result<ServerTlsConfig> {
+        let key = rcgen::KeyPair::generate()?;
+        let params = rcgen::CertificateParams::new([address.to_owned()])?;
+        let certificate = params.signed_by(&key, &self.root)?;
+        let identity = Identity::from_pem(certificate.pem(), key.serialize_pem());
+        Ok(ServerTlsConfig::new().identity(identity))
+    }
+}
+
+#[test]
+fn spans_go_only_to_a_receiver_that_proves_itself() {
+    let (authority, stranger) = (Authority::new().unwrap(), Authority::new().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root.pem");
+    std::fs::write(&root, authority.pem()).unwrap();
+    let wire = WIRE_V4.to_string();
+    let endpoints = [PORT, PORT + 1].map(|port| format!("https://{wire}:{port}"));
+    let root = root.to_str().unwrap();
+    for (endpoint, signer, trusted) in [
+        (&endpoints[0], &authority, true),
+        (&endpoints[1], &stranger, false),
+    ] {
+        let flags = ["--otlp-endpoint", endpoint, "--otlp-root", root];
+        let flags = [&flags[..], &["--trace-sample", "1"]].concat();
+        scenario_with(&["a", "b"], options(&flags), |s| {
+            let stage = Stage::build(s)?;
+            let receiver = Receiver::default();
+            let port = endpoint.rsplit_once(':').unwrap().1.parse::<u16>()?;
+            let bind = || TcpListener::bind((WIRE_V4, port));
+            let listener = stage.s.topology.wire().netns.enter(bind)??;
+            receiver.serve(listener, Some(signer.serving(&wire)?))?;
+            ensure!(attempt(&stage.web, stage.to(GREET))? == Outcome::Served);
+            let ztunnel = stage.s.mesh.ztunnel("a");
+            let outcome = if trusted { "exported" } else { "refused" };
+            eventually(|| {
+                let count = ztunnel.metric("sluice_spans_total", &[("outcome", outcome)])?;
+                ensure!(count >= 1.0, "no span is {outcome}");
+                Ok(())
+            })?;
+            let told = receiver.span("a", &stage.to(GREET).to_string()).is_ok();
+            ensure!(told == trusted, "the receiver has the span: {told}");
+            Ok(())
+        });
+    }
 }

@@ -3,7 +3,7 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::Kind;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn namespace(name: &str) -> String {
     format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}\n")

@@ -33,8 +33,10 @@ const WAITING: usize = 4096;
 /// Where spans go, and how many are made.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The receiver of OTLP over gRPC, `http://HOST:PORT`.
+    /// The receiver of OTLP over gRPC, `http://HOST:PORT` or `https://HOST:PORT`.
     pub endpoint: String,
+    /// The certificates that it must be signed by, in PEM, if it is one of `https`.
+    pub roots: Vec<u8>,
     /// Of the traces that begin here, this share is recorded, from 0 to 1.
     pub sampling: f64,
     /// What is true of all spans: `service.name` and so on.
@@ -43,7 +45,7 @@ pub struct Config {
 
 /// The endpoint is no address.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no endpoint for traces; give http://HOST:PORT")]
+#[error("{0:?} is no endpoint for traces; give http://HOST:PORT or https://HOST:PORT")]
 pub struct BadEndpoint(String);
 
 /// One end's view of a connection.

@@ -349,6 +349,7 @@ async fn spans_that_nobody_takes_are_counted_and_hold_nothing_up() {
     let metrics = Metrics::new("ztunnel", "0.1.0");
     let config = |endpoint: &str| Config {
         endpoint: endpoint.to_owned(),
+        roots: Vec::new(),
         sampling: 1.0,
         resource: Vec::new(),
     };

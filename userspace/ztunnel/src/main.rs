@@ -157,9 +157,17 @@ struct BrokerArgs {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     access_log_min_duration: u64,
     /// Export spans of connections to this receiver of OTLP over gRPC, for example
-    /// http://collector:4317.
+    /// http://collector:4317, or https://collector:4317.
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value_parser = otlp_endpoint)]
     otlp_endpoint: Option<String>,
+    /// Certificates that the receiver of spans must be signed by, in PEM; without it, those of the
+    /// system.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"
+    )]
+    otlp_root: Option<PathBuf>,
     /// Of the traces that begin here, the share that is recorded, from 0 to 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, value_parser = share)]
     trace_sample: f64,
@@ -259,6 +267,7 @@ fn run_broker(args: BrokerArgs) -> Result<()> {
         token_file: args.token_file,
         control_root: args.control_root,
         crl: args.crl,
+        otlp_root: args.otlp_root,
         threads,
         dns_capture: args.dns_capture,
         same_node: args.same_node,
@@ -333,8 +342,8 @@ fn control_url(text: &str) -> Result<String, &'static str> {
 fn otlp_endpoint(text: &str) -> Result<String, &'static str> {
     let url: http::Uri = text.parse().map_err(|_| "not a URL")?;
     match (url.scheme_str(), url.host()) {
-        (Some("http"), Some(_)) => Ok(text.to_owned()),
-        _ => Err("not of the form http://HOST:PORT"),
+        (Some("http" | "https"), Some(_)) => Ok(text.to_owned()),
+        _ => Err("not of the form http://HOST:PORT or https://HOST:PORT"),
     }
 }
 

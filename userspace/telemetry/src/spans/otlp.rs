@@ -13,7 +13,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::{BadEndpoint, Config, Counts, Item, Side, Span, Value};
 
@@ -37,9 +37,18 @@ impl Exporter {
         let bad = || BadEndpoint(config.endpoint.clone());
         let endpoint = Endpoint::from_shared(config.endpoint.clone()).map_err(|_| bad())?;
         let uri = endpoint.uri();
-        if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            return Err(bad());
-        }
+        let encrypted = match (uri.scheme_str(), uri.host()) {
+            (Some("http"), Some(_)) => false,
+            (Some("https"), Some(_)) => true,
+            _ => return Err(bad()),
+        };
+        let endpoint = if encrypted {
+            let roots = Certificate::from_pem(&config.roots);
+            let tls = ClientTlsConfig::new().ca_certificate(roots);
+            endpoint.tls_config(tls).map_err(|_| bad())?
+        } else {
+            endpoint
+        };
         let channel = endpoint
             .timeout(TIMEOUT)
             .connect_timeout(TIMEOUT)

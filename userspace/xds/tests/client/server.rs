@@ -24,7 +24,7 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server on loopback that hands every stream to the test.
 pub(crate) struct ControlPlane {

@@ -63,7 +63,7 @@ async fn a_closed_stream_is_opened_again_at_once() {
     drop(session);
     server.session().await;
     assert!(
-        start.elapsed() < Duration::from_millis(500),
+        start.elapsed() < Duration::from_secs(5),
         "{:?}",
         start.elapsed()
     );

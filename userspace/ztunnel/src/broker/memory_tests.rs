@@ -33,7 +33,7 @@ fn told(memories: &Memories) -> Vec<(Memory, Vec<u8>)> {
 }
 
 fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < end, "never: {what}");
         sleep(Duration::from_millis(5));

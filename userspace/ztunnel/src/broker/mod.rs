@@ -13,6 +13,7 @@ mod memory;
 mod neighbours;
 mod netns;
 mod pods;
+mod receiver;
 mod signals;
 mod supply;
 mod worker;
@@ -57,6 +58,8 @@ pub struct Config {
     pub control_root: Option<PathBuf>,
     /// Revocation lists, followed.
     pub crl: Option<PathBuf>,
+    /// Certificates that the receiver of spans must be signed by, in PEM; otherwise the system's.
+    pub otlp_root: Option<PathBuf>,
     /// How many threads carry traffic.
     pub threads: usize,
     /// Whether DNS queries are captured, of pods that do not opt out.

@@ -25,6 +25,7 @@ use super::{
     flows::Flows,
     memory::Memories,
     pods::{PodRecord, Pods},
+    receiver::ReceiverRoots,
     supply,
 };
 use crate::{
@@ -47,6 +48,7 @@ pub(super) struct Worker {
     events: Sender<Event>,
     credentials: Credentials,
     crl: Option<RevocationFile>,
+    receiver_roots: Option<ReceiverRoots>,
     memories: Memories,
     flows: Flows,
     running: Option<Running>,
@@ -73,12 +75,19 @@ impl Worker {
         let memories = Memories::open(&config.state_dir)?;
         let crl = config.crl.clone();
         let crl = crl.map(|path| RevocationFile::open(path, &config.state_dir));
+        let traces = config.worker.traces.as_ref();
+        let receiver_roots = traces
+            .filter(|traces| traces.is_encrypted())
+            .map(|_| ReceiverRoots::read(config.otlp_root.as_deref()))
+            .transpose()
+            .context("--otlp-endpoint")?;
         Ok(Self {
             config: config.clone(),
             events,
             credentials,
             memories,
             crl: crl.transpose()?,
+            receiver_roots,
             flows,
             running: None,
             pause: FIRST_PAUSE,
@@ -137,6 +146,9 @@ impl Worker {
         link.send(&self.credentials.message(), &[])?;
         if let Some(crl) = &mut self.crl {
             crl.send(&link)?;
+        }
+        if let Some(roots) = &self.receiver_roots {
+            roots.send(&link)?;
         }
         self.memories.tell(&link)?;
         let mut threads = Vec::new();

@@ -113,10 +113,17 @@ pub enum Lines {
 /// Where spans of connections go, by OTLP over gRPC.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Traces {
-    /// `http://HOST:PORT`.
+    /// `http://HOST:PORT`, or `https`: then [`ToWorker::ReceiverRoots`] says who may answer.
     pub endpoint: String,
     /// Of the traces that begin here, from 0 to 1.
     pub sample: f64,
+}
+
+impl Traces {
+    pub fn is_encrypted(&self) -> bool {
+        let scheme = self.endpoint.split_once(':').map(|(scheme, _)| scheme);
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
+    }
 }
 
 /// From broker to worker. The first message on the worker's own link is `Start`, and on a thread's
@@ -139,6 +146,8 @@ pub enum ToWorker {
     Memories(Vec<Memory>),
     /// With a descriptor of all revocation lists; sent again when they change.
     Revocations,
+    /// With a descriptor of the certificates, in PEM, by which the receiver of spans is known.
+    ReceiverRoots,
     /// With listeners on thread links, without on the worker's.
     AddPod {
         pod: PodInfo,

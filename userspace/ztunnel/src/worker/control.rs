@@ -19,6 +19,7 @@ use sluice_telemetry::{
     access::{Filter, Lines},
     metrics::Metrics,
     serve::Readiness,
+    spans::Tracer,
 };
 use sluice_xds::{Client, Key, Needed, OnDemand, Snapshot};
 use tokio::sync::{Notify, mpsc, watch};
@@ -56,6 +57,8 @@ pub(super) struct Start {
     pub(super) credentials: Credentials,
     /// The descriptor of revocation lists, if there are any.
     pub(super) revocations: Vec<OwnedFd>,
+    /// By which the receiver of spans is known, if it must prove itself.
+    pub(super) receiver_roots: Vec<OwnedFd>,
     pub(super) memories: Memories,
     pub(super) counters: KernelCounters,
     /// The links of the threads that carry traffic.
@@ -82,6 +85,7 @@ pub(super) async fn run(
         settings,
         credentials,
         revocations,
+        receiver_roots,
         mut memories,
         counters,
         threads,
@@ -104,7 +108,11 @@ pub(super) async fn run(
     };
     let (wishes, wished) = neighbours::wishes();
     let trace = Arc::new(Trace::new(counters.verdicts.clone()));
-    let (client, shared) = share(settings, control_plane, memories.mesh.take(), wishes, trace)?;
+    let metrics = Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION")));
+    let tracer = spans::start(&settings, receiver_roots, &metrics).context("--otlp-endpoint")?;
+    let snapshot = memories.mesh.take();
+    let told = (metrics, tracer);
+    let (client, shared) = share(settings, control_plane, snapshot, wishes, trace, told)?;
     numbers::show_kernel(&shared.metrics, counters);
     numbers::show_log(&shared.metrics, lost);
     let readiness = Readiness::default();
@@ -173,6 +181,7 @@ fn share(
     snapshot: Option<Snapshot>,
     wishes: Wishes,
     trace: Arc<Trace>,
+    (metrics, tracer): (Arc<Metrics>, Option<Tracer>),
 ) -> Result<(Client, Arc<Shared>)> {
     let validity = Duration::from_secs(settings.certificate_ttl);
     let addresses = control_plane.addresses.clone();
@@ -191,10 +200,9 @@ fn share(
     if let Some(snapshot) = snapshot {
         client.restore(snapshot);
     }
-    let metrics = Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION")));
     let shared = Shared {
         access_log: access_log(&settings.access_log),
-        tracer: spans::start(&settings, &metrics).context("--otlp-endpoint")?,
+        tracer,
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.parse().context("--trust-domain")?,
         mesh: client.view(),
@@ -362,6 +370,7 @@ impl Broker {
                 ToWorker::Start(_)
                 | ToWorker::Maps
                 | ToWorker::Memories(_)
+                | ToWorker::ReceiverRoots
                 | ToWorker::Sockets { .. } => {}
             }
         }

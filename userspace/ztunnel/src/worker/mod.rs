@@ -154,6 +154,7 @@ pub fn run() -> Result<()> {
         bail!("the broker sent no credentials");
     };
     let mut revocations = Vec::new();
+    let mut receiver_roots = Vec::new();
     let (kinds, kept) = loop {
         match first(&link)? {
             Some(Received {
@@ -164,6 +165,10 @@ pub fn run() -> Result<()> {
                 message: ToWorker::Revocations,
                 fds,
             }) => revocations = fds,
+            Some(Received {
+                message: ToWorker::ReceiverRoots,
+                fds,
+            }) => receiver_roots = fds,
             _ => bail!("the broker did not say what it remembers"),
         }
     };
@@ -189,6 +194,7 @@ pub fn run() -> Result<()> {
             control_root,
         },
         revocations,
+        receiver_roots,
         memories,
         counters,
         threads,

@@ -130,7 +130,8 @@ impl Shard {
             | ToWorker::KernelEvents { .. }
             | ToWorker::Control(_)
             | ToWorker::Credentials { .. }
-            | ToWorker::Revocations => {}
+            | ToWorker::Revocations
+            | ToWorker::ReceiverRoots => {}
         }
     }
 

@@ -1,25 +1,37 @@
 //! The spans of connections: what they continue, and what they say.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{fs::File, net::SocketAddr, os::fd::OwnedFd, time::SystemTime};
 
+use anyhow::{Context as _, Result};
 use sluice_hbone::Traceparent;
 use sluice_model::{SpiffeId, authz::RuleId};
 use sluice_telemetry::{
     access::Direction,
     metrics::Metrics,
-    spans::{BadEndpoint, Config, Side, Span, Tracer, Value},
+    spans::{Config, Side, Span, Tracer, Value},
 };
 
 use super::{Shared, address::Authority};
-use crate::link::Settings;
+use crate::link::{Settings, memory};
 
-/// Starts the export, if there is a place for spans to go.
-pub(super) fn start(settings: &Settings, metrics: &Metrics) -> Result<Option<Tracer>, BadEndpoint> {
+/// Starts the export, if there is a place for spans to go; `roots` is the memory of the certificates by
+/// which that is known, if it must prove itself.
+pub(super) fn start(
+    settings: &Settings,
+    roots: Vec<OwnedFd>,
+    metrics: &Metrics,
+) -> Result<Option<Tracer>> {
     let Some(traces) = &settings.traces else {
         return Ok(None);
     };
+    let mut roots = roots.into_iter().map(|fd| memory::read(&File::from(fd)));
+    let roots = roots
+        .next()
+        .transpose()
+        .context("read the certificates of the receiver")?;
     let config = Config {
         endpoint: traces.endpoint.clone(),
+        roots: roots.unwrap_or_default(),
         sampling: traces.sample,
         resource: vec![
             ("service.name", "ztunnel".to_owned()),
@@ -28,7 +40,7 @@ pub(super) fn start(settings: &Settings, metrics: &Metrics) -> Result<Option<Tra
             ("k8s.cluster.name", settings.cluster.clone()),
         ],
     };
-    Tracer::start(config, metrics).map(Some)
+    Ok(Some(Tracer::start(config, metrics)?))
 }
 
 /// A connection's place in its trace.
