@@ -229,11 +229,18 @@ pub(crate) struct Connection {
 
 impl Source {
     pub(crate) async fn new(svid: Arc<Svid>, destination: SocketAddr) -> Rc<Self> {
+        Self::driven_by(Engine::start().unwrap(), svid, destination).await
+    }
+
+    pub(crate) async fn driven_by(
+        engine: Engine,
+        svid: Arc<Svid>,
+        destination: SocketAddr,
+    ) -> Rc<Self> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(SOCKET_BUFFER).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let captured = socket.listen(64).unwrap();
-        let engine = Engine::start().unwrap();
         Rc::new(Self {
             captured_at: captured.local_addr().unwrap(),
             captured: Mutex::new(captured),

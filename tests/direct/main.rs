@@ -7,3 +7,4 @@ mod fixtures;
 mod noise;
 mod peers;
 mod tunnel;
+mod wire;

@@ -1,6 +1,6 @@
 //! Peers that speak HTTP/2 frame by frame, and so can say what no library would.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
@@ -40,6 +40,14 @@ pub(crate) mod flag {
     pub(crate) const END_HEADERS: u8 = 4;
     pub(crate) const PADDED: u8 = 8;
     pub(crate) const PRIORITY: u8 = 0x20;
+}
+
+/// Settings (RFC 9113 §6.5.2).
+pub(crate) mod setting {
+    pub(crate) const ENABLE_PUSH: u16 = 2;
+    pub(crate) const MAX_CONCURRENT_STREAMS: u16 = 3;
+    pub(crate) const INITIAL_WINDOW_SIZE: u16 = 4;
+    pub(crate) const MAX_FRAME_SIZE: u16 = 5;
 }
 
 /// Error codes (RFC 9113 §7).
@@ -101,12 +109,21 @@ impl Frame {
         Self::new(kind::SETTINGS, 0, 0, [])
     }
 
+    /// Settings of which one has a value.
+    pub(crate) fn setting(name: u16, value: u32) -> Self {
+        let mut payload = name.to_be_bytes().to_vec();
+        payload.extend(value.to_be_bytes());
+        Self::new(kind::SETTINGS, 0, 0, payload)
+    }
+
     /// A server's settings that allow so many streams at a time.
     pub(crate) fn allowing(streams: u32) -> Self {
-        const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
-        let mut setting = MAX_CONCURRENT_STREAMS.to_vec();
-        setting.extend(streams.to_be_bytes());
-        Self::new(kind::SETTINGS, 0, 0, setting)
+        Self::setting(setting::MAX_CONCURRENT_STREAMS, streams)
+    }
+
+    /// Leave to say so many more bytes, in a stream or, as stream 0, in all of them.
+    pub(crate) fn credit(stream: u32, bytes: u32) -> Self {
+        Self::new(kind::WINDOW_UPDATE, 0, stream, bytes.to_be_bytes())
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -165,10 +182,14 @@ impl Peer {
     }
 
     pub(crate) async fn dial_with(world: &World, tls: Arc<ClientConfig>) -> Self {
-        let tcp = TcpStream::connect(world.destination.addr).await.unwrap();
+        Self::dial_at(world.destination.addr, tls).await
+    }
+
+    pub(crate) async fn dial_at(addr: SocketAddr, tls: Arc<ClientConfig>) -> Self {
+        let tcp = TcpStream::connect(addr).await.unwrap();
         // Nothing waits for the kernel's clock, so that a test may stop its own.
         tcp.set_nodelay(true).unwrap();
-        let name = ServerName::from(world.destination.addr.ip());
+        let name = ServerName::from(addr.ip());
         let tls = TlsConnector::from(tls).connect(name, tcp).await.unwrap();
         Self(tls.into())
     }

@@ -3,6 +3,7 @@
 mod alive;
 mod bytes;
 mod conformance;
+mod credit;
 mod ends;
 mod failing;
 mod flow;
@@ -13,6 +14,7 @@ mod identity;
 mod join;
 mod keys;
 mod many;
+mod numbers;
 mod others;
 mod pool;
 mod requests;

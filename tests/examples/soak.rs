@@ -6,6 +6,7 @@
 use std::{
     cell::Cell,
     env, fs,
+    future::pending,
     process::ExitCode,
     rc::Rc,
     time::{Duration, Instant},
@@ -14,8 +15,8 @@ use std::{
 use tokio::{
     io::AsyncWriteExt as _,
     net::TcpStream,
-    task::{LocalSet, spawn_local},
-    time::sleep,
+    task::{JoinHandle, LocalSet, spawn_local},
+    time::{sleep, timeout},
 };
 
 #[path = "../direct/authority.rs"]
@@ -35,6 +36,8 @@ const LONG: u64 = 8;
 const SHORT: u64 = 32;
 /// What a long one says before another takes its place, in bytes.
 const MUCH: u64 = 64 << 20;
+/// How long a connection may take, on a busy machine.
+const STUCK: Duration = Duration::from_secs(120);
 /// What memory may grow by after the beginning, in KiB: as much as the windows of a tunnel may.
 const GROWTH: u64 = 32 << 10;
 
@@ -59,19 +62,29 @@ async fn load(source: Rc<Source>, to: std::net::SocketAddr, most: u64, seed: u64
         let mut connection = source.connect(to).await;
         let (mut from, mut to) = connection.app.split();
         let (mut said, mut heard) = (Noise::new(seed), Noise::new(seed));
+        let mut told = size;
         if dice.one_in(16) {
-            // Broken in the middle.
-            let half = size / 2;
-            tokio::join!(said.send(&mut to, size), heard.expect(&mut from, half));
+            // Broken in the middle, with bytes on their way.
+            told = size / 2;
+            let saying = async {
+                said.send(&mut to, size).await;
+                pending::<()>().await;
+            };
+            let hearing = timeout(STUCK, heard.expect(&mut from, told));
+            tokio::select! {
+                heard = hearing => heard.expect("no connection is stuck"),
+                () = saying => {}
+            }
             connection.app.set_zero_linger().expect("a socket");
         } else {
             let saying = async {
                 said.send(&mut to, size).await;
                 to.shutdown().await.expect("an end");
             };
-            tokio::join!(saying, heard.expect_all(&mut from, size));
+            let both = async { tokio::join!(saying, heard.expect_all(&mut from, size)) };
+            timeout(STUCK, both).await.expect("no connection is stuck");
         }
-        done.bytes.set(done.bytes.get() + 2 * size);
+        done.bytes.set(done.bytes.get() + 2 * told);
         done.connections.set(done.connections.get() + 1);
     }
 }
@@ -108,10 +121,12 @@ async fn soak(time: Duration) -> ExitCode {
     let world = World::new().await;
     let to = application(echo).await;
     let done = Rc::new(Done::default());
-    for user in 0..LONG + SHORT {
-        let most = if user < LONG { MUCH } else { 10_000 };
-        spawn_local(load(world.source.clone(), to, most, user, done.clone()));
-    }
+    let users: Vec<_> = (0..LONG + SHORT)
+        .map(|user| {
+            let most = if user < LONG { MUCH } else { 10_000 };
+            spawn_local(load(world.source.clone(), to, most, user, done.clone()))
+        })
+        .collect();
     let begin = Instant::now();
     let mut first = None;
     loop {
@@ -126,6 +141,10 @@ async fn soak(time: Duration) -> ExitCode {
             world.source.engine.streams(),
             world.destination.engine.streams(),
         );
+        if users.iter().any(JoinHandle::is_finished) {
+            println!("a connection did not carry what it should");
+            return ExitCode::FAILURE;
+        }
         // By then everything has been large once.
         if elapsed < time / 4 {
             continue;

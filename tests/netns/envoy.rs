@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sluice_tests::eventually::PATIENCE;
-use sluice_tests::podtool::{self, Connection, Serve};
+use sluice_tests::podtool::{self, Connection, Event, Serve};
 use sluice_tests::process::Process;
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::{Pod, PodSpec, eventually, objects};
@@ -18,7 +18,20 @@ use crate::stranger::Authority;
 const ENVOY: &str = "spiffe://cluster.local/ns/peers/sa/envoy";
 const HTTP2: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Where Envoy, as a client, takes connections from applications; one port for each of the server's.
-const ENTRANCES: [(u16, u16); 3] = [(9080, 80), (9081, 81), (9082, 82)];
+const ENTRANCES: [(u16, u16); 5] = [
+    (9080, ECHO),
+    (9081, SUM),
+    (9082, GREET),
+    (9083, HANGUP),
+    (9084, RESET),
+];
+/// The ports of the applications, and one where there is none.
+const ECHO: u16 = 80;
+const SUM: u16 = 81;
+const GREET: u16 = 82;
+const HANGUP: u16 = 83;
+const RESET: u16 = 84;
+const NOBODY: u16 = 89;
 
 /// The files that Envoy proves itself with.
 struct Files {
@@ -203,43 +216,100 @@ fn client(pod: &Pod, files: &Files, to: &Pod) -> Result<Process> {
     Ok(envoy)
 }
 
-/// Applications on the server's ports: an echo, a sum, and one that speaks first.
-fn applications(pod: &Pod) -> Result<[Process; 3]> {
-    let serve = |name, mode, port| podtool::serve(pod, name, mode, &format!("[::]:{port}"));
-    Ok([
-        serve("echo", Serve::Echo, 80)?,
-        serve("sum", Serve::Sum, 81)?,
-        serve("greet", Serve::Greet, 82)?,
-    ])
+/// What runs on the server's ports.
+struct Applications {
+    echo: Process,
+    hangup: Process,
+    _others: [Process; 3],
 }
 
-/// Bytes both ways, half-close, a server that speaks first, and many connections.
-fn exercise(client: &Pod, echo: &str, sum: &str, greet: &str) -> Result<()> {
-    let report = podtool::half_close(client, echo, 5_000_000)?;
+impl Applications {
+    fn start(pod: &Pod) -> Result<Self> {
+        let serve = |name, mode, port| podtool::serve(pod, name, mode, &format!("[::]:{port}"));
+        Ok(Self {
+            echo: serve("echo", Serve::Echo, ECHO)?,
+            hangup: serve("hangup", Serve::Hangup, HANGUP)?,
+            _others: [
+                serve("sum", Serve::Sum, SUM)?,
+                serve("greet", Serve::Greet, GREET)?,
+                serve("reset", Serve::Reset, RESET)?,
+            ],
+        })
+    }
+}
+
+/// Waits until a server's log has a line that begins and ends so.
+fn wait_for_line(process: &Process, begin: &str, end: &str) -> Result<()> {
+    eventually(|| {
+        let log = process.log()?;
+        let seen = log
+            .lines()
+            .any(|l| l.starts_with(begin) && l.ends_with(end));
+        ensure!(seen, "no line {begin}…{end} in {log}");
+        Ok(())
+    })
+}
+
+/// What a transfer carries.
+const BYTES: u64 = 50_000_000;
+
+/// Bytes both ways, a client that ends first, a server that speaks first, resets, and many connections. `at`
+/// is where the client finds the application of a port.
+fn exercise(client: &Pod, at: impl Fn(u16) -> String, apps: &Applications) -> Result<()> {
+    let report = podtool::half_close(client, &at(ECHO), BYTES)?;
     ensure!(
         report["end"] == "eof"
-            && report["received"] == 5_000_000
+            && report["received"] == BYTES
             && report["sent_checksum"] == report["received_checksum"],
         "echo: {report}"
     );
-    let report = podtool::half_close(client, sum, 300_000)?;
-    let wanted = format!(
-        "sum 300000 {}",
-        report["sent_checksum"].as_str().unwrap_or_default()
-    );
+    let report = podtool::half_close(client, &at(SUM), BYTES)?;
+    let sent = report["sent_checksum"].as_str().unwrap_or_default();
+    let wanted = format!("sum {BYTES} {sent}");
     ensure!(
         report["end"] == "eof" && report["tail"] == wanted.as_str(),
         "sum: {report}"
     );
-    let mut connection = Connection::open(client, greet)?;
+    let mut connection = Connection::open(client, &at(GREET))?;
     let greeting = connection.line()?;
     ensure!(greeting.starts_with("220 "), "{greeting}");
     ensure!(connection.exchange("hello")? == "250 hello");
     drop(connection);
+
+    // A connection that breaks at one end does so at the other; Envoy may make an end of it.
+    let mut connection = Connection::open(client, &at(RESET))?;
+    connection.send("go away")?;
+    let event = connection.event(PATIENCE)?;
+    ensure!(
+        matches!(event, Some(Event::Broken(_) | Event::Eof)),
+        "{event:?}"
+    );
+    let ends = |log: &str| log.matches("\nclosed ").count() + log.matches("\nbroken ").count();
+    let before = ends(&apps.echo.log()?);
+    let mut connection = Connection::open_with(client, &at(ECHO), &["--end", "reset"])?;
+    ensure!(connection.exchange("hello")? == "hello");
+    connection.finish_sending();
+    eventually(|| {
+        let log = apps.echo.log()?;
+        ensure!(ends(&log) > before, "the server has not heard of it: {log}");
+        Ok(())
+    })?;
+
     let options = ["--count", "200", "--concurrency", "10"];
-    let flood = podtool::flood(client, echo, &options, PATIENCE * 3)?;
+    let flood = podtool::flood(client, &at(ECHO), &options, PATIENCE * 3)?;
     ensure!(flood.ok == 200, "{flood:?}");
     Ok(())
+}
+
+/// A server that has said everything before its client begins still hears all of it. Envoy as the
+/// server's end resets the stream instead, which RFC 9113 §8.1 allows.
+fn server_ends_first(client: &Pod, address: &str, server: &Process) -> Result<()> {
+    let report = podtool::half_close(client, address, BYTES)?;
+    ensure!(
+        report["end"] == "eof" && report["received"] == 0 && report["sending"] == "ok",
+        "hangup: {report}"
+    );
+    wait_for_line(server, "closed ", &format!(" received={BYTES}"))
 }
 
 #[test]
@@ -258,25 +328,31 @@ fn envoy_ends_our_tunnels() {
         let object = objects::pod(&envoy, &[]).replace("nodeName: b", "nodeName: elsewhere");
         s.mesh.config().apply("pod-peers-envoy", &object)?;
         s.mesh.settle()?;
-        let _apps = applications(&envoy)?;
+        let apps = Applications::start(&envoy)?;
         let files = Files::issue(s)?;
         let process = server(&envoy, &files, &web.spiffe_id())?;
         let at = |port: u16| format!("{}:{port}", envoy.v4());
-        exercise(&web, &at(80), &at(81), &at(82))?;
+        exercise(&web, at, &apps)?;
 
         s.mesh.ztunnel("a").wait_for_access(&[
             ("direction", "outbound"),
             ("src.identity", &web.spiffe_id()),
             ("dst.identity", ENVOY),
             ("dst.addr", &at(15008)),
-            ("dst.hbone_addr", &at(82)),
+            ("dst.hbone_addr", &at(GREET)),
             ("error", ""),
         ])?;
+        // What breaks behind Envoy is no end to us.
+        let broken = s
+            .mesh
+            .ztunnel("a")
+            .wait_for_access(&[("direction", "outbound"), ("dst.hbone_addr", &at(RESET))])?;
+        ensure!(!broken.get("error").is_empty(), "{}", broken.text());
         eventually(|| {
             let log = process.log()?;
             let line = log
                 .lines()
-                .find(|line| line.contains(&format!("authority={} ", at(80))))
+                .find(|line| line.contains(&format!("authority={} ", at(ECHO))))
                 .context("Envoy logged no stream")?;
             for words in [
                 format!("peer={} ", web.spiffe_id()),
@@ -290,11 +366,11 @@ fn envoy_ends_our_tunnels() {
         })?;
 
         // What Envoy refuses is a failed connection, with its reason.
-        let mut refused = Connection::open(&web, &at(83))?;
+        let mut refused = Connection::open(&web, &at(NOBODY))?;
         let _ = refused.send("hello");
         s.mesh.ztunnel("a").wait_for_access(&[
             ("direction", "outbound"),
-            ("dst.hbone_addr", &at(83)),
+            ("dst.hbone_addr", &at(NOBODY)),
             ("error", "http status: 404"),
         ])?;
         Ok(())
@@ -309,18 +385,23 @@ fn envoy_dials_our_pods() {
         let catalog = s.enrolled_pod("b", "shop", "catalog")?;
         let envoy = s.pod_as("a", "peers", "envoy", "envoy")?;
         s.mesh.settle()?;
-        let _apps = applications(&catalog)?;
+        let apps = Applications::start(&catalog)?;
         let files = Files::issue(s)?;
         let _process = client(&envoy, &files, &catalog)?;
-        let [echo, sum, greet] = ENTRANCES.map(|(entrance, _)| format!("127.0.0.1:{entrance}"));
-        exercise(&envoy, &echo, &sum, &greet)?;
+        let at = |port| {
+            let entrance = ENTRANCES.iter().find(|(_, to)| *to == port);
+            let (entrance, _) = entrance.expect("one for each port");
+            format!("127.0.0.1:{entrance}")
+        };
+        exercise(&envoy, at, &apps)?;
+        server_ends_first(&envoy, &at(HANGUP), &apps.hangup)?;
 
         s.mesh.ztunnel("b").wait_for_access(&[
             ("direction", "inbound"),
             ("src.identity", ENVOY),
             ("src.workload", "envoy"),
             ("dst.identity", &catalog.spiffe_id()),
-            ("dst.hbone_addr", &format!("{}:82", catalog.v4())),
+            ("dst.hbone_addr", &format!("{}:{GREET}", catalog.v4())),
             ("error", ""),
         ])?;
 
@@ -335,7 +416,7 @@ fn envoy_dials_our_pods() {
              \x20 rules: [{from: [{source: {principals: [cluster.local/ns/peers/sa/envoy]}}]}]\n",
         )?;
         s.mesh.settle()?;
-        let flood = podtool::flood(&envoy, &echo, &["--count", "3"], PATIENCE)?;
+        let flood = podtool::flood(&envoy, &at(ECHO), &["--count", "3"], PATIENCE)?;
         ensure!(flood.ok == 0, "{flood:?}");
         s.mesh.ztunnel("b").wait_for_access(&[
             ("src.identity", ENVOY),

@@ -290,8 +290,12 @@ fn a_flood_of_requests_that_are_taken_back() {
 
 /// The same tunnel goes on.
 pub(super) async fn still_works(peer: &mut Peer) {
+    still_works_with(peer, 1001).await;
+}
+
+/// The same tunnel takes a stream with this number.
+pub(super) async fn still_works_with(peer: &mut Peer, stream: u32) {
     let mut server = Acceptor::start().await;
-    let stream = 1001;
     peer.send(&Frame::connect(stream, &server.addr.to_string()))
         .await;
     let answer = peer.wait_for(|frame| frame.stream == stream).await;

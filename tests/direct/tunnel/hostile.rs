@@ -30,10 +30,6 @@ use crate::{
 /// Requests that were taken back, and that somebody may still work for.
 const MAX_ORPHANS: usize = 1000;
 
-fn credit(stream: u32, bytes: u32) -> Frame {
-    Frame::new(kind::WINDOW_UPDATE, 0, stream, bytes.to_be_bytes())
-}
-
 /// The tunnel ends with a word about calm.
 async fn calmed(peer: &mut Peer) {
     let last = peer.rest().await;
@@ -50,7 +46,7 @@ fn a_flood_of_requests_that_must_be_reset() {
         let mut flood = Vec::new();
         for stream in (1..20_000).step_by(2) {
             flood.extend(Frame::connect(stream, "127.0.0.1:1").encode());
-            flood.extend(credit(stream, 0).encode());
+            flood.extend(Frame::credit(stream, 0).encode());
         }
         peer.shout(&flood).await;
         calmed(&mut peer).await;
@@ -179,8 +175,8 @@ fn a_peer_that_returns_credit_in_small_change() {
             let mut change = Vec::new();
             for piece in data.payload.chunks(CHANGE) {
                 let piece = u32::try_from(piece.len()).unwrap();
-                change.extend(credit(1, piece).encode());
-                change.extend(credit(0, piece).encode());
+                change.extend(Frame::credit(1, piece).encode());
+                change.extend(Frame::credit(0, piece).encode());
             }
             peer.say(&change).await;
         }

@@ -109,6 +109,11 @@ impl Engine {
     /// # Errors
     /// When the kernel has no descriptor left for it.
     pub fn start() -> io::Result<Self> {
+        Self::start_at(1)
+    }
+
+    /// As [`Self::start`]; its tunnels begin their streams with this number, which is odd.
+    pub(crate) fn start_at(first_stream: u32) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         #[expect(
             deprecated,
@@ -116,7 +121,7 @@ impl Engine {
         )]
         let events = AsyncFd::new(epoll.try_clone()?)?;
         let shared = Rc::new(Shared {
-            core: RefCell::new(Core::new(epoll)),
+            core: RefCell::new(Core::new(epoll, first_stream)),
             work: Notify::new(),
         });
         let driver = RefCell::new(spawn_local(drive(shared.clone(), events)));
@@ -280,6 +285,8 @@ struct Rest {
     spare: Spare,
     /// Bytes of the peer that are about to be delivered.
     pieces: Vec<Piece>,
+    /// The number of a client's first stream in each tunnel.
+    first_stream: u32,
     /// The time, as of this pass.
     now: Instant,
 }
@@ -307,7 +314,7 @@ struct Core {
 }
 
 impl Core {
-    fn new(epoll: OwnedFd) -> Self {
+    fn new(epoll: OwnedFd, first_stream: u32) -> Self {
         let now = Instant::now();
         Self {
             epoll,
@@ -321,6 +328,7 @@ impl Core {
                 dirty: VecDeque::new(),
                 spare: Spare::default(),
                 pieces: Vec::new(),
+                first_stream,
                 now,
             },
             readable: VecDeque::new(),

@@ -64,8 +64,7 @@ impl Fields {
             _ => {
                 // Lower case is demanded (§8.2.1), and what begins with a colon is none.
                 let name = HeaderName::from_lowercase(name).ok()?;
-                let hop_by_hop = [CONNECTION, TRANSFER_ENCODING, UPGRADE].contains(&name);
-                if hop_by_hop || (name == TE && value != b"trailers") {
+                if is_of_connection(&name) || (name == TE && value != b"trailers") {
                     return None;
                 }
                 self.headers
@@ -73,6 +72,11 @@ impl Fields {
                 Some(())
             }
         }
+    }
+
+    /// Whether these are of a request, however malformed.
+    pub(crate) fn asks(&self) -> bool {
+        self.method.is_some()
     }
 
     fn checked(self) -> Result<Self, Malformed> {
@@ -123,6 +127,12 @@ impl Fields {
         }
         Ok(())
     }
+}
+
+/// Fields of HTTP/1.1's connections, which have no place here (§8.2.2).
+fn is_of_connection(name: &HeaderName) -> bool {
+    [CONNECTION, TRANSFER_ENCODING, UPGRADE].contains(name)
+        || ["keep-alive", "proxy-connection"].contains(&name.as_str())
 }
 
 fn once<T>(place: &mut Option<T>, first: bool, value: T) -> Option<()> {

@@ -1,4 +1,4 @@
-//! The innermost parts, for `tests/fuzz` and `benches`. No promise is made of them.
+//! The innermost parts, for tests and `benches`. No promise is made of them.
 
 use rustls::{
     ConnectionTrafficSecrets, SupportedCipherSuite,
@@ -9,7 +9,8 @@ use rustls::{
 };
 
 use crate::{
-    frame::{Event, Parser, Payload, Violation},
+    Engine,
+    frame::{Event, MAX_STREAM, Parser, Payload, Violation},
     hpack::Decoder,
     limits,
     tls::{Content, Opener, Sealer},
@@ -76,6 +77,14 @@ pub fn headers(blocks: &[Vec<u8>]) -> Vec<Vec<(Vec<u8>, Vec<u8>)>> {
         }
     }
     lists
+}
+
+/// An engine whose tunnels, as clients, have numbers for so many streams only.
+///
+/// # Errors
+/// When the kernel has no descriptor left for it.
+pub fn engine_with_streams(left: u32) -> std::io::Result<Engine> {
+    Engine::start_at(MAX_STREAM - 2 * (left - 1))
 }
 
 /// Seals records in place, and opens them in the same order.

@@ -69,6 +69,8 @@ pub(super) struct Outbox {
     sealed: usize,
     /// Behind its last byte.
     filled: usize,
+    /// Behind the last change of keys in the buffer.
+    key_update: usize,
     /// Frames that found no room, and come next.
     late: Vec<u8>,
     /// Whether the socket took less than it was given the last time.
@@ -82,6 +84,7 @@ impl Outbox {
             sent: 0,
             sealed: 0,
             filled: HEADER,
+            key_update: 0,
             late: Vec::new(),
             blocked: false,
         }
@@ -90,6 +93,16 @@ impl Outbox {
     /// Whether the socket must become writable before anything leaves.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked
+    }
+
+    /// Whether a change of keys has not left, or not all of it.
+    pub(super) fn holds_key_update(&self) -> bool {
+        self.sent < self.key_update
+    }
+
+    /// What was sealed last is a change of keys.
+    pub(super) fn note_key_update(&mut self) {
+        self.key_update = self.sealed;
     }
 
     /// Bytes of frames that found no room.
@@ -278,6 +291,7 @@ impl Outbox {
                 return Ok(());
             }
             (self.sent, self.sealed, self.filled) = (0, 0, HEADER);
+            self.key_update = 0;
             if let Some(buffer) = self.buffer.take() {
                 spare.put(buffer);
             }

@@ -286,6 +286,16 @@ impl App {
         }
     }
 
+    /// Whether the other end has said everything, and all of it was read.
+    pub(super) fn has_ended(&self) -> io::Result<bool> {
+        match self.tcp.peek(&mut [0]) {
+            Ok(waiting) => Ok(waiting == 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Why the connection broke.
     pub(super) fn error(&self) -> Option<io::Error> {
         self.tcp.take_error().unwrap_or_else(Some)

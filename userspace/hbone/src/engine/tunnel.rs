@@ -146,7 +146,7 @@ impl Tunnel {
             out: Outbox::new(),
             streams: Vec::new(),
             waiting: VecDeque::new(),
-            next: 1,
+            next: rest.first_stream,
             last_seen: 0,
             credit: DEFAULT_WINDOW,
             granted: limits::TUNNEL_WINDOW.into(),
@@ -288,6 +288,7 @@ impl Tunnel {
 
     fn change_keys(&mut self, rest: &mut Rest) {
         self.say_record(Content::Handshake, &tls::key_update(false), rest);
+        self.out.note_key_update();
         match self.secrets.next_sealer() {
             Ok(sealer) => self.sealer = sealer,
             Err(error) => self.fail(TunnelError::tls(error)),
@@ -394,8 +395,9 @@ impl Tunnel {
             match wish {
                 Wish::NewKeys { answer } => {
                     self.opener = self.secrets.next_opener().map_err(TunnelError::tls)?;
-                    // One answer will do for questions that come before it has left.
-                    if answer && !self.out.is_blocked() {
+                    // One answer will do for questions that come before it has left. It has a place
+                    // kept for it, however full the socket is.
+                    if answer && !self.out.holds_key_update() {
                         self.change_keys(rest);
                     }
                 }

@@ -261,6 +261,9 @@ impl Tunnel {
                 self.last_seen = number;
                 self.request(number, end_stream, fields, rest)
             }
+            (None, Side::Server) if fields.asks() => {
+                Err(Violation::protocol("a request with a number of before"))
+            }
             (None, _) => {
                 self.idle_frame()?;
                 self.begun(number)
@@ -440,7 +443,8 @@ impl Tunnel {
             match u16::from_be_bytes([*a, *b]) {
                 setting::INITIAL_WINDOW_SIZE => self.initial_window(value, rest)?,
                 setting::MAX_CONCURRENT_STREAMS => self.status.allow(value),
-                setting::ENABLE_PUSH if value > 1 => {
+                // A server may not even say that it would (§6.5.2).
+                setting::ENABLE_PUSH if value > u32::from(self.side == Side::Server) => {
                     return Err(Violation::protocol("a push that is neither on nor off"));
                 }
                 setting::MAX_FRAME_SIZE if !(MAX_PAYLOAD as u32..1 << 24).contains(&value) => {

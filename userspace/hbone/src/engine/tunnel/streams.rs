@@ -123,17 +123,20 @@ impl Tunnel {
             return Err(TunnelError::GoneAway(code));
         }
         let number = self.next;
-        self.next += 2;
-        if self.next > MAX_STREAM {
-            // The numbers have run out: others begin in another tunnel.
-            self.status.close();
+        if number > MAX_STREAM {
+            return Err(TunnelError::Ended);
         }
+        self.next += 2;
         let mut stream = Stream::new(self.id, number, self.initial_credit);
         stream.held = true;
         let id = rest.streams.insert(stream);
         self.attach(number, id);
         self.expect_idle_frames(IDLE_FRAMES_OF_A_STREAM);
         self.say_block(number, false, block, rest);
+        if self.next > MAX_STREAM {
+            // The numbers have run out: others begin in another tunnel.
+            self.drain(rest);
+        }
         Ok(id)
     }
 
@@ -194,6 +197,18 @@ impl Tunnel {
         };
         let mut left = TURN as i64;
         while stream.wants_to_say() && stream.attached {
+            let credit = stream.credit.min(self.credit);
+            if credit <= 0
+                && let Some(app) = &stream.app
+                && app.hung_up
+            {
+                // An end needs no credit (RFC 9113 §6.9.1), and the peer may well wait for it.
+                match app.has_ended() {
+                    Ok(true) => return self.end_upload(id, rest),
+                    Ok(false) => {}
+                    Err(error) => return self.application_broke(id, error, rest),
+                }
+            }
             if stream.credit <= 0 {
                 break;
             }
@@ -207,7 +222,7 @@ impl Tunnel {
                 rest.enqueue(id);
                 return;
             }
-            let limit = stream.credit.min(self.credit).min(left) as usize;
+            let limit = credit.min(left) as usize;
             let Some(app) = &mut stream.app else {
                 return;
             };
@@ -231,13 +246,7 @@ impl Tunnel {
                     };
                     stream = again;
                 }
-                Ok(Some((0, _))) => {
-                    stream.said_all = true;
-                    let number = stream.number;
-                    self.say(kind::DATA, flag::END_STREAM, number, &[], rest);
-                    self.go_on(id, rest);
-                    return self.check_application(id, rest);
-                }
+                Ok(Some((0, _))) => return self.end_upload(id, rest),
                 Ok(Some((read, offered))) => {
                     app.bulk = read == offered;
                     app.readable = app.bulk || app.hung_up;
@@ -262,6 +271,18 @@ impl Tunnel {
                 Err(error) => return self.application_broke(id, error, rest),
             }
         }
+        self.check_application(id, rest);
+    }
+
+    /// The application has said everything.
+    fn end_upload(&mut self, id: StreamId, rest: &mut Rest) {
+        let Some(stream) = rest.streams.get_mut(id) else {
+            return;
+        };
+        stream.said_all = true;
+        let number = stream.number;
+        self.say(kind::DATA, flag::END_STREAM, number, &[], rest);
+        self.go_on(id, rest);
         self.check_application(id, rest);
     }
 
