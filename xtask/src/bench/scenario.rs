@@ -1,7 +1,8 @@
 //! The scenarios: what is measured, by name, and what it costs the proxies meanwhile.
 
 use std::fmt;
-use std::{thread, time::Duration};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use sluice_tests::place::Place;
@@ -295,9 +296,27 @@ fn mixed(side: &Side<'_>, seconds: u32) -> Result<Vec<Figure>> {
 /// How many connections idle: enough to drown what else happens, and few enough for the
 /// descriptors of a process.
 const IDLE: u32 = 2000;
-/// How long nothing has happened when memory is looked at: what a proxy needed for what came before, it
-/// has given back by then, if it does so at all.
+/// For how long a proxy has given nothing back when its memory is looked at: what it needed for what
+/// came before is gone by then. It looks every few seconds whether it rests.
 const REST: Duration = Duration::from_secs(12);
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What the proxies of this side hold when they rest.
+fn at_rest(side: &Side<'_>) -> Result<Option<Usage>> {
+    let (mut least, mut since) = (f64::INFINITY, Instant::now());
+    loop {
+        let Some(usage) = side.usage()? else {
+            return Ok(None);
+        };
+        if usage.memory < 0.99 * least {
+            (least, since) = (usage.memory, Instant::now());
+        }
+        if since.elapsed() > REST {
+            return Ok(Some(usage));
+        }
+        thread::sleep(LOOK);
+    }
+}
 
 fn memory(side: &Side<'_>) -> Result<Vec<Figure>> {
     if !side.tunnelled {
@@ -308,13 +327,11 @@ fn memory(side: &Side<'_>) -> Result<Vec<Figure>> {
     // A process is known to have begun by its log, so that each needs one of its own.
     let name = format!("hold-{}", side.client.namespace());
     let _first = podtool::hold(&side.client, &format!("{name}-first"), &address, 1)?;
-    thread::sleep(REST);
-    let Some(before) = side.usage()? else {
+    let Some(before) = at_rest(side)? else {
         return Ok(Vec::new());
     };
     let _held = podtool::hold(&side.client, &name, &address, IDLE)?;
-    thread::sleep(REST);
-    let Some(after) = side.usage()? else {
+    let Some(after) = at_rest(side)? else {
         return Ok(Vec::new());
     };
     // A proxy on each side.
