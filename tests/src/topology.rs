@@ -97,6 +97,14 @@ impl Topology {
     }
 }
 
+/// The command that makes a bridge. It has an address of its own: a bridge without one takes the
+/// least of its ports', and whoever has it as gateway loses it for seconds when a lesser one comes.
+fn add_bridge(name: &str, number: u8) -> String {
+    format!(
+        "link add {name} address 02:00:00:00:00:{number:02x} type bridge forward_delay 0 mcast_snooping 0\n"
+    )
+}
+
 /// The network between the nodes. It is a [`Place`] of its own, outside the mesh.
 #[derive(Debug)]
 pub struct Wire {
@@ -108,10 +116,11 @@ impl Wire {
         let netns = Netns::create(run, "wire")?;
         let cgroup = root.child("wire")?;
         netns.ip_batch(&format!(
-            "link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0\n\
+            "{}\
              link set {BRIDGE} up\n\
              address add {WIRE_V4}/24 dev {BRIDGE}\n\
-             address add {WIRE_V6}/64 dev {BRIDGE} nodad\n"
+             address add {WIRE_V6}/64 dev {BRIDGE} nodad\n",
+            add_bridge(BRIDGE, 0),
         ))?;
         Ok(Self {
             place: Place {
@@ -162,12 +171,13 @@ impl Node {
             "link set {UPLINK} up\n\
              address add {}/24 dev {UPLINK}\n\
              address add {}/64 dev {UPLINK} nodad\n\
-             link add {PODS_BRIDGE} type bridge forward_delay 0 mcast_snooping 0\n\
+             {}\
              link set {PODS_BRIDGE} up\n\
              address add {}/24 dev {PODS_BRIDGE}\n\
              address add {}/64 dev {PODS_BRIDGE} nodad\n",
             node_v4(number),
             node_v6(number),
+            add_bridge(PODS_BRIDGE, number),
             pod_v4(number, 1),
             pod_v6(number, 1),
         ))?;
