@@ -15,8 +15,8 @@ use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::ztunnel::Ztunnel;
 use sluice_tests::{Pod, eventually, eventually_within};
 
-/// The time in which drift must be told: five seconds, and as much again on a busy machine.
-const SOON: Duration = Duration::from_secs(10);
+/// The time in which drift must be told.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A client on node `a`, and a server on node `b`.
 struct Stage<'a> {

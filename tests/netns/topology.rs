@@ -24,6 +24,42 @@ fn spec<'a>(namespace: &'a str, name: &'a str) -> PodSpec<'a> {
     }
 }
 
+/// Who has it as gateway would otherwise lose it for seconds.
+#[test]
+fn a_node_keeps_its_link_address_when_pods_come() -> Result<()> {
+    let topology = two_nodes()?;
+    let node = topology.node("a");
+    let first = node.pod(spec("shop", "first"))?;
+    let gateway = || -> Result<String> {
+        // Whatever is sent there makes the pod ask for it.
+        let _ = first.run(PATIENCE, "ip", ["neigh", "flush", "dev", "eth0"])?;
+        let away = format!("{}:9", node.v4());
+        ensure!(
+            Connection::open(&first, &away).is_err(),
+            "{away} is listened to"
+        );
+        let known = ["-4", "neigh", "show", "dev", "eth0"];
+        first.run(PATIENCE, "ip", known)?.success()
+    };
+    let link = |known: &str| -> Result<String> {
+        let mut words = known
+            .split_whitespace()
+            .skip_while(|word| *word != "lladdr");
+        Ok(words
+            .nth(1)
+            .with_context(|| format!("no link address in {known:?}"))?
+            .to_owned())
+    };
+    let before = link(&gateway()?)?;
+    let mut others = Vec::new();
+    for number in 0..12 {
+        others.push(node.pod(spec("shop", &format!("other-{number}")))?);
+    }
+    let after = link(&gateway()?)?;
+    ensure!(before == after, "{before} has become {after}");
+    Ok(())
+}
+
 #[test]
 fn pods_reach_each_other_by_both_families() -> Result<()> {
     let topology = two_nodes()?;

@@ -334,8 +334,8 @@ fn memory(side: &Side<'_>) -> Result<Vec<Figure>> {
     let Some(after) = at_rest(side)? else {
         return Ok(Vec::new());
     };
-    // A proxy on each side.
-    let each = (after - before).memory / 2.0 / f64::from(IDLE);
+    // A proxy on each side. How much of its program is in memory is no matter of connections.
+    let each = (after - before).written / 2.0 / f64::from(IDLE);
     Ok(vec![
         Figure::less("memory of a proxy", "MB", before.memory / 2.0 / 1e6),
         Figure::less("  of a connection and side", "bytes", each),
@@ -395,8 +395,8 @@ mod tests {
     #[test]
     fn processor_time_is_told_by_the_work_done() {
         let used = Usage {
-            cpu: std::time::Duration::from_secs(2),
-            memory: 0.0,
+            cpu: Duration::from_secs(2),
+            ..Usage::default()
         };
         let rate = Figure::more("x", "1/s", 10_000.0);
         let cost = by_name("requests-16").unwrap().cost(&rate, 4, used);

@@ -20,6 +20,8 @@ pub(crate) struct Usage {
     pub(crate) cpu: Duration,
     /// Its share of physical memory, in bytes: what it shares with others counts in part.
     pub(crate) memory: f64,
+    /// What of that it has written itself, and is no part of a file such as its program.
+    pub(crate) written: f64,
 }
 
 impl Usage {
@@ -28,9 +30,14 @@ impl Usage {
             let path = format!("/proc/{pid}/{name}");
             fs::read_to_string(&path).with_context(|| format!("reading {path}"))
         };
+        let rollup = read("smaps_rollup")?;
+        let share = |name: &str| {
+            share(&rollup, name).with_context(|| format!("no {name} in smaps_rollup of {pid}"))
+        };
         Ok(Self {
             cpu: cpu(&read("stat")?).context("no processor time in stat")?,
-            memory: memory(&read("smaps_rollup")?).context("no Pss in smaps_rollup")?,
+            memory: share("Pss:")?,
+            written: share("Pss_Anon:")?,
         })
     }
 }
@@ -61,8 +68,9 @@ fn cpu(stat: &str) -> Option<Duration> {
     Some(TICK * (user + kernel))
 }
 
-fn memory(rollup: &str) -> Option<f64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+/// In bytes.
+fn share(rollup: &str, name: &str) -> Option<f64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024.0)
 }
@@ -74,6 +82,7 @@ impl Add for Usage {
         Self {
             cpu: self.cpu + other.cpu,
             memory: self.memory + other.memory,
+            written: self.written + other.written,
         }
     }
 }
@@ -85,6 +94,7 @@ impl Sub for Usage {
         Self {
             cpu: self.cpu.saturating_sub(earlier.cpu),
             memory: self.memory - earlier.memory,
+            written: self.written - earlier.written,
         }
     }
 }
@@ -103,8 +113,11 @@ mod tests {
     fn the_kernels_words_are_read() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 3 0 99 1 2";
         assert_eq!(cpu(stat), Some(Duration::from_secs(3)));
-        let rollup = "00400000-7fff ---p 00000000 00:00 0 [rollup]\nRss: 9 kB\nPss:    1024 kB\n";
-        assert_eq!(memory(rollup), Some(1_048_576.0));
+        let rollup = "00400000-7fff ---p 00000000 00:00 0 [rollup]\nRss: 9 kB\nPss:    1024 kB\n\
+                      Pss_Dirty: 5 kB\nPss_Anon:      3 kB\n";
+        assert_eq!(share(rollup, "Pss:"), Some(1_048_576.0));
+        assert_eq!(share(rollup, "Pss_Anon:"), Some(3072.0));
+        assert_eq!(share(rollup, "Pss_Shmem:"), None);
     }
 
     #[test]
