@@ -8,8 +8,9 @@ use sluice_tests::podtool::{self, Connection, Serve};
 use sluice_tests::scenario::{Scenario, scenario, scenario_with};
 use sluice_tests::{Pod, PodSpec, eventually, objects};
 
-/// Waits until node `a` knows of `count` endpoints of a service.
+/// Waits until node `a` knows of `count` endpoints of a service, and its kernel of the address.
 fn wait_for_endpoints(s: &Scenario, hostname: &str, count: usize) -> Result<()> {
+    s.mesh.settle()?;
     eventually(|| {
         let dump = s.mesh.ztunnel("a").config_dump()?;
         let services = dump["services"].as_array().context("no services")?;

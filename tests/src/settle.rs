@@ -21,8 +21,8 @@ impl Mesh {
         static REVISION: AtomicU64 = AtomicU64::new(1);
         let number = REVISION.fetch_add(1, Ordering::Relaxed);
         let revision = format!("revision-{number}");
-        // For documentation (RFC 5737), and another one each time.
-        let ip = Ipv4Addr::new(192, 0, 2, (number % 250) as u8 + 1);
+        // For documentation (RFC 5737), of a range that no test uses, and another one each time.
+        let ip = Ipv4Addr::new(203, 0, 113, (number % 250) as u8 + 1);
         self.config().apply(MARKER, &marker(&revision, ip))?;
         eventually(|| {
             for ztunnel in self.ztunnels() {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
@@ -24,7 +24,9 @@ const PODS_BRIDGE: &str = "pods";
 /// A pod's or node's own interface.
 const UPLINK: &str = "eth0";
 /// The first host number that is given to a pod; the node itself is number 1.
-const FIRST_POD: u8 = 10;
+const FIRST_POD: u16 = 10;
+/// As many ports as a bridge of the kernel has.
+const PODS: u16 = 1023;
 
 /// A wire and the nodes on it.
 #[derive(Debug)]
@@ -150,7 +152,7 @@ pub struct Node {
     _cgroup: Cgroup,
     name: String,
     number: u8,
-    next_pod: AtomicU8,
+    next_pod: AtomicU16,
 }
 
 impl Node {
@@ -173,7 +175,7 @@ impl Node {
              address add {}/64 dev {UPLINK} nodad\n\
              {}\
              link set {PODS_BRIDGE} up\n\
-             address add {}/24 dev {PODS_BRIDGE}\n\
+             address add {}/16 dev {PODS_BRIDGE}\n\
              address add {}/64 dev {PODS_BRIDGE} nodad\n",
             node_v4(number),
             node_v6(number),
@@ -191,7 +193,7 @@ impl Node {
             _cgroup: cgroup,
             name: name.to_owned(),
             number,
-            next_pod: AtomicU8::new(FIRST_POD),
+            next_pod: AtomicU16::new(FIRST_POD),
         })
     }
 
@@ -264,8 +266,8 @@ impl Pod {
         let run = &node.place.run;
         let number = node.next_pod.fetch_add(1, Ordering::Relaxed);
         ensure!(
-            (FIRST_POD..255).contains(&number),
-            "node {} has no address left",
+            number < FIRST_POD + PODS,
+            "node {} has no room for more than {PODS} pods",
             node.name
         );
         let (v4, v6) = (pod_v4(node.number, number), pod_v6(node.number, number));
@@ -281,7 +283,7 @@ impl Pod {
         ))?;
         netns.ip_batch(&format!(
             "link set {UPLINK} up\n\
-             address add {v4}/24 dev {UPLINK}\n\
+             address add {v4}/16 dev {UPLINK}\n\
              address add {v6}/64 dev {UPLINK} nodad\n\
              route add default via {}\n\
              route add default via {}\n",
@@ -369,12 +371,13 @@ fn node_v6(node: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(node))
 }
 
-fn pod_v4(node: u8, number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 244, node, number)
+fn pod_v4(node: u8, number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, 240 + node, high, low)
 }
 
-fn pod_v6(node: u8, number: u8) -> Ipv6Addr {
-    Ipv6Addr::new(0xfd44, node.into(), 0, 0, 0, 0, 0, number.into())
+fn pod_v6(node: u8, number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd44, node.into(), 0, 0, 0, 0, 0, number)
 }
 
 /// Routes to the pods of these nodes, over the wire.
@@ -383,7 +386,7 @@ fn routes(nodes: impl Iterator<Item = u8>) -> String {
     for node in nodes {
         let _ = writeln!(
             lines,
-            "route add {}/24 via {}",
+            "route add {}/16 via {}",
             pod_v4(node, 0),
             node_v4(node)
         );

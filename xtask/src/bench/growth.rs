@@ -52,8 +52,7 @@ impl Dimension {
     fn steps(self) -> &'static [u32] {
         match self {
             Self::Connections => &[0, 1_000, 4_000, 16_000],
-            // Nodes of the harness have addresses for 245 pods each.
-            Self::Pods => &[0, 10, 100, 250, 480],
+            Self::Pods => &[0, 10, 100, 250, 500],
             Self::Policies => &[0, 100, 1_000, 10_000],
             Self::Workloads => &[0, 1_000, 10_000, 100_000],
         }
