@@ -426,34 +426,37 @@ fn a_profile_tells_where_processor_time_goes() {
         let heap: Value = serde_json::from_str(&ask(s, "a", "GET", "/debug/pprof/heap")?.body)?;
         let (used, mapped) = (heap["inUseBytes"].as_u64(), heap["mappedBytes"].as_u64());
         ensure!(used > Some(100_000) && mapped <= used, "{heap:#}");
-        // New connections, for as long as samples are taken and beyond.
-        let options = ["--seconds", "6", "--rate", "200", "--concurrency", "16"];
+        let worker = s.mesh.ztunnel("a").worker()?;
         let _echo = podtool::serve(&shop.catalog, "echo", Serve::Echo, "[::]:8081")?;
         let to = format!("{}:8081", shop.catalog.v4());
-        let mut flood = podtool::start_flood(&shop.web, "flood", &to, &options)?;
+        // Functions are named. On a busy machine the worker may have too little processor time for that.
+        let mut floods = 0;
         eventually(|| {
-            ensure!(flood.log()?.contains("begin"), "the flood has not begun");
+            // New connections, for as long as samples are taken and beyond.
+            floods += 1;
+            let options = ["--seconds", "6", "--rate", "200", "--concurrency", "16"];
+            let name = format!("flood-{floods}");
+            let mut flood = podtool::start_flood(&shop.web, &name, &to, &options)?;
+            eventually(|| {
+                ensure!(flood.log()?.contains("begin"), "the flood has not begun");
+                Ok(())
+            })?;
+            let profile = ask(s, "a", "GET", "/debug/pprof/profile?seconds=2")?;
+            // Nobody has lost a connection by it.
+            flood.wait(PATIENCE)?;
+            let flood = Flood::parse(&flood.log()?)?;
+            ensure!(flood.ok == flood.attempted && flood.ok > 0, "{flood:?}");
+            let (status, body) = (profile.status, profile.body);
+            ensure!(status == 200, "{status}: {body}");
+            for name in [
+                "sluice_ztunnel::worker::shard::run",
+                "sluice_ztunnel::worker::outbound",
+            ] {
+                let bytes = body.len();
+                ensure!(body.contains(name), "no {name} in {bytes} bytes");
+            }
             Ok(())
         })?;
-        let worker = s.mesh.ztunnel("a").worker()?;
-        let profile = ask(s, "a", "GET", "/debug/pprof/profile?seconds=2")?;
-        ensure!(
-            profile.status == 200,
-            "{}: {}",
-            profile.status,
-            profile.body
-        );
-        // Functions are named.
-        for name in [
-            "sluice_ztunnel::worker::shard::run",
-            "sluice_ztunnel::worker::outbound",
-        ] {
-            ensure!(
-                profile.body.contains(name),
-                "no {name} in {} bytes",
-                profile.body.len()
-            );
-        }
         // Of memory, what was asked for meanwhile and is held: here, by connections that idle. Those that a
         // busy machine makes too late are seen by nobody, and others are made.
         let mut idle = Vec::new();
@@ -470,10 +473,7 @@ fn a_profile_tells_where_processor_time_goes() {
             }
             Ok(())
         })?;
-        // Nobody has lost a connection by it, and the worker is still the same.
-        flood.wait(PATIENCE)?;
-        let flood = Flood::parse(&flood.log()?)?;
-        ensure!(flood.ok == flood.attempted && flood.ok > 0, "{flood:?}");
+        // The worker is still the same.
         ensure!(s.mesh.ztunnel("a").worker()? == worker, "another worker");
         Ok(())
     });

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sluice_tests::eventually::PATIENCE;
 use sluice_tests::podtool::{self, Connection, Serve};
 use sluice_tests::scenario::{Scenario, scenario};
 use sluice_tests::ztunnel::Ztunnel;
@@ -256,7 +257,7 @@ fn deleted_entries_and_closed_listeners_are_told_and_put_right() {
             eventually(|| {
                 let kill = ["-K", "-ltn", "sport = :15008"];
                 let client = &stage.client;
-                client.run(Duration::from_secs(10), "ss", kill)?.success()?;
+                client.run(PATIENCE, "ss", kill)?.success()?;
                 ensure!(!client.netns.has_listener(15008)?, "it listens still");
                 Ok(())
             })

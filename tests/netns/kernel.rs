@@ -1,10 +1,11 @@
 //! What the eBPF programs say, and what the sockets that the mesh makes are like.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     Pod, eventually,
+    eventually::PATIENCE,
     mesh::Options,
     podtool::{self, Connection, Serve},
     scenario::{scenario, scenario_with},
@@ -67,7 +68,7 @@ fn events_and_log_lines_follow_a_connection() {
 /// What `ss` tells of a pod's established connections.
 fn sockets(pod: &Pod, options: &str, filter: &str) -> Result<String> {
     let arguments = [options, "state", "established", filter];
-    pod.run(Duration::from_secs(10), "ss", arguments)?.success()
+    pod.run(PATIENCE, "ss", arguments)?.success()
 }
 
 /// A peer that vanished must be noticed on both legs, even when nobody sends.
@@ -126,8 +127,7 @@ fn only_tunnels_have_the_congestion_control_of_the_node() {
         let node = congestion_control_of_a_node()?;
         for pod in [&client, &server] {
             let choice = format!("net.ipv4.tcp_congestion_control={node}");
-            pod.run(Duration::from_secs(10), "sysctl", ["-w", &choice])?
-                .success()?;
+            pod.run(PATIENCE, "sysctl", ["-w", &choice])?.success()?;
         }
         let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:8080")?;
         for address in [server.v4().to_string(), format!("[{}]", server.v6())] {

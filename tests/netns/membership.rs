@@ -253,10 +253,11 @@ fn an_address_that_a_pod_gets_later_works_within_seconds() {
         let member = s.enrolled_pod("a", "shop", "member")?;
         let stranger = s.pod("a", "legacy", "stranger")?;
         let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:80")?;
-        let v4 = Ipv4Addr::new(10, 244, 2, 200);
+        let [a, b, c, _] = server.v4().octets();
+        let v4 = Ipv4Addr::new(a, b, c, 200);
         let v6 = Ipv6Addr::new(0xfd44, 2, 0, 0, 0, 0, 0, 200);
         server.netns.ip_batch(&format!(
-            "address add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\n"
+            "address add {v4}/16 dev eth0\naddress add {v6}/64 dev eth0 nodad\n"
         ))?;
         for address in [SocketAddr::from((v4, 80)), SocketAddr::from((v6, 80))] {
             for client in [&stranger, &member] {

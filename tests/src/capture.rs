@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::eventually::eventually;
+use crate::eventually::{PATIENCE, eventually};
 use crate::place::Place;
 use crate::process::Process;
 
@@ -105,7 +105,7 @@ impl Capture {
     pub fn finish(mut self) -> Result<Vec<Segment>> {
         self.wait_until_quiet()?;
         self.process.signal(Signal::SIGINT)?;
-        self.process.stop(Duration::from_secs(10))?;
+        self.process.stop(PATIENCE)?;
         let log = self.process.log()?;
         ensure!(
             log.contains("\n0 packets dropped by kernel"),

@@ -5,13 +5,12 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::config::ConfigDirectory;
-use crate::eventually::eventually;
+use crate::eventually::{PATIENCE, eventually};
 use crate::http;
 use crate::objects;
 use crate::process::{self, Process};
@@ -214,7 +213,7 @@ impl Mesh {
             .control
             .take()
             .context("the control plane is not running")?;
-        control.stop(Duration::from_secs(10)).map(drop)
+        control.stop(PATIENCE).map(drop)
     }
 
     /// The directory of YAML. What is written there takes effect a moment later.

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::access_log::{self, AccessLine};
-use crate::eventually::eventually;
+use crate::eventually::{PATIENCE, eventually};
 use crate::http;
 use crate::process::{self, Finished, Process};
 use crate::run::{ProcessId, Resource};
@@ -94,7 +94,7 @@ impl Ztunnel {
                 command.args([flag, value]);
             }
         }
-        process::finish_within(&self.node.run, command, Duration::from_secs(10))
+        process::finish_within(&self.node.run, command, PATIENCE)
     }
 
     /// `ztunnel cleanup` for this instance, as an operator runs it after a crash.
@@ -103,7 +103,7 @@ impl Ztunnel {
         let mut command = self.node.command(program);
         command.args(["cleanup", "--bpffs", BPFFS, "--instance"]);
         command.arg(instance(&self.node));
-        process::finish_within(&self.node.run, command, Duration::from_secs(10))?.success()?;
+        process::finish_within(&self.node.run, command, PATIENCE)?.success()?;
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl Ztunnel {
         process::finish_within(
             &self.node.run,
             self.trace_command(verb, arguments)?,
-            Duration::from_secs(20),
+            PATIENCE,
         )
     }
 
@@ -313,7 +313,7 @@ impl Ztunnel {
 impl Drop for Ztunnel {
     fn drop(&mut self) {
         // Politely, so that it takes back what it attached; the run removes what is left.
-        if let Err(error) = self.broker.stop(Duration::from_secs(10)) {
+        if let Err(error) = self.broker.stop(PATIENCE) {
             eprintln!("{error:#}");
         }
     }
