@@ -184,6 +184,38 @@ async fn nothing_is_assumed_of_what_was_not_answered() {
     assert_eq!(elsewhere, Unanswered::Elsewhere("/10.0.0.7".to_owned()));
 }
 
+/// istiod has the address of a node for another name of each pod of the host's network there.
+#[tokio::test]
+async fn an_address_that_pods_share_with_their_node_is_an_address_of_nobody() {
+    let (_server, mut session, view) = synced(OnDemand::default()).await;
+    let learning = learn(&view, at([10, 0, 0, 1]));
+    assert_eq!(subscribed(&mut session).await, ["/10.0.0.1"]);
+    let agents = ["a", "b"].map(|name| {
+        let mut agent = with_alias(pod(name, "n1", "v1"), "/10.0.0.1");
+        edit(&mut agent, |workload| {
+            workload.network_mode = workload::NetworkMode::HostNetwork.into();
+        });
+        agent
+    });
+    session.send("2", agents.clone(), &[]).await;
+    acknowledged(&mut session, "2").await;
+    done(learning).await.unwrap();
+    assert!(has_pod(&view.snapshot(), "a") && has_pod(&view.snapshot(), "b"));
+    // A pod that has the address for itself is whom it names, whoever else is told of with it.
+    let learning = learn(&view, at([10, 0, 0, 1]));
+    done(learning).await.unwrap();
+    let [agent, _] = agents;
+    let own = with_alias(pod("c", "n1", "v1"), "/10.0.0.1");
+    session.send("3", [own, agent], &[]).await;
+    acknowledged(&mut session, "3").await;
+    let mesh = view.snapshot();
+    let found = mesh.workload_at(&Name::default(), [10, 0, 0, 1].into());
+    assert_eq!(&*found.unwrap().uid.0, "c//Pod/shop/c");
+    done(learn(&view, at([10, 0, 0, 1]))).await.unwrap();
+    // Nobody is asked about a pod by its own name twice, though its address is not its own.
+    done(learn(&view, of("a"))).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_new_stream_is_told_what_is_here_and_what_is_waited_for() {
     let (mut server, mut session, view) = synced(OnDemand::default()).await;
