@@ -16,7 +16,7 @@ use crate::{
     acknowledgement::Received,
     answers::Answers,
     decode::Part,
-    demand::Demand,
+    demand::{Demand, Unsent},
     store::{Kind, Response, Store},
     traffic::{Termination, Traffic},
     version::Version,
@@ -83,7 +83,7 @@ enum Event {
     /// Of the control plane; `None` when it ended the stream.
     Part(Option<Part>),
     /// Somebody needs what has these names.
-    Wanted(Vec<Name>),
+    Wanted(Unsent),
     /// It is time to forget what nobody uses.
     Review,
 }
@@ -190,7 +190,7 @@ impl Client {
         loop {
             let event = tokio::select! {
                 part = self.unless_silent(responses.next()) => Event::Part(part?),
-                names = wanted(self.demand.as_deref()) => Event::Wanted(names),
+                unsent = wanted(self.demand.as_deref()) => Event::Wanted(unsent),
                 () = due(reviews) => Event::Review,
             };
             let answers = match event {
@@ -214,7 +214,7 @@ impl Client {
                     whole.envelope = envelope;
                     self.handle(whole, &mut session.held)
                 }
-                Event::Wanted(names) => vec![change(names, Vec::new())],
+                Event::Wanted(unsent) => ask(unsent),
                 Event::Review => self.forget(),
             };
             for request in answers {
@@ -376,11 +376,21 @@ async fn due(reviews: &mut Option<Interval>) {
     }
 }
 
-async fn wanted(demand: Option<&Demand>) -> Vec<Name> {
+async fn wanted(demand: Option<&Demand>) -> Unsent {
     match demand {
         Some(demand) => demand.unsent().await,
         None => std::future::pending().await,
     }
+}
+
+/// What asks for names. Those that were asked for before are taken back by a request of their own,
+/// since the order within one is the control plane's choice.
+fn ask(unsent: Unsent) -> Vec<DeltaDiscoveryRequest> {
+    let Unsent { names, again } = unsent;
+    let back = (!again.is_empty()).then(|| change(Vec::new(), again));
+    back.into_iter()
+        .chain([change(names, Vec::new())])
+        .collect()
 }
 
 /// A request that asks for more names, or for less.

@@ -89,6 +89,14 @@ async fn subscribed(session: &mut Session) -> Vec<String> {
     request.resource_names_subscribe
 }
 
+/// The names of the next request, which takes them back.
+async fn unsubscribed(session: &mut Session) -> Vec<String> {
+    let request = session.request().await;
+    assert_eq!(request.type_url, workload::TYPE_URL);
+    assert_eq!(request.resource_names_subscribe, [""; 0]);
+    request.resource_names_unsubscribe
+}
+
 async fn acknowledged(session: &mut Session, nonce: &str) {
     let ack = session.request().await;
     assert_eq!((&*ack.response_nonce, ack.error_detail), (nonce, None));
@@ -153,7 +161,9 @@ async fn what_does_not_exist_is_an_answer_until_it_does() {
     // It is removed by its own name alone; whether something else has the address must be asked.
     session.send("4", [], &[A]).await;
     acknowledged(&mut session, "4").await;
+    // A control plane that was asked before answers only who takes that back first.
     let again = learn(&view, at([10, 0, 0, 1]));
+    assert_eq!(unsubscribed(&mut session).await, ["/10.0.0.1"]);
     assert_eq!(subscribed(&mut session).await, ["/10.0.0.1"]);
     assert!(!again.is_finished());
     session.send("5", [], &["/10.0.0.1"]).await;
