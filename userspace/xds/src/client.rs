@@ -78,6 +78,9 @@ pub struct Client {
 /// The name that stands for everything.
 const WILDCARD: &str = "*";
 
+/// The address of nobody, which may be asked for at any time.
+const NOBODY: &str = "/0.0.0.0";
+
 /// What makes a stream go on.
 enum Event {
     /// Of the control plane; `None` when it ended the stream.
@@ -394,7 +397,13 @@ fn ask(unsent: Unsent) -> Vec<DeltaDiscoveryRequest> {
 }
 
 /// A request that asks for more names, or for less.
-fn change(subscribe: Vec<Name>, unsubscribe: Vec<Name>) -> DeltaDiscoveryRequest {
+///
+/// It always asks for something: istiod answers one that only takes names back as if all that it had
+/// ever sent were gone.
+fn change(mut subscribe: Vec<Name>, unsubscribe: Vec<Name>) -> DeltaDiscoveryRequest {
+    if subscribe.is_empty() {
+        subscribe.push(NOBODY.into());
+    }
     let owned = |names: Vec<Name>| names.iter().map(ToString::to_string).collect();
     DeltaDiscoveryRequest {
         type_url: Kind::Address.type_url().to_owned(),
