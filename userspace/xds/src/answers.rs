@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sluice_model::{Mesh, Name};
+use sluice_model::{Mesh, Name, Uid};
 
 use crate::{
     demand::Demand,
@@ -40,10 +40,21 @@ impl Answers {
     pub(crate) fn tell(&self, demand: &Demand, rejected: HashSet<&str>, mesh: &Mesh) {
         let present = self.present.iter();
         let present = present.filter(|(own, _)| !rejected.contains(&**own));
+        let (shared, present): (Vec<_>, Vec<_>) =
+            present.partition(|(own, name)| own != name && shares_its_address(mesh, own));
+        let removed = self.absent.iter().map(String::as_str);
         demand.answered(
-            present.map(|(_, name)| &**name),
-            self.absent.iter().map(String::as_str),
+            present.into_iter().map(|(_, name)| &**name),
+            removed.chain(shared.into_iter().map(|(_, name)| &**name)),
             mesh,
         );
     }
+}
+
+/// Whether a resource's address does not name it: that of a node, say, which istiod gives as another
+/// name of every pod of the host's network all the same. There is nothing more to know of such an
+/// address, as where the mesh is known whole.
+fn shares_its_address(mesh: &Mesh, own: &Name) -> bool {
+    mesh.workload(&Uid(own.clone()))
+        .is_some_and(|workload| workload.host_network)
 }

@@ -16,7 +16,7 @@ use crate::{
     acknowledgement::Received,
     answers::Answers,
     decode::Part,
-    demand::Demand,
+    demand::{Demand, Unsent},
     store::{Kind, Response, Store},
     traffic::{Termination, Traffic},
     version::Version,
@@ -78,12 +78,15 @@ pub struct Client {
 /// The name that stands for everything.
 const WILDCARD: &str = "*";
 
+/// The address of nobody, which may be asked for at any time.
+const NOBODY: &str = "/0.0.0.0";
+
 /// What makes a stream go on.
 enum Event {
     /// Of the control plane; `None` when it ended the stream.
     Part(Option<Part>),
     /// Somebody needs what has these names.
-    Wanted(Vec<Name>),
+    Wanted(Unsent),
     /// It is time to forget what nobody uses.
     Review,
 }
@@ -190,7 +193,7 @@ impl Client {
         loop {
             let event = tokio::select! {
                 part = self.unless_silent(responses.next()) => Event::Part(part?),
-                names = wanted(self.demand.as_deref()) => Event::Wanted(names),
+                unsent = wanted(self.demand.as_deref()) => Event::Wanted(unsent),
                 () = due(reviews) => Event::Review,
             };
             let answers = match event {
@@ -214,7 +217,7 @@ impl Client {
                     whole.envelope = envelope;
                     self.handle(whole, &mut session.held)
                 }
-                Event::Wanted(names) => vec![change(names, Vec::new())],
+                Event::Wanted(unsent) => ask(unsent),
                 Event::Review => self.forget(),
             };
             for request in answers {
@@ -376,15 +379,31 @@ async fn due(reviews: &mut Option<Interval>) {
     }
 }
 
-async fn wanted(demand: Option<&Demand>) -> Vec<Name> {
+async fn wanted(demand: Option<&Demand>) -> Unsent {
     match demand {
         Some(demand) => demand.unsent().await,
         None => std::future::pending().await,
     }
 }
 
+/// What asks for names. Those that were asked for before are taken back by a request of their own,
+/// since the order within one is the control plane's choice.
+fn ask(unsent: Unsent) -> Vec<DeltaDiscoveryRequest> {
+    let Unsent { names, again } = unsent;
+    let back = (!again.is_empty()).then(|| change(Vec::new(), again));
+    back.into_iter()
+        .chain([change(names, Vec::new())])
+        .collect()
+}
+
 /// A request that asks for more names, or for less.
-fn change(subscribe: Vec<Name>, unsubscribe: Vec<Name>) -> DeltaDiscoveryRequest {
+///
+/// It always asks for something: istiod answers one that only takes names back as if all that it had
+/// ever sent were gone.
+fn change(mut subscribe: Vec<Name>, unsubscribe: Vec<Name>) -> DeltaDiscoveryRequest {
+    if subscribe.is_empty() {
+        subscribe.push(NOBODY.into());
+    }
     let owned = |names: Vec<Name>| names.iter().map(ToString::to_string).collect();
     DeltaDiscoveryRequest {
         type_url: Kind::Address.type_url().to_owned(),

@@ -116,6 +116,8 @@ struct Entry {
     answer: Answer,
     /// The stream that is open now has been told.
     sent: bool,
+    /// It has been told before, so that it must be taken back to be told again.
+    subscribed: bool,
     used: Instant,
     held: Arc<()>,
 }
@@ -141,6 +143,16 @@ pub(crate) struct Review {
     pub(crate) services: HashSet<ServiceKey>,
 }
 
+/// Names to ask for.
+#[derive(Debug, Default)]
+pub(crate) struct Unsent {
+    pub(crate) names: Vec<Name>,
+    /// Of these, the ones that this stream has asked for before. istiod answers a name when it is
+    /// subscribed to, and says nothing when it is already; nor does it tell that an address has come to
+    /// be somebody's, since it knows changes by resources' own names.
+    pub(crate) again: Vec<Name>,
+}
+
 impl Demand {
     fn entries(&self) -> MutexGuard<'_, HashMap<Name, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -164,6 +176,7 @@ impl Demand {
             key: key.clone(),
             answer: Answer::Pending { stale: false },
             sent: false,
+            subscribed: false,
             used: now,
             held: Arc::default(),
         });
@@ -212,30 +225,36 @@ impl Demand {
         let mut entries = self.entries();
         let missing = entries.iter_mut().filter_map(|(name, entry)| {
             entry.sent = true;
-            (!entry.key.is_in(mesh)).then(|| name.clone())
+            let missing = !entry.key.is_in(mesh);
+            // What is here is told by its own name, of which an address is none.
+            entry.subscribed = missing || !matches!(entry.key, Key::Address(_));
+            missing.then(|| name.clone())
         });
         missing.collect()
     }
 
     /// Waits for names that have to be sent, and returns them.
-    pub(crate) async fn unsent(&self) -> Vec<Name> {
+    pub(crate) async fn unsent(&self) -> Unsent {
         loop {
-            let names = self.take_unsent();
-            if !names.is_empty() {
-                return names;
+            let unsent = self.take_unsent();
+            if !unsent.names.is_empty() {
+                return unsent;
             }
             self.unsent.notified().await;
         }
     }
 
-    fn take_unsent(&self) -> Vec<Name> {
+    fn take_unsent(&self) -> Unsent {
+        let mut unsent = Unsent::default();
         let mut entries = self.entries();
-        let unsent = entries.iter_mut().filter(|(_, entry)| !entry.sent);
-        let unsent = unsent.map(|(name, entry)| {
+        for (name, entry) in entries.iter_mut().filter(|(_, entry)| !entry.sent) {
             entry.sent = true;
-            name.clone()
-        });
-        unsent.collect()
+            if std::mem::replace(&mut entry.subscribed, true) {
+                unsent.again.push(name.clone());
+            }
+            unsent.names.push(name.clone());
+        }
+        unsent
     }
 
     /// Takes note of a response that has been applied, and wakes those who wait.

@@ -376,7 +376,12 @@ fn every_field_of_a_service() {
         // Nobody who receives it asks for the families.
         (plain(), "ip_families", "0"),
         (plain(), "canonical", "true"),
-        (ext("resolution: STATIC"), "canonical", "false"),
+        (ext("resolution: STATIC"), "canonical", "true"),
+        (
+            ext("resolution: STATIC, exportTo: ['.']"),
+            "canonical",
+            "false",
+        ),
         (plain(), "visibility", "0"),
         (
             ext("resolution: STATIC, exportTo: ['.']"),

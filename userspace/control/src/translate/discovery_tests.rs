@@ -425,3 +425,40 @@ fn names_are_for_those_they_are_exported_to() {
         assert_eq!(web.visibility, expected, "{export:?}");
     }
 }
+
+/// Which namespace's service of this hostname is the canonical one.
+fn canonical(translation: &Translation, hostname: &str) -> Vec<String> {
+    let services = translation.services.iter();
+    services
+        .filter(|service| service.canonical && *service.hostname == *hostname)
+        .map(|service| service.namespace.to_string())
+        .collect()
+}
+
+#[test]
+fn of_a_host_in_several_namespaces_the_oldest_that_all_may_see_is_canonical() {
+    let entry = |namespace: &str, year: u32, spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: e, namespace: {namespace}, creationTimestamp: '{year}-01-01T00:00:00Z'}}
+spec: {{hosts: [a.example.com, web.shop.svc.cluster.local], resolution: STATIC, {PORTS}, \
+addresses: [192.0.2.1], {spec}}}"
+        )
+    };
+    let (old, older, oldest) = (
+        entry("bank", 2022, ""),
+        entry("zoo", 2021, ""),
+        entry("attic", 2020, "exportTo: ['.']"),
+    );
+    let translation = of(&[SHOP, &old, &older, &oldest]);
+    assert_eq!(canonical(&translation, "a.example.com"), ["zoo"]);
+    let alone = of(&[SHOP, &oldest]);
+    assert_eq!(canonical(&alone, "a.example.com"), [""; 0]);
+    // A Service's own name stays its own, whatever is older.
+    let web = service("clusterIP: 10.96.0.1, ports: [{port: 80}]");
+    let translation = of(&[SHOP, &web, &old, &older]);
+    let name = &*key().hostname.clone();
+    assert_eq!(canonical(&translation, name), ["shop"]);
+    assert_eq!(canonical(&translation, "a.example.com"), ["zoo"]);
+}

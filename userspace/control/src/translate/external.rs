@@ -33,6 +33,8 @@ pub(super) struct Foreign<'a> {
     pub(super) locality: Locality,
     pub(super) capacity: u32,
     pub(super) health: Health,
+    /// Others may have its address too, so that the address does not name it.
+    pub(super) shared_address: bool,
 }
 
 impl<'a> Foreign<'a> {
@@ -54,6 +56,7 @@ impl<'a> Foreign<'a> {
             locality: external.locality.clone(),
             capacity: external.weight,
             health: Health::Ready,
+            shared_address: false,
         })
     }
 
@@ -68,7 +71,7 @@ impl<'a> Foreign<'a> {
             network: config.network.clone(),
             cluster: config.cluster.clone(),
             protocol: TunnelProtocol::None,
-            host_network: false,
+            host_network: self.shared_address,
             hostname: self.hostname,
             canonical_name: first_label(self.labels, CANONICAL_NAME)
                 .unwrap_or_else(|| self.name.clone()),

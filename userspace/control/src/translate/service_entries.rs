@@ -1,11 +1,11 @@
 //! ServiceEntries as services.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ipnet::IpNet;
 use sluice_model::{
     Name, NetworkAddress, NetworkRange, Service, ServiceKey,
-    service::{LoadBalancing, Mode, Port},
+    service::{LoadBalancing, Mode, Port, Visibility},
 };
 use sluice_objects::{
     Code, Diagnostic, Located, Objects, Severity,
@@ -20,10 +20,14 @@ pub(super) struct Entries<'a>(Vec<Entry<'a>>);
 pub(super) struct Entry<'a> {
     pub(super) entry: &'a Located<ServiceEntry>,
     pub(super) hosts: Vec<&'a Name>,
+    /// Of these, the ones that namespaces without a service of that name mean.
+    canonical: Vec<&'a Name>,
 }
 
 impl<'a> Entries<'a> {
-    /// Gives every host of a namespace to one ServiceEntry: the oldest, or the first by name.
+    /// Gives every host of a namespace to one ServiceEntry: the oldest, or the first by name. Of those
+    /// of several namespaces, the oldest that all may see is the one that the others mean, unless the
+    /// host is a Service's.
     pub(super) fn of(
         objects: &'a Objects,
         config: &Config,
@@ -34,10 +38,13 @@ impl<'a> Entries<'a> {
             .filter(|service| services::is_present(service))
             .map(|service| services::key(service, config))
             .collect();
+        let mut meant: HashSet<Name> = taken.iter().map(|key| key.hostname.clone()).collect();
         let mut owners: HashMap<(&Name, &Name), &Located<ServiceEntry>> = HashMap::new();
         let by_age = oldest_first(&objects.service_entries, |entry| entry.created);
         let entries = by_age.into_iter().map(|entry| {
             let mut hosts = Vec::new();
+            let mut canonical = Vec::new();
+            let is_public = services::visibility(&entry.export_to) == Visibility::Public;
             for (i, host) in entry.hosts.iter().enumerate() {
                 let key = service_key(entry, host);
                 let owner = owners.get(&(&entry.namespace, host));
@@ -47,6 +54,9 @@ impl<'a> Entries<'a> {
                     None => {
                         owners.insert((&entry.namespace, host), entry);
                         hosts.push(host);
+                        if is_public && meant.insert(host.clone()) {
+                            canonical.push(host);
+                        }
                         continue;
                     }
                 };
@@ -58,7 +68,11 @@ impl<'a> Entries<'a> {
                     message,
                 ));
             }
-            Entry { entry, hosts }
+            Entry {
+                entry,
+                hosts,
+                canonical,
+            }
         });
         Self(entries.collect())
     }
@@ -128,7 +142,7 @@ impl Entry<'_> {
                     services::preferring(own, &entry.namespace, objects)
                 }
             },
-            canonical: false,
+            canonical: self.canonical.contains(&host),
             visibility: services::visibility(&entry.export_to),
         }
     }

@@ -89,6 +89,15 @@ async fn subscribed(session: &mut Session) -> Vec<String> {
     request.resource_names_subscribe
 }
 
+/// The names of the next request, which takes them back. It asks for the address of nobody: to one that
+/// asks for nothing, istiod answers that everything is gone.
+async fn unsubscribed(session: &mut Session) -> Vec<String> {
+    let request = session.request().await;
+    assert_eq!(request.type_url, workload::TYPE_URL);
+    assert_eq!(request.resource_names_subscribe, ["/0.0.0.0"]);
+    request.resource_names_unsubscribe
+}
+
 async fn acknowledged(session: &mut Session, nonce: &str) {
     let ack = session.request().await;
     assert_eq!((&*ack.response_nonce, ack.error_detail), (nonce, None));
@@ -153,7 +162,9 @@ async fn what_does_not_exist_is_an_answer_until_it_does() {
     // It is removed by its own name alone; whether something else has the address must be asked.
     session.send("4", [], &[A]).await;
     acknowledged(&mut session, "4").await;
+    // A control plane that was asked before answers only who takes that back first.
     let again = learn(&view, at([10, 0, 0, 1]));
+    assert_eq!(unsubscribed(&mut session).await, ["/10.0.0.1"]);
     assert_eq!(subscribed(&mut session).await, ["/10.0.0.1"]);
     assert!(!again.is_finished());
     session.send("5", [], &["/10.0.0.1"]).await;
@@ -182,6 +193,38 @@ async fn nothing_is_assumed_of_what_was_not_answered() {
     session.send("3", [other], &[]).await;
     let elsewhere = done(learning).await.unwrap_err();
     assert_eq!(elsewhere, Unanswered::Elsewhere("/10.0.0.7".to_owned()));
+}
+
+/// istiod has the address of a node for another name of each pod of the host's network there.
+#[tokio::test]
+async fn an_address_that_pods_share_with_their_node_is_an_address_of_nobody() {
+    let (_server, mut session, view) = synced(OnDemand::default()).await;
+    let learning = learn(&view, at([10, 0, 0, 1]));
+    assert_eq!(subscribed(&mut session).await, ["/10.0.0.1"]);
+    let agents = ["a", "b"].map(|name| {
+        let mut agent = with_alias(pod(name, "n1", "v1"), "/10.0.0.1");
+        edit(&mut agent, |workload| {
+            workload.network_mode = workload::NetworkMode::HostNetwork.into();
+        });
+        agent
+    });
+    session.send("2", agents.clone(), &[]).await;
+    acknowledged(&mut session, "2").await;
+    done(learning).await.unwrap();
+    assert!(has_pod(&view.snapshot(), "a") && has_pod(&view.snapshot(), "b"));
+    // A pod that has the address for itself is whom it names, whoever else is told of with it.
+    let learning = learn(&view, at([10, 0, 0, 1]));
+    done(learning).await.unwrap();
+    let [agent, _] = agents;
+    let own = with_alias(pod("c", "n1", "v1"), "/10.0.0.1");
+    session.send("3", [own, agent], &[]).await;
+    acknowledged(&mut session, "3").await;
+    let mesh = view.snapshot();
+    let found = mesh.workload_at(&Name::default(), [10, 0, 0, 1].into());
+    assert_eq!(&*found.unwrap().uid.0, "c//Pod/shop/c");
+    done(learn(&view, at([10, 0, 0, 1]))).await.unwrap();
+    // Nobody is asked about a pod by its own name twice, though its address is not its own.
+    done(learn(&view, of("a"))).await.unwrap();
 }
 
 #[tokio::test]
@@ -261,7 +304,7 @@ async fn what_nobody_uses_is_given_up() {
     let mesh = view.snapshot();
     assert!(has_pod(&mesh, "a") && mesh.services().len() == 0);
     drop(held);
-    assert_eq!(session.request().await.resource_names_unsubscribe, [A]);
+    assert_eq!(unsubscribed(&mut session).await, [A]);
     // Needed again, it is asked for again.
     let learning = learn(&view, of("a"));
     assert_eq!(subscribed(&mut session).await, [A]);
