@@ -188,8 +188,6 @@ impl<'a> Membership<'a> {
                 (_, true) if endpoint.serving => Health::Terminating,
                 _ => Health::NotReady,
             },
-            // Nothing is known of it: it may be a node, or be in the slices of other services too.
-            shared_address: true,
         };
         let uid = self.uid("discovery.k8s.io/EndpointSlice", slice_name(slice), first);
         let services = [(service.clone(), ports.to_vec())].into();

@@ -33,8 +33,6 @@ pub(super) struct Foreign<'a> {
     pub(super) locality: Locality,
     pub(super) capacity: u32,
     pub(super) health: Health,
-    /// Others may have its address too, so that the address does not name it.
-    pub(super) shared_address: bool,
 }
 
 impl<'a> Foreign<'a> {
@@ -56,7 +54,6 @@ impl<'a> Foreign<'a> {
             locality: external.locality.clone(),
             capacity: external.weight,
             health: Health::Ready,
-            shared_address: false,
         })
     }
 
@@ -71,7 +68,7 @@ impl<'a> Foreign<'a> {
             network: config.network.clone(),
             cluster: config.cluster.clone(),
             protocol: TunnelProtocol::None,
-            host_network: self.shared_address,
+            host_network: false,
             hostname: self.hostname,
             canonical_name: first_label(self.labels, CANONICAL_NAME)
                 .unwrap_or_else(|| self.name.clone()),

@@ -329,7 +329,6 @@ fn slices_list_the_endpoints_of_services_without_a_selector() {
         (Health::NotReady, "n", "z")
     );
     assert_eq!(first.protocol, TunnelProtocol::None);
-    assert!(first.host_network, "its address may be that of others too");
     assert_eq!(translation.workloads[2].health, Health::Ready);
     // Where a selector speaks, a slice has nothing to add.
     let selecting = service("clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]");
