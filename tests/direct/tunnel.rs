@@ -19,4 +19,5 @@ mod others;
 mod pool;
 mod requests;
 mod resets;
+mod so_far;
 mod trust;

@@ -125,6 +125,13 @@ impl Stage<'_> {
             });
             ensure!(status == Some(1), "exit status {status:?}\n{text}");
             line.with_context(|| format!("verify does not say {check}, {words:?}:\n{text}"))?;
+            let (well, drifted) = (text.rfind("\nok "), text.find("DRIFT"));
+            ensure!(
+                well < drifted,
+                "what is well stands below what is not:\n{text}"
+            );
+            let last = text.lines().last().unwrap_or_default();
+            ensure!(last.contains(" checks found a drift"), "{text}");
         }
         self.heals(check, healed)
     }

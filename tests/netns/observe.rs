@@ -13,6 +13,8 @@ use sluice_tests::scenario::{Scenario, scenario_with};
 use sluice_tests::topology::WIRE_V4;
 use sluice_tests::{Pod, eventually};
 
+mod kernel_flows;
+mod live;
 mod prometheus;
 mod spans;
 

@@ -139,7 +139,7 @@ fn mtls(policies: &Applicable, connection: &Connection<'_>) -> Mtls {
     }
     let from = match converted.first() {
         Some(policy) => format!("{}, which exempts this port", written(&policy.key)),
-        None => "no PeerAuthentication demands mutual TLS".to_owned(),
+        None => "the default, since no PeerAuthentication demands mutual TLS".to_owned(),
     };
     Mtls {
         mode: Mode::Permissive,

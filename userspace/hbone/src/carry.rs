@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Bytes carried so far, from the side of the TCP connection.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Meter {
     /// Read from the TCP connection.
     pub received: Cell<u64>,
@@ -28,6 +28,28 @@ pub struct Meter {
 impl Meter {
     pub(crate) fn add(counter: &Cell<u64>, bytes: usize) {
         counter.set(counter.get() + bytes as u64);
+    }
+}
+
+/// Whose connection is carried.
+///
+/// The engine holds it until the end, in place of a task that would wait for that.
+pub trait Carried {
+    /// So much was carried until now. The engine is at work, and cannot be used here.
+    fn so_far(&mut self, meter: &Meter);
+
+    /// Both directions have ended, or either side broke: the other has been reset then. Called once.
+    fn ended(self: Box<Self>, end: Result<(), CarryError>, meter: Meter);
+}
+
+/// Asks for nothing but the end.
+struct Then<F>(F);
+
+impl<F: FnOnce(Result<(), CarryError>, Meter)> Carried for Then<F> {
+    fn so_far(&mut self, _: &Meter) {}
+
+    fn ended(self: Box<Self>, end: Result<(), CarryError>, meter: Meter) {
+        (self.0)(end, meter);
     }
 }
 
@@ -60,15 +82,19 @@ impl Stream {
 
     /// Carries an application's connection, a non-blocking socket, through the stream from now on.
     ///
-    /// `ended` is called once, by the engine, when both directions have ended, or when either side
-    /// broke: the other has been reset then. Until then what it holds is all that the connection
-    /// holds, beside what the engine does: no task waits for it.
+    /// What `owner` holds is all that the connection holds, beside what the engine does: no task waits
+    /// for the end. How far it has come the owner is told by [`Engine::tell_so_far`].
+    pub fn carry_for(self, tcp: TcpStream, owner: impl Carried + 'static) {
+        self.engine.carry(self.id, tcp, owner);
+    }
+
+    /// As [`Self::carry_for`], for an owner that asks for nothing but the end.
     pub fn carry_then(
         self,
         tcp: TcpStream,
         ended: impl FnOnce(Result<(), CarryError>, Meter) + 'static,
     ) {
-        self.engine.carry(self.id, tcp, ended);
+        self.carry_for(tcp, Then(ended));
     }
 
     /// By which what is carried can be given up.

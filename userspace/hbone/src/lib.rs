@@ -25,7 +25,7 @@ mod server;
 mod splice;
 mod tls;
 
-pub use carry::{CarryError, Meter, Stream, reset};
+pub use carry::{Carried, CarryError, Meter, Stream, reset};
 pub use client::Dialled;
 pub use code::ErrorCode;
 pub use engine::{AbortHandle, Engine, Listener};

@@ -138,6 +138,50 @@ fn a_directory_says_what_would_become_of_a_connection() {
     assert!(error.contains("NAMESPACE/NAME"), "{error}");
 }
 
+/// What is to be said of many endpoints is said once, and the one that differs stands apart.
+#[test]
+fn many_endpoints_fit_on_a_screen() {
+    let dir = shop();
+    let pod = |number: usize, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: many-{number}\n  namespace: shop\n  \
+             labels: {{app: catalog{more}}}\n  annotations: {{sluice.io/netns: /run/netns/many}}\n\
+             spec: {{nodeName: n1, serviceAccountName: catalog, containers: []}}\n\
+             status: {{podIP: 10.0.1.{number}}}\n---\n"
+        )
+    };
+    let mut pods: String = (1..=200).map(|number| pod(number, "")).collect();
+    pods += &pod(201, ", odd: one");
+    pods += "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {name: odd, namespace: shop}\n\
+             spec: {action: DENY, selector: {matchLabels: {odd: one}}, rules: [{}]}\n";
+    fs::write(dir.path().join("many.yaml"), pods).unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let ask = |more: &[&str]| {
+        sluicectl(
+            &[
+                &["explain", "shop/web", "shop/catalog:80", "--dir", dir],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let run = ask(&[]);
+    let said = text(&run);
+    assert_eq!(run.status.code(), Some(1), "{said}");
+    assert!(said.lines().count() < 40, "{said}");
+    for words in [
+        "likewise     200 others: shop/",
+        ", and 195 more (-o json has all)",
+        "to shop/many-201 at 10.0.1.201:8080",
+        "DENIED: at 1 of 202 endpoints, shop/many-201 among them: ",
+    ] {
+        assert!(said.contains(words), "{words:?} not in {said}");
+    }
+    let all: Value = serde_json::from_str(&text(&ask(&["-o", "json"]))).unwrap();
+    assert_eq!(all["ends"].as_array().map(Vec::len), Some(202));
+}
+
 #[test]
 fn programs_get_the_same_in_json_and_yaml() {
     let run = explain("shop/web", "catalog.shop:80", &["-o", "json"]);

@@ -110,7 +110,8 @@ impl Router {
         path: &'static str,
         handler: impl Fn(&str) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        self.answer(path, move |asked| handler(&asked.query))
+        let handler: Handler = Arc::new(move |asked| Box::pin(ready(handler(&asked.query))));
+        self.route(Method::GET, path, handler)
     }
 
     /// As [`Router::get`], by a handler that takes its time.
@@ -157,15 +158,6 @@ impl Router {
         Some(response)
     }
 
-    fn answer(
-        self,
-        path: &'static str,
-        handler: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
-    ) -> Self {
-        let handler: Handler = Arc::new(move |asked| Box::pin(ready(handler(&asked))));
-        self.route(Method::GET, path, handler)
-    }
-
     fn route(mut self, method: Method, path: &'static str, handler: Handler) -> Self {
         self.routes.insert(path, (method, handler));
         self
@@ -178,15 +170,28 @@ impl Router {
 
     /// Serves metrics at the paths where scrapers look for them, in the format that they ask for.
     pub fn metrics(self, metrics: Arc<crate::metrics::Metrics>) -> Self {
-        let reply = move |asked: &Asked| {
-            if prefers_openmetrics(&asked.accept) {
-                Reply::ok(OPENMETRICS, metrics.encode_openmetrics())
-            } else {
-                Reply::ok(PROMETHEUS, metrics.encode())
-            }
-        };
-        self.answer("/stats/prometheus", reply.clone())
-            .answer("/metrics", reply)
+        self.metrics_after(metrics, || ready(()))
+    }
+
+    /// As [`Router::metrics`]; for each scrape, `gather` brings them up to date first.
+    pub fn metrics_after<F: Future<Output = ()> + Send + 'static>(
+        self,
+        metrics: Arc<crate::metrics::Metrics>,
+        gather: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self {
+        let handler: Handler = Arc::new(move |asked: Asked| {
+            let (metrics, gathered) = (metrics.clone(), gather());
+            Box::pin(async move {
+                gathered.await;
+                if prefers_openmetrics(&asked.accept) {
+                    Reply::ok(OPENMETRICS, metrics.encode_openmetrics())
+                } else {
+                    Reply::ok(PROMETHEUS, metrics.encode())
+                }
+            })
+        });
+        self.route(Method::GET, "/stats/prometheus", handler.clone())
+            .route(Method::GET, "/metrics", handler)
     }
 
     async fn reply(&self, method: &Method, path: &str, asked: Asked) -> Response<Full<Bytes>> {

@@ -198,12 +198,39 @@ fn value(text: &str, metric: &str, label: &str) -> Option<u64> {
 }
 
 #[test]
+fn bytes_are_counted_while_a_connection_lives_and_none_of_them_twice() {
+    let metrics = Metrics::new("ztunnel", "0.1.0");
+    let [mut first, mut second] = [(); 2].map(|()| metrics.tcp().open(labels("web")));
+    let counted = || {
+        let text = metrics.encode();
+        ["received", "sent"].map(|what| {
+            value(
+                &text,
+                &format!("istio_tcp_{what}_bytes_total"),
+                "source_workload=\"web\"",
+            )
+        })
+    };
+    first.carried(100, 0);
+    second.carried(0, 20);
+    assert_eq!(counted(), [Some(100), Some(20)]);
+    // Nothing new, something new, and another one's in between.
+    first.carried(100, 0);
+    second.carried(5, 20);
+    first.carried(130, 7);
+    assert_eq!(counted(), [Some(135), Some(27)]);
+    assert_eq!((first.counted(), second.counted()), ((130, 7), (5, 20)));
+    first.failed(ResponseFlags::Connect);
+    drop((first, second));
+    assert_eq!(counted(), [Some(135), Some(27)]);
+}
+
+#[test]
 fn connections_are_counted_under_istios_names() {
     let metrics = Metrics::new("ztunnel", "0.1.0");
-    let good = metrics.tcp().open(labels("web"));
-    good.sent(10);
-    good.sent(5);
-    good.received(7);
+    let mut good = metrics.tcp().open(labels("web"));
+    good.carried(7, 10);
+    good.carried(7, 15);
     let mut denied = metrics.tcp().open(labels("evil"));
     denied.failed(ResponseFlags::Denied);
     denied.failed(ResponseFlags::Connect);

@@ -7,11 +7,15 @@ use std::{
     task::Waker,
 };
 
-use super::{Core, Engine, Handle, Rest, Shared, StreamId, stream::Stream};
-use crate::{CarryError, ErrorCode, Meter, TunnelError};
+use tokio::task::yield_now;
 
-/// How many owners are told in a row, before others have their turn.
+use super::{Core, Engine, Handle, Rest, Shared, StreamId, stream::Stream};
+use crate::{Carried, CarryError, ErrorCode, Meter, TunnelError};
+
+/// How many owners are told of an end in a row, before others have their turn.
 const TOLD: usize = 64;
+/// How many are told how far they have come: that takes less.
+const TOLD_SO_FAR: usize = 1024;
 
 /// Who watches a stream.
 #[derive(Debug, Default)]
@@ -35,7 +39,7 @@ impl Watcher {
 
 /// Is told once how the carrying ended, and what was carried; outside of the engine, so that it may
 /// use it.
-pub(super) struct Owner(Box<dyn FnOnce(Result<(), CarryError>, Meter)>);
+pub(super) struct Owner(Box<dyn Carried>);
 
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,6 +62,12 @@ impl AbortHandle {
             Engine(engine).with(|core| core.give_up(self.id));
         }
     }
+
+    /// What the stream has carried until now, unless it is gone.
+    pub fn so_far(&self) -> Option<Meter> {
+        let meter = |core: &mut Core| Some(core.rest.streams.get(self.id)?.meter.clone());
+        Engine(self.engine.upgrade()?).look(meter)
+    }
 }
 
 impl Engine {
@@ -74,10 +84,20 @@ impl Engine {
         &self,
         id: StreamId,
         tcp: std::net::TcpStream,
-        owner: impl FnOnce(Result<(), CarryError>, Meter) + 'static,
+        owner: impl Carried + 'static,
     ) {
         let owner = Owner(Box::new(owner));
         self.with(|core| core.attach(id, tcp, owner));
+    }
+
+    /// Tells each owner how far its connection has come: [`Carried::so_far`]. What a connection says
+    /// costs nothing for it; others have their turn in between.
+    pub async fn tell_so_far(&self) {
+        let ids: Vec<StreamId> = self.look(|core| core.rest.streams.keys().collect());
+        for ids in ids.chunks(TOLD_SO_FAR) {
+            self.look(|core| ids.iter().for_each(|id| core.tell_so_far(*id)));
+            yield_now().await;
+        }
     }
 
     /// Forgets a stream, and resets it unless it has ended. One that has an owner is left to it.
@@ -109,6 +129,14 @@ impl Core {
         }
     }
 
+    fn tell_so_far(&mut self, id: StreamId) {
+        if let Some(stream) = self.rest.streams.get_mut(id)
+            && let Watcher::Owner(Owner(owner)) = &mut stream.watcher
+        {
+            owner.so_far(&stream.meter);
+        }
+    }
+
     fn remove(&mut self, id: StreamId) -> Option<Stream> {
         let stream = self.rest.streams.remove(id)?;
         if stream.orphan
@@ -125,8 +153,8 @@ impl Core {
             let Some(stream) = self.remove(id) else {
                 continue;
             };
-            if let (Watcher::Owner(Owner(tell)), Some(end)) = (stream.watcher, stream.end) {
-                return Some(move || tell(end, stream.meter));
+            if let (Watcher::Owner(Owner(owner)), Some(end)) = (stream.watcher, stream.end) {
+                return Some(move || owner.ended(end, stream.meter));
             }
         }
         None

@@ -4,6 +4,10 @@ use std::fmt::Write as _;
 
 use sluice_explain::{End, Explanation, Outcome, PolicyView, RuleView};
 
+/// As many ends of which the same is to be said are shown one by one. Of more, it is said of the first.
+const EACH: usize = 3;
+/// And so many of the others are named.
+const NAMED: usize = 5;
 /// What begins a line, so that what follows is below each other.
 const MARGIN: usize = 12;
 
@@ -21,8 +25,13 @@ pub(super) fn text(said: &Explanation) -> String {
     for step in steps {
         line(&mut text, &step.step.to_string(), &step.says);
     }
-    for end in ends {
-        text += &arrival(end);
+    for group in alike(ends) {
+        let shown = if group.len() > EACH { 1 } else { group.len() };
+        let (shown, others) = group.split_at(shown);
+        text.extend(shown.iter().map(|end| arrival(end)));
+        if !others.is_empty() {
+            line(&mut text, "likewise", &likewise(others));
+        }
     }
     let _ = writeln!(text, "\n{}: {reason}", verdict(*outcome));
     text
@@ -34,6 +43,33 @@ fn verdict(outcome: Outcome) -> String {
 
 fn line(text: &mut String, head: &str, says: &str) {
     let _ = writeln!(text, "  {head:MARGIN$} {says}");
+}
+
+/// Ends of which the same is to be said, together, in the order of the first of each.
+fn alike(ends: &[End]) -> Vec<Vec<&End>> {
+    let mut groups: Vec<Vec<&End>> = Vec::new();
+    for end in ends {
+        let like = |other: &End| {
+            (other.outcome, &other.reason) == (end.outcome, &end.reason)
+                && (&other.mtls, &other.policies) == (&end.mtls, &end.policies)
+        };
+        match groups.iter_mut().find(|group| like(group[0])) {
+            Some(group) => group.push(end),
+            None => groups.push(vec![end]),
+        }
+    }
+    groups
+}
+
+fn likewise(others: &[&End]) -> String {
+    let mut names: Vec<&str> = others.iter().map(|end| &*end.workload).collect();
+    let more = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
+    let mut says = format!("{} others: {}", others.len(), names.join(", "));
+    if more > 0 {
+        let _ = write!(says, ", and {more} more (-o json has all)");
+    }
+    says
 }
 
 fn arrival(end: &End) -> String {

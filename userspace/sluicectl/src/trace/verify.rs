@@ -64,7 +64,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     lines.extend(enrolment(&ledger, &arguments.node.run_dir)?);
     lines.extend(api(&ledger));
-    let drifted = lines.iter().filter(|line| line.drift.is_some()).count();
+    let (checks, drifted) = (lines.len(), drifted(&lines));
+    // There are many of those that are well: what is not stands at the end, where it is seen.
+    lines.sort_by_key(|line| line.drift.is_some());
     if arguments.quiet {
         lines.retain(|line| line.drift.is_some());
     }
@@ -95,9 +97,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             }
             notes(&mut out, &ledger)?;
             let all = if drifted == 0 {
-                "all is as it must be".to_owned()
+                format!("all is as it must be, by {checks} checks")
             } else {
-                format!("{drifted} drifted")
+                format!(
+                    "{drifted} of {checks} checks found a drift; the broker puts right what it can"
+                )
             };
             writeln!(out, "node {}: {all}", ledger.node)?;
         }
@@ -107,6 +111,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::from(DRIFTED)
     })
+}
+
+fn drifted(lines: &[Line]) -> usize {
+    lines.iter().filter(|line| line.drift.is_some()).count()
 }
 
 /// What the broker has found of late, and put right or not.

@@ -110,6 +110,8 @@ impl TcpMetrics {
             metrics: self.clone(),
             flags: ResponseFlags::None,
             series,
+            received: 0,
+            sent: 0,
         }
     }
 }
@@ -209,17 +211,34 @@ pub struct ConnectionMetrics {
     metrics: TcpMetrics,
     series: Arc<Series>,
     flags: ResponseFlags,
+    /// What has been counted of it.
+    received: u64,
+    sent: u64,
 }
 
 impl ConnectionMetrics {
-    /// Adds bytes that went to the client, in the response direction.
-    pub fn sent(&self, bytes: u64) {
-        self.series.counters.sent.fetch_add(bytes, Relaxed);
+    /// Until now so many bytes came from the client, in the request direction, and so many went to it,
+    /// in the response direction. What was not counted yet is, however often this is called.
+    pub fn carried(&mut self, received: u64, sent: u64) {
+        let Counters {
+            received: all_received,
+            sent: all_sent,
+            ..
+        } = &self.series.counters;
+        for (all, counted, now) in [
+            (all_received, &mut self.received, received),
+            (all_sent, &mut self.sent, sent),
+        ] {
+            if now > *counted {
+                all.fetch_add(now - *counted, Relaxed);
+                *counted = now;
+            }
+        }
     }
 
-    /// Adds bytes that came from the client, in the request direction.
-    pub fn received(&self, bytes: u64) {
-        self.series.counters.received.fetch_add(bytes, Relaxed);
+    /// What has been counted: from the client, and to it.
+    pub fn counted(&self) -> (u64, u64) {
+        (self.received, self.sent)
     }
 
     /// Says why the connection failed. The first reason stays.

@@ -50,7 +50,11 @@ impl Operators {
             "{} is not loopback: whoever reaches the admin port may change and end the worker",
             settings.admin
         );
-        let metrics = Router::new().metrics(self.shared.metrics.clone());
+        let threads = self.threads.clone();
+        let metrics = Router::new().metrics_after(self.shared.metrics.clone(), move || {
+            let threads = threads.clone();
+            async move { threads.count().await }
+        });
         let ready = Router::new().readiness(self.readiness.clone());
         let endpoints = [
             (settings.metrics, metrics),

@@ -3,35 +3,52 @@
 //! What it took to get there is not kept meanwhile. What a tunnel carries is not even a task: most
 //! connections idle, and there are many of them.
 
-use std::net::TcpStream as StdStream;
+use std::{net::TcpStream as StdStream, rc::Rc};
 
-use sluice_hbone::{CarryError, Meter, Stream};
+use sluice_hbone::{Carried, CarryError, Meter, Stream};
 use tokio::net::TcpStream;
 
 use super::{
     failure::Failure,
     flows::{Cut, Flow},
+    live::Live,
     report::Report,
 };
 
 /// Moves the bytes of a connection through a tunnel, from now on.
 pub(super) fn through(stream: Stream, application: StdStream, flow: Flow, report: Box<Report>) {
     flow.carried(stream.abort_handle());
-    // In one piece with the rest of what is kept until the end.
-    let mut report = *report;
-    stream.carry_then(application, move |carried, meter| {
-        report.meter = meter;
+    let report = *report;
+    stream.carry_for(application, Through { report, flow });
+}
+
+/// What is kept of a connection in a tunnel until its end, in one piece.
+struct Through {
+    report: Report,
+    flow: Flow,
+}
+
+impl Carried for Through {
+    fn so_far(&mut self, meter: &Meter) {
+        self.report.metered(meter);
+    }
+
+    fn ended(self: Box<Self>, end: Result<(), CarryError>, meter: Meter) {
+        let Self { mut report, flow } = *self;
+        report.metered(&meter);
         // A cut is what is reported, also when its tunnel ends with it.
-        let carried = flow.cut().map_or(Ok(carried), Err);
+        let carried = flow.cut().map_or(Ok(end), Err);
         report.finish(failure(carried));
-    });
+    }
 }
 
 /// Moves the bytes of a connection without a tunnel.
 pub(super) async fn join(application: StdStream, peer: StdStream, flow: Flow, report: Box<Report>) {
-    let carried = both_ways(application, peer, &report.meter);
+    let live = Rc::new(Live::new(report));
+    let flow = flow.joined(live.clone());
+    let carried = both_ways(application, peer, live.meter());
     let carried = flow.unless_cut(carried).await;
-    report.finish(failure(carried));
+    live.finish(failure(carried));
 }
 
 async fn both_ways(

@@ -10,11 +10,14 @@ use std::{
 };
 
 use serde::Serialize;
+use sluice_hbone::Meter;
 use sluice_model::Uid;
+use sluice_telemetry::access::Direction;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     flows::{Claim, Way},
+    report,
     shard::Shard,
 };
 
@@ -34,6 +37,17 @@ pub(super) struct Connection {
     /// Whom the other end has proven to be.
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<String>,
+    #[serde(flatten)]
+    carried: Option<Bytes>,
+}
+
+/// What a connection has carried until now; what goes past the ztunnel nobody counts before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Bytes {
+    /// By the client, as in the access log.
+    bytes_sent: u64,
+    bytes_received: u64,
 }
 
 /// The connections of a pod.
@@ -46,9 +60,15 @@ pub(super) struct Connections {
 /// By the uid of the pod.
 pub(super) type ByPod = BTreeMap<String, Connections>;
 
-type Question = oneshot::Sender<ByPod>;
-
 /// What a thread is asked.
+#[derive(Debug)]
+pub(super) enum Question {
+    /// Which connections it has.
+    Connections(oneshot::Sender<ByPod>),
+    /// To count the bytes of connections under way.
+    Count(oneshot::Sender<()>),
+}
+
 pub(super) type Questions = mpsc::Receiver<Question>;
 
 /// Asks the threads that carry traffic, and who knows of the rest.
@@ -69,7 +89,7 @@ impl Threads {
     pub(super) async fn connections(&self) -> ByPod {
         let mut all = ByPod::new();
         for thread in &self.threads {
-            let Some(answer) = ask(thread).await else {
+            let Some(answer) = ask(thread, Question::Connections).await else {
                 tracing::warn!("a thread did not say which connections it has");
                 continue;
             };
@@ -86,12 +106,28 @@ impl Threads {
         }
         all
     }
+
+    /// Has the bytes of connections under way counted, up to now. Otherwise they would be at the end:
+    /// nobody counts them meanwhile, as long as nobody wants to know.
+    pub(super) async fn count(&self) {
+        let counted = self.threads.iter().cloned().map(|thread| {
+            tokio::spawn(async move { ask(&thread, Question::Count).await.is_some() })
+        });
+        for counted in counted.collect::<Vec<_>>() {
+            if !counted.await.unwrap_or(false) {
+                tracing::warn!("a thread is too busy to count the bytes of connections under way");
+            }
+        }
+    }
 }
 
-async fn ask(thread: &mpsc::Sender<Question>) -> Option<ByPod> {
-    let (question, answer) = oneshot::channel();
+async fn ask<T>(
+    thread: &mpsc::Sender<Question>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Question,
+) -> Option<T> {
+    let (asks, answer) = oneshot::channel();
     let answered = async {
-        thread.send(question).await.ok()?;
+        thread.send(question(asks)).await.ok()?;
         answer.await.ok()
     };
     tokio::time::timeout(PATIENCE, answered).await.ok()?
@@ -100,24 +136,38 @@ async fn ask(thread: &mpsc::Sender<Question>) -> Option<ByPod> {
 /// Answers for a thread, for as long as it runs.
 pub(super) async fn answer(shard: Rc<Shard>, mut questions: Questions) {
     while let Some(question) = questions.recv().await {
-        let mut all = ByPod::new();
-        for pod in shard.serving() {
-            let connections = all.entry(pod.uid.to_string()).or_default();
-            pod.flows.for_each(|claim| connections.add(claim));
-        }
         // Whoever asked may have gone.
-        let _ = question.send(all);
+        match question {
+            Question::Connections(asks) => _ = asks.send(under_way(&shard)),
+            Question::Count(asks) => {
+                shard.engine.tell_so_far().await;
+                for pod in shard.serving() {
+                    pod.flows.count_joined();
+                }
+                let _ = asks.send(());
+            }
+        }
     }
 }
 
+fn under_way(shard: &Shard) -> ByPod {
+    let mut all = ByPod::new();
+    for pod in shard.serving() {
+        let connections = all.entry(pod.uid.to_string()).or_default();
+        pod.flows
+            .for_each(|claim, meter| connections.add(claim, meter.as_ref()));
+    }
+    all
+}
+
 impl Connections {
-    fn add(&mut self, claim: &Claim) {
+    fn add(&mut self, claim: &Claim, meter: Option<&Meter>) {
         let protocol = match claim.peer() {
             Some(_) => "HBONE",
             None => "TCP",
         };
         let peer = claim.peer().map(|peer| peer.identity().to_string());
-        let (list, way) = match claim {
+        let (list, way, direction) = match claim {
             // No connection of an application; its streams are.
             Claim::Served(_) => return,
             Claim::Inbound {
@@ -127,11 +177,23 @@ impl Connections {
             } => {
                 let (source, destination) = ((*source).into(), (*destination).into());
                 let way = Way::new(source, destination, destination);
-                (&mut self.inbound, way)
+                (&mut self.inbound, way, Direction::Inbound)
             }
-            Claim::Tunnel { way, .. } | Claim::Plain(way) => (&mut self.outbound, *way),
+            Claim::Tunnel { way, .. } | Claim::Plain(way) => {
+                (&mut self.outbound, *way, Direction::Outbound)
+            }
         };
-        list.push(Connection::of(&way, protocol, peer));
+        let carried = meter.map(|meter| {
+            let (bytes_sent, bytes_received) = report::bytes(direction, meter);
+            Bytes {
+                bytes_sent,
+                bytes_received,
+            }
+        });
+        list.push(Connection {
+            carried,
+            ..Connection::of(&way, protocol, peer)
+        });
     }
 }
 
@@ -143,6 +205,7 @@ impl Connection {
             actual_dst: way.to(),
             protocol,
             peer,
+            carried: None,
         }
     }
 }

@@ -11,13 +11,13 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use slotmap::{SlotMap, new_key_type};
-use sluice_hbone::AbortHandle;
+use slotmap::{SlotMap, SparseSecondaryMap, new_key_type};
+use sluice_hbone::{AbortHandle, Meter};
 use sluice_identity::{Distrust, Peer};
 use sluice_model::{SpiffeId, TrustDomain, Uid, authz::DenyReason};
 use sluice_xds::Needed;
 
-use super::address::Address;
+use super::{address::Address, live::Live};
 
 /// What a connection was let through on.
 #[derive(Clone, Debug)]
@@ -119,6 +119,8 @@ new_key_type! {
 #[derive(Debug, Default)]
 pub(super) struct Flows {
     entries: RefCell<SlotMap<FlowId, Entry>>,
+    /// Those that a task carries, without a tunnel.
+    joined: RefCell<SparseSecondaryMap<FlowId, Rc<Live>>>,
 }
 
 #[derive(Debug)]
@@ -182,11 +184,21 @@ impl Flows {
         }
     }
 
-    /// Shows what is under way.
-    pub(super) fn for_each(&self, show: impl FnMut(&Claim)) {
-        let entries = self.entries.borrow();
-        let under_way = entries.values().filter(|entry| !entry.is_cut());
-        under_way.map(|entry| &entry.claim).for_each(show);
+    /// Shows what is under way, and how many bytes it has carried, once it does.
+    pub(super) fn for_each(&self, mut show: impl FnMut(&Claim, Option<Meter>)) {
+        let (entries, joined) = (self.entries.borrow(), self.joined.borrow());
+        for (id, entry) in entries.iter().filter(|(_, entry)| !entry.is_cut()) {
+            let meter = match &entry.state {
+                State::Carried(handle) => handle.so_far(),
+                _ => joined.get(id).map(|live| live.meter().clone()),
+            };
+            show(&entry.claim, meter);
+        }
+    }
+
+    /// Counts what was carried until now, without a tunnel; the engine has what is in tunnels.
+    pub(super) fn count_joined(&self) {
+        self.joined.borrow().values().for_each(|live| live.count());
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -222,6 +234,12 @@ impl Flow {
                 state => *state = State::Carried(handle),
             }
         }
+    }
+
+    /// From now on a task carries the connection, without a tunnel.
+    pub(super) fn joined(self, live: Rc<Live>) -> Self {
+        self.flows.joined.borrow_mut().insert(self.id, live);
+        self
     }
 
     /// Why it was cut, if that is so.
@@ -260,5 +278,6 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         self.flows.entries.borrow_mut().remove(self.id);
+        self.flows.joined.borrow_mut().remove(self.id);
     }
 }

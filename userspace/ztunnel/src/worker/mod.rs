@@ -17,6 +17,7 @@ mod egress;
 mod failure;
 mod flows;
 mod inbound;
+mod live;
 mod memory;
 mod neighbours;
 mod numbers;

@@ -64,8 +64,6 @@ pub(super) struct Report {
     counted: Counted,
     /// By which it is traced; 0 as long as nobody does.
     number: Cell<u64>,
-    /// The bytes, once they have flowed.
-    pub(super) meter: Meter,
 }
 
 /// Each connection under way holds one, and most of them idle.
@@ -243,7 +241,6 @@ impl Report {
             rule: None,
             place: None,
             number: Cell::new(0),
-            meter: Meter::default(),
         }
     }
 
@@ -345,14 +342,15 @@ impl Report {
         self.since = Instant::now().checked_sub(duration).unwrap_or(self.since);
     }
 
-    /// So many bytes went to the server, and from it.
-    pub(super) fn carried(&self, to_server: u64, from_server: u64) {
-        let (received, sent) = match self.direction {
-            Direction::Outbound => (to_server, from_server),
-            Direction::Inbound => (from_server, to_server),
-        };
-        self.meter.received.set(received);
-        self.meter.sent.set(sent);
+    /// So many bytes went to the server until now, and from it.
+    pub(super) fn carried(&mut self, to_server: u64, from_server: u64) {
+        self.open().carried(to_server, from_server);
+    }
+
+    /// As [`Self::carried`].
+    pub(super) fn metered(&mut self, meter: &Meter) {
+        let (to_server, from_server) = bytes(self.direction, meter);
+        self.carried(to_server, from_server);
     }
 
     /// What a peer says of itself, until we know better.
@@ -460,7 +458,7 @@ impl Report {
 
     /// From here on bytes may flow.
     pub(super) fn opened(&mut self) {
-        self.count_opened();
+        self.open();
         self.tell(None, || Step {
             step: Kind::Open,
             ..Step::default()
@@ -473,16 +471,23 @@ impl Report {
         }
     }
 
-    fn count_opened(&mut self) {
-        let labels = TcpLabels {
-            reporter: self.reporter(),
-            source: self.source.labels(),
-            destination: self.destination.labels(),
-            service: self.service.labels(),
-            security: self.security,
-            flags: ResponseFlags::None,
+    /// Counts it as opened, unless it is.
+    fn open(&mut self) -> &mut ConnectionMetrics {
+        if let Counted::Opening(_) = self.counted {
+            let labels = TcpLabels {
+                reporter: self.reporter(),
+                source: self.source.labels(),
+                destination: self.destination.labels(),
+                service: self.service.labels(),
+                security: self.security,
+                flags: ResponseFlags::None,
+            };
+            self.counted = Counted::Open(self.shared.metrics.tcp().open(labels));
+        }
+        let Counted::Open(open) = &mut self.counted else {
+            unreachable!("it has just been opened")
         };
-        self.counted = Counted::Open(self.shared.metrics.tcp().open(labels));
+        open
     }
 
     fn reporter(&self) -> Reporter {
@@ -496,19 +501,8 @@ impl Report {
 
     /// The connection has ended.
     pub(super) fn finish(mut self, failure: Option<Failure>) {
-        if let Counted::Opening(_) = self.counted {
-            // Also one that never came to carry a byte is counted.
-            self.count_opened();
-        }
-        let bytes @ (from_client, to_client) = match self.direction {
-            // Outbound, our TCP connection is the client's; inbound, the server's.
-            Direction::Outbound => (self.meter.received.get(), self.meter.sent.get()),
-            Direction::Inbound => (self.meter.sent.get(), self.meter.received.get()),
-        };
-        if let Counted::Open(open) = &self.counted {
-            open.received(from_client);
-            open.sent(to_client);
-        }
+        // Also one that never came to carry a byte is counted.
+        let bytes = self.open().counted();
         if let Some(failure) = &failure {
             self.count_failure(failure);
         }
@@ -562,9 +556,7 @@ impl Report {
                 self.rule = Some(Box::new(rule.clone()));
             }
         }
-        if let Counted::Open(open) = &mut self.counted {
-            open.failed(failure.flags);
-        }
+        self.open().failed(failure.flags);
     }
 
     /// What the access log says.
@@ -621,6 +613,16 @@ impl Report {
             failure: failure.map(|failure| (failure.cause.as_str(), failure.text.as_str())),
         };
         spans::record(&self.shared, **place, &connection);
+    }
+}
+
+/// What a connection that passes in this direction has carried: from its client, and to it.
+pub(super) fn bytes(direction: Direction, meter: &Meter) -> (u64, u64) {
+    let (received, sent) = (meter.received.get(), meter.sent.get());
+    match direction {
+        // Outbound, our TCP connection is the client's; inbound, the server's.
+        Direction::Outbound => (received, sent),
+        Direction::Inbound => (sent, received),
     }
 }
 

@@ -183,7 +183,7 @@ pub(super) fn logged(line: &str) -> Step {
 /// A verdict of the kernel in words.
 fn why(reason: Reason) -> &'static str {
     match reason {
-        Reason::Captured => "captured: the ztunnel carries it",
+        Reason::Captured => "the ztunnel carries it",
         Reason::Direct => "straight to another pod of this node, as policy allows",
         Reason::Outside => "straight out: the mesh does not know the destination",
         Reason::Local => "not captured: the destination is the pod itself",
