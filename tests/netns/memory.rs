@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sluice_tests::eventually;
@@ -31,6 +33,8 @@ fn connections_that_idle_hold_less_than_a_kilobyte_on_each_side() {
     /// As many as drown the rest of what a worker holds.
     const IDLE: u32 = 2000;
     const MOST: u64 = 1000;
+    /// In which a silent peer is asked twice.
+    const QUESTIONS: Duration = Duration::from_secs(25);
     scenario(|s| {
         s.mesh.apply_namespace("shop", Some("ambient"))?;
         let client = s.enrolled_pod("a", "shop", "client")?;
@@ -41,13 +45,22 @@ fn connections_that_idle_hold_less_than_a_kilobyte_on_each_side() {
         let _first = podtool::hold(&client, "first", &to, 1)?;
         let before = workers(s)?;
         let _held = podtool::hold(&client, "held", &to, IDLE)?;
-        // What it took to make them is given back when the worker rests.
-        eventually(|| {
+        let hold_little = || -> Result<()> {
             for (side, (after, before)) in workers(s)?.into_iter().zip(before).enumerate() {
                 let each = after.saturating_sub(before) / u64::from(IDLE);
                 ensure!(each <= MOST, "{each} bytes for each, side {side}");
             }
             Ok(())
-        })
+        };
+        // What it took to make them is given back when the worker rests.
+        eventually(hold_little)?;
+        // And that is so at all times: every tunnel asks its peer now and then whether it is there, all
+        // of them at once.
+        let end = Instant::now() + QUESTIONS;
+        while Instant::now() < end {
+            hold_little().context("while tunnels ask their peers")?;
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     });
 }

@@ -418,6 +418,7 @@ impl Core {
             };
             tunnel.queued = false;
             tunnel.read(&mut self.buffer, &mut self.rest);
+            tunnel.flush_if_stretched(&mut self.rest);
             let readable = tunnel.readable;
             if !self.settle(id) && readable {
                 self.enqueue(id);
@@ -436,6 +437,7 @@ impl Core {
             };
             tunnel.go_on(id, &mut self.rest);
             tunnel.upload(id, &mut self.rest);
+            tunnel.flush_if_stretched(&mut self.rest);
         }
         for _ in 0..self.rest.dirty.len() {
             let Some(id) = self.rest.dirty.pop_front() else {
@@ -522,6 +524,7 @@ impl Core {
             if tunnel.tick(now, elapsed, &mut self.rest) {
                 self.tunnels.remove(id);
             } else {
+                tunnel.flush_if_stretched(&mut self.rest);
                 self.settle(id);
             }
         }

@@ -7,8 +7,10 @@ mod sampled;
 
 pub use sampled::{Held, Noting, Sampled};
 
-/// Blocks of this size, in bytes, and larger ones go back to the system when they are freed.
-const LARGE: libc::c_int = 1 << 20;
+/// Blocks of this size, in bytes, and larger ones go back to the system when they are freed. What a
+/// tunnel has while it speaks is such a block: of one that says little, only the pages that it wrote
+/// are ever there, and none of it stays in the heap between what idles.
+const LARGE: libc::c_int = 256 << 10;
 
 /// Has large blocks go back to the system when they are freed. Called once, at the start.
 pub fn give_back_large_blocks() {

@@ -5,6 +5,8 @@ use std::{
     array,
     io::{self, IoSliceMut, Read as _, Write as _},
     net::TcpStream,
+    ops::{Deref, DerefMut},
+    rc::Rc,
 };
 
 use rustls::Error;
@@ -32,24 +34,58 @@ pub(super) const TURN: usize = RECORDS * PIECE;
 #[derive(Debug, Default)]
 pub(super) struct Spare {
     buffers: Vec<Box<[u8]>>,
+    /// Held by every buffer that is lent.
+    lent: Rc<()>,
     /// Whether any was asked for since [`Self::rest`].
     asked: bool,
+}
+
+/// A buffer that a tunnel has for as long as it has something to say.
+#[derive(Debug)]
+struct Loan {
+    bytes: Box<[u8]>,
+    _lent: Rc<()>,
+}
+
+impl Deref for Loan {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Loan {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
 }
 
 impl Spare {
     /// How many buffers are kept.
     const KEPT: usize = 4;
+    /// How many are lent before tunnels give theirs back at once, rather than at the end of a pass.
+    const LENT: usize = 8;
 
-    fn take(&mut self) -> Box<[u8]> {
+    fn take(&mut self) -> Loan {
         self.asked = true;
         let spare = self.buffers.pop();
-        spare.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())
+        Loan {
+            bytes: spare.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()),
+            _lent: self.lent.clone(),
+        }
     }
 
-    fn put(&mut self, buffer: Box<[u8]>) {
+    fn put(&mut self, buffer: Loan) {
         if self.buffers.len() < Self::KEPT {
-            self.buffers.push(buffer);
+            self.buffers.push(buffer.bytes);
         }
+    }
+
+    /// Whether so many are lent that what is to be said should leave at once: many tunnels may have a
+    /// word to say in the same pass.
+    pub(super) fn is_stretched(&self) -> bool {
+        Rc::strong_count(&self.lent) > Self::LENT
     }
 
     /// Called now and then: what nobody has asked for meanwhile is not kept.
@@ -62,7 +98,7 @@ impl Spare {
 
 #[derive(Debug)]
 pub(super) struct Outbox {
-    buffer: Option<Box<[u8]>>,
+    buffer: Option<Loan>,
     /// What has left.
     sent: usize,
     /// What is sealed: here begins the record that is being filled.

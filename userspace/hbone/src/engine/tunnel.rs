@@ -318,6 +318,13 @@ impl Tunnel {
         self.wake_waiting(rest);
     }
 
+    /// Writes what there is when others need the buffer; what a pass does last otherwise.
+    pub(super) fn flush_if_stretched(&mut self, rest: &mut Rest) {
+        if self.dirty && rest.spare.is_stretched() {
+            self.flush(rest);
+        }
+    }
+
     /// Reads what has come, a bounded part of it at a time.
     pub(super) fn read(&mut self, buffer: &mut [u8], rest: &mut Rest) {
         let held = self.records.len();
