@@ -98,7 +98,7 @@ impl<'a> Walk<'a> {
         );
         let endpoints = self.world.mesh.endpoints(&service, to.port());
         let fit = |health| service.load_balancing.allow_unhealthy || health == Health::Ready;
-        for endpoint in endpoints.into_iter().take(1000) {
+        for endpoint in endpoints {
             let ip = of_family(&endpoint.workload.ips, to.is_ipv4());
             if let Some(ip) = ip.filter(|_| fit(endpoint.workload.health)) {
                 self.arrive_plain(from, SocketAddr::new(ip, endpoint.port));
