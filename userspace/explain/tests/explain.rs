@@ -350,11 +350,15 @@ fn every_one_of_many_endpoints_is_looked_at() {
         }
         Update::from(one)
     });
-    let said = ask(&shop(many.collect()), WEB, SERVICE);
+    let mesh = shop(many.collect());
+    let said = ask(&mesh, WEB, SERVICE);
     assert_eq!(said.ends.len(), 2_001);
     assert_eq!(said.outcome, Outcome::Denied);
     let reason = "at 1 of 2001 endpoints, shop/many-1234 among them";
     assert!(said.reason.starts_with(reason), "{}", said.reason);
+    // Nor from one for whom the mesh does not choose.
+    let said = ask(&mesh, "shop/old", SERVICE);
+    assert_eq!(said.ends.len(), 2_001);
 }
 
 #[test]
