@@ -185,9 +185,12 @@ fn connections(s: &Scenario, shop: &Shop, connection: &Connection) -> Result<()>
         ("b", &shop.catalog, "inbound", &pod, &pod, &shop.web),
     ] {
         let all = state(node, of, direction)?;
+        // The server has greeted; how much of it is exact elsewhere.
+        let greeting = all[0]["bytesReceived"].as_u64();
+        ensure!(greeting > Some(0), "{all:#}");
         let expected = serde_json::json!([{
             "src": source, "originalDst": original, "actualDst": actual, "protocol": "HBONE",
-            "peer": peer.spiffe_id(),
+            "peer": peer.spiffe_id(), "bytesSent": 0, "bytesReceived": greeting,
         }]);
         ensure!(all == expected, "{all:#} instead of {expected:#}");
         let page: Value = serde_json::from_str(&ask(s, node, "GET", "/connections")?.body)?;
