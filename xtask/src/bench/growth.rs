@@ -108,6 +108,12 @@ fn climb(
     seconds: u32,
 ) -> Result<Vec<Step>> {
     let side = Side::meshed(topology, mesh, Way::Between)?;
+    // Idle connections and those that have just ended need a port each, on either side: the usual range
+    // would run out of them before the mesh runs out of anything.
+    for pod in [&side.client, &side.server] {
+        pod.netns
+            .sysctl("net/ipv4/ip_local_port_range", "16000 65535")?;
+    }
     let mut crowd = Crowd::default();
     let mut measured = Vec::new();
     for count in steps {
