@@ -184,7 +184,7 @@ fn abuses() -> Vec<Abuse> {
 async fn everyone_else_is_refused_without_a_reason() {
     let world = World::start().await;
     let mut ca = world.ca().await;
-    let (log, _logging) = Log::begin();
+    let log = Log::begin();
     for abuse in abuses() {
         let Abuse { what, logged, .. } = abuse;
         let request = authorized(abuse.message, abuse.authorization);

@@ -258,7 +258,7 @@ async fn a_rejection_is_kept_and_not_repeated() {
 #[tokio::test]
 async fn strangers_are_refused() {
     let world = World::start().await;
-    let (log, _logging) = Log::begin();
+    let log = Log::begin();
     for (authorization, logged) in [
         (None, "it sent no authorization header"),
         (Some("Bearer"), "holds no bearer token"),
@@ -315,7 +315,7 @@ async fn a_stream_ends_when_its_token_does() {
             ..Setup::default()
         })
         .await;
-        let (log, _logging) = Log::begin();
+        let log = Log::begin();
         let mut stream = world.stream().await;
         stream.send(ask(workload::TYPE_URL)).await;
         assert_eq!(names(&stream.next().await), ["c//Pod/shop/web"]);

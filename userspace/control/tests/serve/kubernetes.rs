@@ -181,7 +181,7 @@ async fn others_are_refused_with_the_reason_in_the_log_only() {
     let api = ApiServer::start().await;
     let world = api.world().await;
     let mut ca = world.ca().await;
-    let (log, _logging) = Log::begin();
+    let log = Log::begin();
     for (token, logged) in [
         ("token-of-z", "neither a join token nor a JSON web token"),
         ("token-of-z..x", "neither a join token nor a JSON web token"),
@@ -214,7 +214,7 @@ async fn a_server_that_cannot_be_asked_is_not_the_callers_fault() {
     let api = ApiServer::start().await;
     let world = api.world().await;
     let mut ca = world.ca().await;
-    let (log, _logging) = Log::begin();
+    let log = Log::begin();
     let mut fails = async |token: &str, logged: &str| {
         let request = authorized(request(WEB), Some(&format!("Bearer {token}")));
         let status = ca.create_certificate(request).await.unwrap_err();

@@ -40,7 +40,7 @@ async fn a_local_process_needs_no_token() {
     ca.create_certificate(authorized(request(WEB), None))
         .await
         .unwrap();
-    let (log, _logging) = Log::begin();
+    let log = Log::begin();
     let db = "spiffe://cluster.local/ns/shop/sa/db";
     let refused = ca.create_certificate(authorized(request(db), None)).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
@@ -60,7 +60,7 @@ async fn other_users_are_refused_whatever_token_they_have() {
     })
     .await;
     let channel = world.local_channel().await.unwrap();
-    let (log, _logging) = Log::begin();
+    let log = Log::begin();
     for authorization in [None, Some("Bearer token-of-n1")] {
         let refused = world.stream_by(channel.clone(), authorization).await;
         let status = refused.err().unwrap();
