@@ -313,7 +313,7 @@ fn what_cannot_be_verified_is_no_drift() {
         for (purpose, state) in [
             ("outbound", "LISTEN"),
             ("plaintext", "LISTEN"),
-            ("tunnel out", "ESTAB"),
+            ("tunnel-out", "ESTAB"),
         ] {
             ensure!(
                 has(purpose, state),

@@ -16,6 +16,7 @@ use sluice_tests::{Pod, eventually};
 mod kernel_flows;
 mod live;
 mod prometheus;
+mod sockets;
 mod spans;
 
 const GREET: u16 = 80;

@@ -16,7 +16,7 @@ use nix::{
     },
 };
 use serde::Serialize;
-use sluice_abi::event::tcp;
+use sluice_abi::{event::tcp, ports};
 
 use crate::sys;
 
@@ -32,6 +32,7 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
 const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
+const INET_DIAG_CGROUP_ID: u16 = 21;
 const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 const NLMSG_HEADER: usize = 16;
@@ -82,36 +83,28 @@ impl Diag {
         wanted: impl Fn(&[u8]) -> bool,
     ) -> io::Result<Vec<Socket>> {
         let mut sockets = Vec::new();
-        self.list(STATES, map, |body, stored| {
-            if stored.is_some_and(&wanted) {
+        self.list(STATES, map, |body| {
+            if stored(body).is_some_and(&wanted) {
                 sockets.extend(Socket::parse(body));
             }
         })?;
         Ok(sockets)
     }
 
-    /// Passes on each socket of both families in one of these states, with what a map of socket storage
-    /// has for it.
+    /// Passes on each socket of both families in one of these states, as the kernel describes it:
+    /// with what a map of socket storage has for it among the attributes.
     fn list(
         &mut self,
         states: u32,
         map: RawFd,
-        mut on_socket: impl FnMut(&[u8], Option<&[u8]>),
+        mut on_socket: impl FnMut(&[u8]),
     ) -> io::Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut request = request(family as u8, states, &[0; ID]);
             let fd = attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map.to_ne_bytes());
             request.extend(attribute(INET_DIAG_REQ_SK_BPF_STORAGES, &fd));
             self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &request)?;
-            self.receive(|body| {
-                let stored = attributes(body.get(DIAG_MESSAGE..).unwrap_or_default())
-                    .filter(|(kind, _)| *kind == INET_DIAG_SK_BPF_STORAGES)
-                    .flat_map(|(_, all)| attributes(all))
-                    .filter(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)
-                    .flat_map(|(_, one)| attributes(one))
-                    .find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE_MAP_VALUE);
-                on_socket(body, stored.map(|(_, value)| value));
-            })?;
+            self.receive(&mut on_socket)?;
         }
         Ok(())
     }
@@ -177,6 +170,29 @@ impl Diag {
     }
 }
 
+/// What the map that was asked for has for a socket.
+fn stored(body: &[u8]) -> Option<&[u8]> {
+    let found = attributes_of(body)
+        .filter(|(kind, _)| *kind == INET_DIAG_SK_BPF_STORAGES)
+        .flat_map(|(_, all)| attributes(all))
+        .filter(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)
+        .flat_map(|(_, one)| attributes(one))
+        .find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE_MAP_VALUE);
+    found.map(|(_, value)| value)
+}
+
+/// The id of the control group that a socket belongs to: an accepted one to its listener's. Absent of
+/// what is hardly a socket any more, or not yet.
+fn cgroup(body: &[u8]) -> Option<u64> {
+    let found = attributes_of(body).find(|(kind, _)| *kind == INET_DIAG_CGROUP_ID);
+    let (_, value) = found?;
+    Some(u64::from_ne_bytes(value.try_into().ok()?))
+}
+
+fn attributes_of(body: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    attributes(body.get(DIAG_MESSAGE..).unwrap_or_default())
+}
+
 impl Socket {
     /// From a `struct inet_diag_msg`.
     fn parse(body: &[u8]) -> Option<Self> {
@@ -209,39 +225,98 @@ pub struct TcpSocket {
     pub state: &'static str,
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// The ztunnel has opened it.
+    /// It is the ztunnel's.
     pub proxy: bool,
+    /// The ztunnel has not opened it, but accepted it.
+    pub accepted: bool,
     /// Bytes that wait to be read, or, of a listener, connections that wait to be accepted.
     pub waiting: u32,
     /// Bytes that the peer has not acknowledged.
     pub unacknowledged: u32,
 }
 
-/// The TCP sockets of the network namespace that the calling thread is in. `proxies` is the path of the
-/// map `PROXY`.
-///
-/// # Errors
-/// The kernel's.
-pub fn tcp_sockets(proxies: &Path) -> io::Result<Vec<TcpSocket>> {
-    let map = sys::open_pin(proxies, false)?;
-    let mut sockets = Vec::new();
-    Diag::open()?.list(u32::MAX, map.as_raw_fd(), |body, stored| {
-        let parse = || {
-            let family = *body.first()?;
-            let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
-            let word = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
-            Some(TcpSocket {
-                state: STATE_NAMES.get(usize::from(*body.get(1)?)).copied()?,
-                local: end(family, &id, 0, 4)?,
-                remote: end(family, &id, 2, 20)?,
-                proxy: stored.is_some(),
-                waiting: word(56)?,
-                unacknowledged: word(60)?,
-            })
-        };
-        sockets.extend(parse());
-    })?;
-    Ok(sockets)
+impl TcpSocket {
+    /// From a `struct inet_diag_msg`.
+    fn parse(body: &[u8]) -> Option<Self> {
+        let family = *body.first()?;
+        let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
+        let word = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
+        Some(Self {
+            state: STATE_NAMES.get(usize::from(*body.get(1)?)).copied()?,
+            local: end(family, &id, 0, 4)?,
+            remote: end(family, &id, 2, 20)?,
+            proxy: false,
+            accepted: false,
+            waiting: word(56)?,
+            unacknowledged: word(60)?,
+        })
+    }
+
+    /// What the ztunnel has it for: `outbound` is what applications dial, `plaintext` what comes
+    /// without a tunnel, `dialled` what the ztunnel has dialled otherwise. `None` for an application's.
+    pub fn purpose(&self) -> Option<&'static str> {
+        match (self.local.port(), self.remote.port()) {
+            (ports::OUTBOUND, _) => Some("outbound"),
+            (ports::HBONE, _) => Some("tunnel-in"),
+            (ports::DNS, _) => Some("dns"),
+            // Where an application listens on that port itself, the ztunnel's is not bound to loopback.
+            (ports::INBOUND_PLAINTEXT, _) => Some("plaintext"),
+            // What comes without a tunnel is steered to the ztunnel, and keeps its port.
+            _ if self.accepted => Some("plaintext"),
+            (_, ports::HBONE) if self.proxy => Some("tunnel-out"),
+            _ if self.proxy => Some("dialled"),
+            _ => None,
+        }
+    }
+}
+
+/// Lists TCP sockets and tells the ztunnel's own from others.
+#[derive(Debug)]
+pub struct TcpSockets {
+    /// The map `PROXY`, which has a value for each socket that the ztunnel opened.
+    proxies: OwnedFd,
+}
+
+impl TcpSockets {
+    /// `proxies` is the path of the map `PROXY`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(proxies: &Path) -> io::Result<Self> {
+        let proxies = sys::open_pin(proxies, false)?;
+        Ok(Self { proxies })
+    }
+
+    /// Passes on each TCP socket of the network namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn for_each(&self, mut on_socket: impl FnMut(TcpSocket)) -> io::Result<()> {
+        // Listeners come before what they have accepted, which is known by their control group.
+        let mut own = None;
+        Diag::open()?.list(u32::MAX, self.proxies.as_raw_fd(), |body| {
+            let Some(mut socket) = TcpSocket::parse(body) else {
+                return;
+            };
+            let (opened, cgroup) = (stored(body).is_some(), cgroup(body));
+            if opened {
+                own = cgroup;
+            }
+            socket.accepted = !opened && cgroup.is_some() && cgroup == own;
+            socket.proxy = opened || socket.accepted;
+            on_socket(socket);
+        })
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// As [`Self::for_each`].
+    pub fn list(&self) -> io::Result<Vec<TcpSocket>> {
+        let mut sockets = Vec::new();
+        self.for_each(|socket| sockets.push(socket))?;
+        Ok(sockets)
+    }
 }
 
 /// By their numbers in the kernel.

@@ -23,7 +23,7 @@ mod sys;
 pub mod verify;
 
 pub use counters::Counters;
-pub use diag::{TcpSocket, tcp_sockets};
+pub use diag::{TcpSocket, TcpSockets};
 pub use dump::{Dump, Entry, dump};
 pub use error::Error;
 pub use events::{EventReader, Events};

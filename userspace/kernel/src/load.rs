@@ -12,7 +12,7 @@ use aya::{
 use sluice_abi::{Ip, maps};
 
 use crate::{
-    Error, EventReader, SocketMapFds,
+    Error, EventReader, SocketMapFds, TcpSockets,
     attach::{self, LOOKUP, program_id},
     counters::COUNTERS,
     events::{self, Events},
@@ -94,8 +94,10 @@ const PINNED: [&str; 14] = [
     "SERVERS",
     "ORIG_DST",
     "CLIENT",
-    "PROXY",
+    PROXY,
 ];
+
+const PROXY: &str = "PROXY";
 
 impl Kernel {
     /// Loads the programs, attaches them, and takes over from an earlier broker of this instance:
@@ -157,6 +159,15 @@ impl Kernel {
     /// The kernel's.
     pub fn socket_maps(&self) -> Result<SocketMapFds, Error> {
         SocketMapFds::open(&self.pins.maps())
+    }
+
+    /// Lists TCP sockets, the ztunnel's own among them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn tcp_sockets(&self) -> Result<TcpSockets, Error> {
+        let path = self.pins.maps().join(PROXY);
+        TcpSockets::open(&path).map_err(Error::system(format!("open {}", path.display())))
     }
 
     /// Keeps the slots of an earlier broker's pods from being given to others: until these pods are

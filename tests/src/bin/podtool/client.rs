@@ -10,6 +10,7 @@ use crate::events::{Checksum, ends, reason, send_pattern, tell};
 
 pub(crate) fn connect(arguments: &Arguments) -> io::Result<()> {
     let ends_in_reset = arguments.option::<String>("end")?.as_deref() == Some("reset");
+    let holds = arguments.option::<String>("eof")?.as_deref() == Some("hold");
     let stream = match dial(arguments) {
         Ok(stream) => stream,
         Err(error) => {
@@ -19,7 +20,7 @@ pub(crate) fn connect(arguments: &Arguments) -> io::Result<()> {
     };
     tell(&format!("connected {}", ends(&stream)));
     let mut sender = stream.try_clone()?;
-    thread::spawn(move || -> io::Result<()> {
+    let sending = thread::spawn(move || -> io::Result<()> {
         for line in io::stdin().lines() {
             // A failure is told by the reading side.
             if sender.write_all(format!("{}\n", line?).as_bytes()).is_err() {
@@ -41,6 +42,10 @@ pub(crate) fn connect(arguments: &Arguments) -> io::Result<()> {
         match lines.read_until(b'\n', &mut line) {
             Ok(0) => {
                 tell("eof");
+                if holds {
+                    // Its failure would be one of a connection that has ended anyway.
+                    let _ = sending.join();
+                }
                 return Ok(());
             }
             Ok(_) => tell(&format!(

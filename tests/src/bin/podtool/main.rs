@@ -25,6 +25,7 @@ usage: podtool VERB ADDRESS [--option VALUE]...
                              --bind IP:PORT     connects from there
                              --wait poll        by a socket that does not block
                              --end reset        a reset at the end of standard input
+                             --eof hold         after `eof` it stays until the end of standard input
   half-close ADDRESS         sends --bytes N, ends the sending side, reads to the end; prints
                              JSON with lengths and checksums
   flood ADDRESS              many connections, each with one echoed line; prints JSON.

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, fs::File, io::Write as _, path::PathBuf, proces
 
 use anyhow::Context as _;
 use serde::Serialize;
-use sluice_kernel::{TcpSocket, ports, verify::Ledger};
+use sluice_kernel::{TcpSocket, TcpSockets, verify::Ledger};
 
 use super::{Format, Node, ledger};
 
 /// Shows the ztunnel's TCP sockets, by pod, purpose and state.
 ///
 /// PURPOSE is `outbound` for what applications dial, `plaintext` for what comes without a tunnel,
-/// `tunnel in` and `tunnel out`, `dns`, and `dialled` for what the ztunnel has dialled otherwise:
+/// `tunnel-in` and `tunnel-out`, `dns`, and `dialled` for what the ztunnel has dialled otherwise:
 /// applications in the pod, and destinations in plaintext.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -94,7 +94,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn lines(ledger: &Ledger, only: Option<&str>) -> anyhow::Result<Vec<Line>> {
-    let proxies = proxies(ledger)?;
+    let all = TcpSockets::open(&proxies(ledger)?)?;
     let mut lines = Vec::new();
     for pod in &ledger.pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
@@ -103,11 +103,11 @@ fn lines(ledger: &Ledger, only: Option<&str>) -> anyhow::Result<Vec<Line>> {
         }
         let look = || {
             let netns = File::open(&pod.netns)?;
-            sluice_kernel::within(&netns, || sluice_kernel::tcp_sockets(&proxies))?
+            sluice_kernel::within(&netns, || all.list())?
         };
         let sockets = look().with_context(|| format!("cannot list the sockets of {name}"))?;
         let ours = sockets.into_iter().filter_map(|socket| {
-            let purpose = purpose(&socket)?;
+            let purpose = socket.purpose()?;
             Some(Line {
                 pod: name.clone(),
                 purpose,
@@ -129,18 +129,4 @@ fn proxies(ledger: &Ledger) -> anyhow::Result<PathBuf> {
     let mut paths = ledger.expected.maps.iter().map(|map| &map.path);
     let found = paths.find(|path| path.ends_with("PROXY"));
     found.cloned().context("the ledger names no map PROXY")
-}
-
-/// What the ztunnel has a socket for; `None` for an application's.
-fn purpose(socket: &TcpSocket) -> Option<&'static str> {
-    match (socket.local.port(), socket.remote.port()) {
-        (ports::OUTBOUND, _) => Some("outbound"),
-        (ports::HBONE, _) => Some("tunnel in"),
-        (ports::DNS, _) => Some("dns"),
-        // Where an application listens on that port itself, the ztunnel's is not bound to loopback.
-        (ports::INBOUND_PLAINTEXT, _) => Some("plaintext"),
-        (_, ports::HBONE) if socket.proxy => Some("tunnel out"),
-        _ if socket.proxy => Some("dialled"),
-        _ => None,
-    }
 }

@@ -12,7 +12,10 @@ use std::{
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::Value;
-use sluice_kernel::verify::{self, Ledger, LedgerPod};
+use sluice_kernel::{
+    TcpSockets,
+    verify::{self, Ledger, LedgerPod},
+};
 use sluice_objects::Directory;
 
 use super::{Format, Node, admin, ledger};
@@ -207,8 +210,8 @@ fn namespace(ledger: &Ledger, pod: &LedgerPod) -> Vec<Line> {
         .iter()
         .find(|map| map.path.ends_with("PROXY"));
     let Some(proxies) = proxies else { return lines };
-    let sockets =
-        sluice_kernel::within(&netns, || sluice_kernel::tcp_sockets(&proxies.path)).flatten();
+    let list = || TcpSockets::open(&proxies.path)?.list();
+    let sockets = sluice_kernel::within(&netns, list).flatten();
     match sockets {
         Err(error) => lines.push(line(
             "listener",

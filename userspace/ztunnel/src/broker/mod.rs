@@ -5,6 +5,7 @@
 //! only wait for something and report it.
 
 mod audit;
+mod census;
 mod crl;
 mod durable;
 mod egress;

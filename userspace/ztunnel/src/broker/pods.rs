@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use sluice_kernel::{Dns, EnrolledPod, Events, Kernel, Outbound, PodSpec, SocketMapFds};
+use sluice_kernel::{
+    Dns, EnrolledPod, Events, Kernel, Outbound, PodSpec, SocketMapFds, TcpSockets,
+};
 use sluice_model::Name;
 use sluice_objects::enrolment::Enrolment;
 
@@ -98,6 +100,10 @@ impl Pods {
 
     pub(super) fn socket_maps(&self) -> Result<SocketMapFds> {
         Ok(self.kernel.socket_maps()?)
+    }
+
+    pub(super) fn tcp_sockets(&self) -> Result<TcpSockets> {
+        Ok(self.kernel.tcp_sockets()?)
     }
 
     /// Whether the programs tell of each connection.

@@ -31,6 +31,11 @@ impl Namespaces {
         self.table().get(&pod).cloned()
     }
 
+    /// All of them at this moment.
+    pub(super) fn all(&self) -> Vec<Arc<Netns>> {
+        self.table().values().cloned().collect()
+    }
+
     fn table(&self) -> MutexGuard<'_, HashMap<PodId, Arc<Netns>>> {
         // Each use is one whole operation on the map, so a panic leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -21,6 +21,7 @@ use sluice_kernel::verify::Ledger;
 
 use super::{
     Config, Event,
+    census::Census,
     crl::RevocationFile,
     flows::Flows,
     memory::Memories,
@@ -164,6 +165,7 @@ impl Worker {
         let link = Arc::new(link);
         let (listening, events) = (link.clone(), self.events.clone());
         let control = self.config.worker.control.clone();
+        let census = Census::new(pods.namespaces().clone(), pods.tcp_sockets()?);
         std::thread::Builder::new()
             .name("worker-link".into())
             .spawn(move || {
@@ -172,6 +174,7 @@ impl Worker {
                         ToBroker::NeedControl(place) => {
                             supply::control(&listening, &control, place);
                         }
+                        ToBroker::CountSockets => census.begin(listening.clone()),
                         _ => hear(pid, received, &events),
                     }
                 }
@@ -336,8 +339,8 @@ fn hear(pid: u32, received: Received<ToBroker>, events: &Sender<Event>) {
                 let _ = done.recv();
             }
         }
-        // Asked for on the links of threads only, and dealt with before.
-        ToBroker::NeedSockets { .. } | ToBroker::NeedControl(_) => {}
+        // Asked for on the links of threads only, or dealt with before.
+        ToBroker::NeedSockets { .. } | ToBroker::NeedControl(_) | ToBroker::CountSockets => {}
     }
 }
 

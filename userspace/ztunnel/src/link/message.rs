@@ -168,6 +168,8 @@ pub enum ToWorker {
     },
     /// What was found in the kernel that was not as it must be: all of it, whenever that changes.
     Drift(Vec<Deviation>),
+    /// Answers [`ToBroker::CountSockets`].
+    SocketCounts(Vec<SocketCount>),
     /// Answers [`ToBroker::NeedControl`], in the order of the questions: with a connected socket, or
     /// with the reason why there is none.
     Control(Result<(), String>),
@@ -194,6 +196,8 @@ pub enum ToBroker {
     /// Wants a connection to the socket of the control plane at this place of
     /// [`Settings::control`], which is on this machine.
     NeedControl(usize),
+    /// Wants to know how many sockets the ztunnel has.
+    CountSockets,
     Egress(Egress),
     Neighbours(Neighbours),
     /// Whether somebody traces, and wants to be told of the kernel's events.
@@ -310,6 +314,16 @@ impl From<&event::Event> for KernelEvent {
             retransmits: event.retransmits,
         }
     }
+}
+
+/// How many TCP sockets the ztunnel has of a kind, those that the kernel still closes among them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketCount {
+    /// See [`sluice_kernel::TcpSocket::purpose`].
+    pub purpose: String,
+    /// As `ss` names it.
+    pub state: String,
+    pub count: u64,
 }
 
 /// What has come of a check of the kernel's state.

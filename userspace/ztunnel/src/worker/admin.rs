@@ -26,7 +26,7 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-use super::{Shared, connections::Threads};
+use super::{Shared, connections::Threads, sockets::Sockets};
 use crate::link::PodId;
 
 /// What is asked, and what answers.
@@ -35,6 +35,7 @@ pub(super) struct Operators {
     pub(super) readiness: Readiness,
     pub(super) levels: Arc<Levels>,
     pub(super) threads: Threads,
+    pub(super) sockets: Sockets,
     /// The pods of this node that are in the mesh.
     pub(super) pods: watch::Receiver<BTreeMap<PodId, Uid>>,
     /// Ends the worker.
@@ -50,10 +51,10 @@ impl Operators {
             "{} is not loopback: whoever reaches the admin port may change and end the worker",
             settings.admin
         );
-        let threads = self.threads.clone();
+        let counted = (self.threads.clone(), self.sockets.clone());
         let metrics = Router::new().metrics_after(self.shared.metrics.clone(), move || {
-            let threads = threads.clone();
-            async move { threads.count().await }
+            let (threads, sockets) = counted.clone();
+            async move { _ = tokio::join!(threads.count(), sockets.count()) }
         });
         let ready = Router::new().readiness(self.readiness.clone());
         let endpoints = [

@@ -33,7 +33,9 @@ use super::{
     egress, memory,
     memory::Memories,
     neighbours::{self, Member, Neighbourhood, Wishes},
-    numbers, shard, spans,
+    numbers, shard,
+    sockets::Sockets,
+    spans,
     straight::Straight,
     trace::{self, Trace},
 };
@@ -126,12 +128,14 @@ pub(super) async fn run(
     }
     let pods = watch::Sender::default();
     let listed = connections::Straight::default();
+    let sockets = Sockets::show(&shared.metrics, link.clone());
     let (asked, questions) = connections::threads(threads.len(), listed.clone());
     let operators = Operators {
         shared: shared.clone(),
         readiness: readiness.clone(),
         levels: Arc::new(levels),
         threads: asked,
+        sockets: sockets.clone(),
         pods: pods.subscribe(),
         quit,
     };
@@ -145,6 +149,7 @@ pub(super) async fn run(
         link,
         dial,
         pods,
+        sockets,
         neighbourhood: Neighbourhood::default(),
     };
     let pods = numbers::Pods::show(&shared, broker.neighbourhood.members.subscribe());
@@ -286,6 +291,7 @@ struct Broker {
     dial: Arc<ByBroker>,
     /// The pods of this node that are in the mesh.
     pods: watch::Sender<BTreeMap<PodId, Uid>>,
+    sockets: Sockets,
     neighbourhood: Neighbourhood,
 }
 
@@ -365,6 +371,7 @@ impl Broker {
                     });
                 }
                 ToWorker::Drift(deviations) => drift.hear(&deviations),
+                ToWorker::SocketCounts(counts) => self.sockets.hear(counts),
                 ToWorker::Revocations => revoke(shared, received.fds),
                 ToWorker::Control(result) => self.dial.answer(result, received.fds),
                 ToWorker::Start(_)

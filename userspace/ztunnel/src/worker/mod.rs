@@ -29,6 +29,7 @@ mod report;
 mod resolver;
 mod review;
 mod shard;
+mod sockets;
 mod spans;
 mod straight;
 mod trace;

@@ -127,6 +127,7 @@ impl Shard {
             | ToWorker::Neighbours(_)
             | ToWorker::Flows(_)
             | ToWorker::Drift(_)
+            | ToWorker::SocketCounts(_)
             | ToWorker::KernelEvents { .. }
             | ToWorker::Control(_)
             | ToWorker::Credentials { .. }
