@@ -1,4 +1,4 @@
-//! What connections cost that idle.
+//! What connections cost that idle, and pods.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -62,5 +62,25 @@ fn connections_that_idle_hold_less_than_a_kilobyte_on_each_side() {
             thread::sleep(Duration::from_millis(100));
         }
         Ok(())
+    });
+}
+
+#[test]
+fn pods_that_do_nothing_hold_less_than_64_kilobytes_each() {
+    const PODS: u32 = 40;
+    const MOST: u64 = 64 << 10;
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let _first = s.enrolled_pod("a", "shop", "first")?;
+        let [before, _] = workers(s)?;
+        for number in 0..PODS {
+            s.enrolled_pod("a", "shop", &format!("idle-{number}"))?;
+        }
+        eventually(|| {
+            let [after, _] = workers(s)?;
+            let each = after.saturating_sub(before) / u64::from(PODS);
+            ensure!(each <= MOST, "{each} bytes for each");
+            Ok(())
+        })
     });
 }

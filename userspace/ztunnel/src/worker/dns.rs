@@ -68,14 +68,13 @@ struct Inbox {
 impl Inbox {
     async fn receive(self) {
         let mut left = self.pod.left();
-        let mut datagram = vec![0; MAX_DATAGRAM];
         loop {
             let received = tokio::select! {
-                received = self.socket.recv_from(&mut datagram) => received,
+                received = receive(&self.socket) => received,
                 _ = left.wait_for(|left| *left) => return,
             };
             match received {
-                Ok((size, client)) => self.take(&datagram[..size], client),
+                Ok((datagram, client)) => self.take(datagram, client),
                 Err(error) => {
                     tracing::warn!(%error, "cannot receive DNS queries");
                     tokio::time::sleep(RECEIVE_PAUSE).await;
@@ -84,13 +83,13 @@ impl Inbox {
         }
     }
 
-    fn take(&self, datagram: &[u8], client: SocketAddr) {
+    fn take(&self, datagram: Vec<u8>, client: SocketAddr) {
         let (shard, pod) = (&self.shard, &self.pod);
-        let question = Question::read(datagram);
+        let question = Question::read(&datagram);
         let query = Query {
             labels: labels(shard, pod, question.as_ref(), "udp"),
             question,
-            bytes: datagram.to_vec(),
+            bytes: datagram,
             server: self.server_asked(client),
         };
         shard.shared.metrics.dns().asked(&query.labels);
@@ -119,6 +118,22 @@ impl Inbox {
             tracing::error!(%error, %client, "the server that was asked cannot be read");
             None
         })
+    }
+}
+
+/// The next datagram, and who sent it. Nothing is held for it before it is there: most pods ask seldom.
+async fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
+    loop {
+        socket.readable().await?;
+        let mut datagram = Vec::with_capacity(MAX_DATAGRAM);
+        match socket.try_recv_buf_from(&mut datagram) {
+            Ok((_, sender)) => {
+                datagram.shrink_to_fit();
+                return Ok((datagram, sender));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -209,11 +224,9 @@ async fn forward(
         socket.connect(server).await?;
         socket.send(query).await?;
         loop {
-            let mut answer = Vec::with_capacity(MAX_DATAGRAM);
-            socket.recv_buf(&mut answer).await?;
+            let (answer, _) = receive(&socket).await?;
             // A message begins with its id.
             if answer.get(..2) == query.get(..2) {
-                answer.shrink_to_fit();
                 return Ok(answer);
             }
         }
