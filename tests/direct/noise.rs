@@ -7,6 +7,13 @@ use tokio::{
     net::TcpStream,
 };
 
+/// As much as keeps a stream busy for a while: a gigabyte, where the build is optimised.
+pub(crate) const MUCH: u64 = if cfg!(debug_assertions) {
+    64 << 20
+} else {
+    1 << 30
+};
+
 /// What one write carries at most.
 const MAX_PIECE: u64 = 100_000;
 

@@ -11,7 +11,7 @@ use crate::cargo;
 /// What it finds is in `tests/fuzz/artifacts`, and what it has learned in `tests/fuzz/corpus`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// `frames`, `headers`, `tunnel` or `resources`
+    /// `frames`, `headers`, `messages`, `tunnel` or `resources`
     target: String,
     /// For how long
     #[arg(long, default_value_t = 600)]

@@ -6,7 +6,7 @@ use tokio::task::spawn_local;
 
 use crate::{
     fixtures::{Source, World, application, ended, on_worker},
-    noise::{Dice, Noise, converse},
+    noise::{Dice, MUCH, Noise, converse},
 };
 
 const MIB: u64 = 1 << 20;
@@ -41,6 +41,14 @@ fn every_byte_arrives_in_both_directions_of_concurrent_streams() {
             ended(exchange).await;
         }
         assert_eq!(world.destination.accepted(), 1, "all shared one tunnel");
+    });
+}
+
+#[test]
+fn much_arrives_in_both_directions_of_a_stream() {
+    on_worker(async {
+        let world = World::new().await;
+        exchange(world.source.clone(), 1, MUCH, MUCH).await;
     });
 }
 

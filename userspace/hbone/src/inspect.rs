@@ -13,7 +13,7 @@ use crate::{
     frame::{Event, MAX_STREAM, Parser, Payload, Violation},
     hpack::Decoder,
     limits,
-    tls::{Content, Opener, Sealer},
+    tls::{Content, Messages, Opener, Sealer, Wish},
 };
 
 /// What a record takes beyond its bytes: so much in front of them, and so much behind.
@@ -60,6 +60,30 @@ pub fn frames(preface: bool, pieces: &[&[u8]]) -> (Vec<Frame>, Option<Violation>
         }
     }
     (frames, None)
+}
+
+/// What a peer asks for by handshake messages after the handshake, which come in records of these
+/// bytes: new keys, where `Some`, of us as well if true, or, by a ticket, nothing; until one breaks
+/// the protocol.
+pub fn messages(records: &[&[u8]]) -> (Vec<Option<bool>>, Option<rustls::Error>) {
+    let mut messages = Messages::default();
+    let mut wishes = Vec::new();
+    for record in records {
+        let mut take = || {
+            messages.push(record)?;
+            while let Some(wish) = messages.next()? {
+                wishes.push(match wish {
+                    Wish::NewKeys { answer } => Some(answer),
+                    Wish::Ticket => None,
+                });
+            }
+            Ok(())
+        };
+        if let Err(error) = take() {
+            return (wishes, Some(error));
+        }
+    }
+    (wishes, None)
 }
 
 /// The fields of header blocks, until one breaks the protocol.
