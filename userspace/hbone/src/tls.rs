@@ -4,6 +4,7 @@
 //! What RFC 8446 asks of whoever does that is here: key updates of both sides, limits of what one
 //! key may encrypt, alerts, tickets that are refused, and messages that span records.
 
+mod cipher;
 mod handshake;
 mod record;
 

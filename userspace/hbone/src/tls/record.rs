@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::{ConnectionTrafficSecrets, Error, SupportedCipherSuite};
+
+use super::cipher::{Cipher, TAG};
 
 /// What precedes a record's bytes, and what follows them: the kind of its content and the tag.
 pub(crate) const HEADER: usize = 5;
 pub(crate) const TRAILER: usize = 1 + TAG;
 pub(crate) const OVERHEAD: usize = HEADER + TRAILER;
-const TAG: usize = 16;
 /// What a record may hold, in bytes.
 pub(crate) const MAX_PLAINTEXT: usize = 16 << 10;
 /// A whole record at most, in bytes: senders may add padding (§5.2).
@@ -29,40 +29,29 @@ pub(crate) enum Content {
 
 /// A key of one direction, with the number of the next record.
 struct Key {
-    key: LessSafeKey,
+    cipher: Cipher,
     iv: [u8; 12],
     sequence: u64,
 }
 
 impl Key {
     fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, Error> {
-        let (algorithm, key, iv) = match &secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            // The mesh knows no others.
-            _ => return Err(Error::General("a cipher that is not known".into())),
-        };
-        let key = UnboundKey::new(algorithm, key.as_ref())
-            .map_err(|_| Error::General("a key of the wrong length".into()))?;
-        let iv = iv
-            .as_ref()
-            .try_into()
-            .map_err(|_| Error::General("a nonce of the wrong length".into()))?;
+        let (cipher, iv) = Cipher::new(&secrets)?;
         Ok(Self {
-            key: LessSafeKey::new(key),
+            cipher,
             iv,
             sequence,
         })
     }
 
     /// The nonce of the next record (§5.3). No key lives long enough for the numbers to run out.
-    fn nonce(&mut self) -> Nonce {
+    fn nonce(&mut self) -> [u8; 12] {
         let mut nonce = self.iv;
         for (byte, number) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= number;
         }
         self.sequence += 1;
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 }
 
@@ -103,12 +92,8 @@ impl Sealer {
         let (inner, place) = rest.split_at_mut(rest.len() - TAG);
         inner[inner.len() - 1] = content as u8;
         let nonce = self.key.nonce();
-        let tag = self
-            .key
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::from(&*header), inner)
-            .map_err(|_| Error::EncryptError)?;
-        place.copy_from_slice(tag.as_ref());
+        let tag = self.key.cipher.seal(nonce, header, inner)?;
+        place.copy_from_slice(&tag);
         self.left = self.left.saturating_sub(1);
         Ok(())
     }
@@ -145,11 +130,7 @@ impl Opener {
     pub(crate) fn open(&mut self, record: &mut [u8]) -> Result<(Content, usize), Error> {
         let (header, protected) = record.split_at_mut(HEADER);
         let nonce = self.0.nonce();
-        let inner = self
-            .0
-            .key
-            .open_in_place(nonce, Aad::from(&*header), protected)
-            .map_err(|_| Error::DecryptError)?;
+        let inner = self.0.cipher.open(nonce, header, protected)?;
         // Padding is zeros behind the kind (§5.4).
         let end = inner.iter().rposition(|byte| *byte != 0);
         let end = end.ok_or_else(|| Error::General("a record without content".into()))?;
