@@ -50,7 +50,7 @@ const PURE: [&str; 4] = ["analyze", "conversion", "memory", "route"];
 
 /// The test programs of the direct ring: those of the tunnel and of the authorization's oracle, and
 /// those that a crate has beside its sources. A new one is added here.
-const DIRECT: [&str; 8] = [
+const DIRECT: [&str; 9] = [
     "client",
     "clients",
     "direct",
@@ -58,6 +58,7 @@ const DIRECT: [&str; 8] = [
     "identity",
     "rbac",
     "serve",
+    "status",
     "telemetry",
 ];
 
