@@ -238,10 +238,10 @@ fn detached_and_replaced_programs_are_told_and_put_right() {
             Ok(fs::remove_file(stage.netns_link()?)?)
         })?;
         // What the next broker and the next worker will look for.
-        stage.breaks("map", "map PODS: not pinned", || {
+        stage.breaks("map", "  PODS: not pinned", || {
             Ok(fs::remove_file(stage.map("PODS")?)?)
         })?;
-        stage.breaks("map", "map ORIG_DST: not pinned", || {
+        stage.breaks("map", "  ORIG_DST: not pinned", || {
             Ok(fs::remove_file(stage.map("ORIG_DST")?)?)
         })?;
         Ok(())
