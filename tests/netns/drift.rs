@@ -31,11 +31,9 @@ impl Stage<'_> {
         self.s.mesh.ztunnel("a")
     }
 
-    /// What the broker has written down; of the client, that it is enrolled.
+    /// Of the client, that it is enrolled.
     fn ledger(&self) -> Result<Value> {
-        let path = self.ztunnel().run_dir().join("ledger.json");
-        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(serde_json::from_slice(&text)?)
+        ledger(self.ztunnel())
     }
 
     /// The kernel's view of the client: its cookie and what is expected of it.
@@ -60,16 +58,8 @@ impl Stage<'_> {
         Ok(path.context("no such map")?.into())
     }
 
-    /// The pin of the link of a program on the pods' cgroup.
     fn link(&self, program: &str) -> Result<PathBuf> {
-        let ledger = self.ledger()?;
-        let hooks = ledger["expected"]["hooks"].as_array().context("no hooks")?;
-        let mut links = hooks.iter().filter_map(|hook| hook["link"].as_str());
-        let wanted = format!("{program}-pods");
-        Ok(links
-            .find(|link| link.ends_with(&wanted))
-            .context("no such link")?
-            .into())
+        link(self.ztunnel(), program)
     }
 
     fn netns_link(&self) -> Result<PathBuf> {
@@ -156,6 +146,23 @@ impl Stage<'_> {
     }
 }
 
+/// What a broker has written down.
+fn ledger(ztunnel: &Ztunnel) -> Result<Value> {
+    let path = ztunnel.run_dir().join("ledger.json");
+    let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// The pin of the link of a program on the pods' cgroup.
+pub(crate) fn link(ztunnel: &Ztunnel, program: &str) -> Result<PathBuf> {
+    let ledger = ledger(ztunnel)?;
+    let hooks = ledger["expected"]["hooks"].as_array().context("no hooks")?;
+    let mut links = hooks.iter().filter_map(|hook| hook["link"].as_str());
+    let wanted = format!("{program}-pods");
+    let link = links.find(|link| link.ends_with(&wanted));
+    Ok(link.context("no such link")?.into())
+}
+
 /// A process that is stopped, until this is dropped.
 pub(crate) struct Held(Pid);
 
@@ -192,7 +199,7 @@ fn delete(map: PathBuf, key: &[u8]) -> Result<()> {
     bpftool(&arguments)
 }
 
-fn detach(link: PathBuf) -> Result<()> {
+pub(crate) fn detach(link: PathBuf) -> Result<()> {
     bpftool(&["link", "detach", "pinned", &link.display().to_string()])
 }
 
@@ -231,10 +238,10 @@ fn detached_and_replaced_programs_are_told_and_put_right() {
             Ok(fs::remove_file(stage.netns_link()?)?)
         })?;
         // What the next broker and the next worker will look for.
-        stage.breaks("map", "map PODS: not pinned", || {
+        stage.breaks("map", "  PODS: not pinned", || {
             Ok(fs::remove_file(stage.map("PODS")?)?)
         })?;
-        stage.breaks("map", "map ORIG_DST: not pinned", || {
+        stage.breaks("map", "  ORIG_DST: not pinned", || {
             Ok(fs::remove_file(stage.map("ORIG_DST")?)?)
         })?;
         Ok(())

@@ -16,6 +16,7 @@ mod egress;
 mod envoy;
 mod harness;
 mod identity;
+mod kept;
 mod kernel;
 mod membership;
 mod memory;

@@ -13,6 +13,7 @@ use sluice_tests::scenario::{Scenario, scenario_with};
 use sluice_tests::topology::WIRE_V4;
 use sluice_tests::{Pod, eventually};
 
+mod filters;
 mod kernel_flows;
 mod live;
 mod prometheus;
@@ -227,44 +228,6 @@ fn known_connections_have_the_lines_and_counts_that_they_must() {
         let captured = stage.s.mesh.ztunnel("a");
         let captured = captured.metric("sluice_flow_connections_total", &[("path", "captured")])?;
         ensure!(captured >= 5.0, "{captured} captured connections");
-        Ok(())
-    });
-}
-
-#[test]
-fn the_access_log_is_filtered_and_sampled_and_metrics_are_not() {
-    let flags = [
-        "--access-log-sample",
-        "0.25",
-        "--access-log-port",
-        "80",
-        "--access-log-port",
-        "83",
-    ];
-    scenario_with(&["a", "b"], options(&flags), |s| {
-        let stage = Stage::build(s)?;
-        for _ in 0..8 {
-            ensure!(attempt(&stage.web, stage.to(GREET))? == Outcome::Served);
-        }
-        podtool::half_close(&stage.web, &stage.to(SUM).to_string(), 10)?;
-        // Failures are always told; when they are, all else has been.
-        for _ in 0..2 {
-            ensure!(attempt(&stage.web, stage.to(NOBODY))? == Outcome::Reset);
-        }
-        for (node, reporter) in [("a", "source"), ("b", "destination")] {
-            let all = [("reporter", reporter)];
-            stage.counts(node, "istio_tcp_connections_closed_total", &all, 11.0)?;
-            eventually(|| {
-                let lines = stage.s.mesh.ztunnel(node).access_log()?;
-                let found = [GREET, SUM, NOBODY].map(|port| {
-                    let to = stage.to(port).to_string();
-                    let of = |line: &&AccessLine| line.get("dst.hbone_addr") == to;
-                    lines.iter().filter(of).count()
-                });
-                ensure!(found == [2, 0, 2], "{found:?} lines of node {node}");
-                Ok(())
-            })?;
-        }
         Ok(())
     });
 }

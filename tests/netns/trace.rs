@@ -386,11 +386,32 @@ fn what_the_kernel_lets_go_or_refuses_is_told() {
         ])?;
         let kernel = Tracer::start(s, "a", "kernel", &[])?;
         stage.greeted(&outside)?;
-        kernel.expect(&[
-            ("kernel", &[("verdict", "outside"), ("reason", "Connect")]),
+        let told = kernel.expect(&[
+            (
+                "kernel",
+                &[
+                    ("verdict", "outside"),
+                    ("reason", "Connect"),
+                    ("destination", &outside),
+                ],
+            ),
             ("kernel", &[("reason", "OutsideOpen")]),
-            ("kernel", &[("reason", "OutsideClose")]),
+            // What was sent, the SYN and the FIN.
+            (
+                "kernel",
+                &[("reason", "OutsideClose"), ("bytesAcked", "13")],
+            ),
         ])?;
+        for event in told {
+            let name = event["reason"].as_str().unwrap_or_default();
+            let ended = name.starts_with("OutsideClose");
+            for counter in ["bytesAcked", "bytesReceived"] {
+                ensure!(event[counter].is_null() != ended, "{counter}: {event}");
+            }
+            ensure!(event["bytesSent"].is_null(), "{event}");
+            let bound = !name.starts_with("Connect");
+            ensure!(event["client"].is_null() != bound, "{event}");
+        }
         // It may go only to what the mesh knows.
         let pod = objects::pod(&stage.client, &[]);
         let annotation = "sluice.io/outbound-traffic-policy";

@@ -54,6 +54,11 @@ impl Binaries {
         self.find("podtool")
     }
 
+    /// The project's own commands, as whoever runs `cargo xtask` has built them.
+    pub fn xtask(&self) -> Result<PathBuf> {
+        self.find("xtask")
+    }
+
     /// Envoy, which `cargo xtask setup` puts beside the directories of our own programs.
     pub fn envoy(&self) -> Result<PathBuf> {
         let path = self.directory.join("../envoy/envoy/_bin/envoy");

@@ -21,6 +21,7 @@ pub mod cleanup;
 pub mod config;
 pub mod eventually;
 pub mod http;
+pub mod kept;
 pub mod mesh;
 pub mod netns;
 pub mod objects;

@@ -46,11 +46,21 @@ enum Ring {
 
 /// The test programs that crates have beside their sources and that need nothing but a processor.
 /// A new one is added here.
-const PURE: [&str; 2] = ["analyze", "conversion"];
+const PURE: [&str; 4] = ["analyze", "conversion", "memory", "route"];
 
 /// The test programs of the direct ring: those of the tunnel and of the authorization's oracle, and
 /// those that a crate has beside its sources. A new one is added here.
-const DIRECT: [&str; 6] = ["client", "direct", "identity", "rbac", "serve", "telemetry"];
+const DIRECT: [&str; 9] = [
+    "client",
+    "clients",
+    "direct",
+    "explain",
+    "identity",
+    "rbac",
+    "serve",
+    "status",
+    "telemetry",
+];
 
 impl Ring {
     const ALL: [Self; 4] = [Self::Lint, Self::Pure, Self::Direct, Self::Netns];
@@ -221,4 +231,42 @@ fn lint() -> Result<Outcome> {
     ];
     check("cargo clippy", &clippy)?;
     Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::path::Path;
+
+    /// The names of the test programs in these directories, as cargo finds them.
+    fn programs(directory: &Path) -> Vec<String> {
+        let entries = directory.read_dir().into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| {
+            let path = entry.path();
+            let is_file = path.extension().is_some_and(|extension| extension == "rs");
+            let is_program = is_file || path.join("main.rs").exists();
+            is_program.then(|| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        });
+        names.collect()
+    }
+
+    #[test]
+    fn every_test_program_is_in_a_ring() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let userspace = root.join("userspace").read_dir().unwrap();
+        let crates = userspace.map(|entry| entry.unwrap().path());
+        let tests = crates
+            .chain([root.join("proto")])
+            .map(|one| one.join("tests"));
+        let programs: Vec<String> = tests.flat_map(|one| programs(&one)).collect();
+        assert!(
+            programs.iter().any(|name| name == "analyze"),
+            "{programs:?}"
+        );
+        for name in programs {
+            let ringed = PURE.contains(&&*name) || DIRECT.contains(&&*name);
+            assert!(ringed, "{name} is in no ring, and so is never run");
+        }
+    }
 }

@@ -2,37 +2,43 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use sluice_tests::kept::{self, KeptNode};
 use sluice_tests::run::REGISTRY;
-
-use crate::demo::keep::{KeptNode, NODES};
 
 /// Traces all nodes of a running `cargo xtask demo --keep` at once.
 ///
 /// Takes what `sluicectl trace` takes: `flows`, `kernel`, `maps`, `sockets`, `verify`, each with its options
 /// (`cargo xtask trace flows --help`). Lines begin with the node's name; of `--json`, it is the field `node`.
+/// The exit status is the highest of the nodes', and 2 where one cannot be asked.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
+    /// Before the verb: the directory of the demo, as that has told it [default: the newest's]
+    #[arg(long, value_name = "DIR")]
+    demo: Option<PathBuf>,
     /// `flows`, `kernel`, `maps`, `sockets` or `verify`
     verb: String,
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
 }
 
+/// The exit status of `sluicectl` when there is no answer.
+const UNKNOWN: u8 = 2;
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the nodes' network namespaces need root: sudo -E cargo xtask trace"
     );
-    let nodes = kept_nodes()?;
-    let codes: Vec<Result<i32>> = thread::scope(|scope| {
-        let ask = |node| scope.spawn(move || follow(node, arguments));
+    let nodes = kept_nodes(arguments.demo.as_deref())?;
+    let codes: Vec<u8> = thread::scope(|scope| {
+        let ask = |node| scope.spawn(move || status_of(node, arguments));
         let threads: Vec<_> = nodes.iter().map(ask).collect();
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread
@@ -41,29 +47,70 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         };
         threads.into_iter().map(join).collect()
     });
-    let codes = codes.into_iter().collect::<Result<Vec<i32>>>()?;
-    let worst = codes.into_iter().max().unwrap_or_default();
-    Ok(ExitCode::from(u8::try_from(worst).unwrap_or(u8::MAX)))
+    Ok(codes.into_iter().max().unwrap_or_default().into())
 }
 
-/// The nodes of the newest demo that is kept.
-fn kept_nodes() -> Result<Vec<KeptNode>> {
+/// The nodes of this demo, or of the newest that is kept.
+fn kept_nodes(demo: Option<&Path>) -> Result<Vec<KeptNode>> {
+    const START: &str = "start one with `cargo xtask demo --keep`, and wait until the mesh is up";
+    match demo {
+        Some(directory) => kept::read(directory)
+            .with_context(|| format!("no demo is kept in {}; {START}", directory.display())),
+        None => {
+            let newest = newest_demo().with_context(|| format!("no demo is kept; {START}"))?;
+            kept::read(&newest)
+        }
+    }
+}
+
+fn newest_demo() -> Option<PathBuf> {
     let runs = fs::read_dir(REGISTRY).into_iter().flatten().flatten();
-    let lists = runs.map(|run| run.path().join(NODES));
-    let when = |path: &PathBuf| fs::metadata(path).and_then(|data| data.modified()).ok();
-    let newest = lists.filter(|path| path.exists()).max_by_key(when);
-    let path = newest.context("no demo runs; start one with `cargo xtask demo --keep`")?;
-    let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("parsing {}", path.display()))
+    let kept_since = |directory: &PathBuf| {
+        let list = fs::metadata(directory.join(kept::FILE)).ok()?;
+        list.modified().ok()
+    };
+    let directories = runs.map(|run| run.path());
+    directories
+        .filter(|directory| kept_since(directory).is_some())
+        .max_by_key(kept_since)
 }
 
-/// Traces a node until that ends; returns its exit status.
-fn follow(node: &KeptNode, arguments: &Arguments) -> Result<i32> {
+/// Traces a node until that ends; says why, where it cannot.
+fn status_of(node: &KeptNode, arguments: &Arguments) -> u8 {
+    follow(node, arguments).unwrap_or_else(|error| {
+        eprintln!("{}  error: {error:#}", node.name);
+        UNKNOWN
+    })
+}
+
+fn follow(node: &KeptNode, arguments: &Arguments) -> Result<u8> {
+    // What enters the namespace would fail with the status that stands for drift.
+    ensure!(
+        node.netns.exists(),
+        "its network namespace {} is gone; does the demo still run?",
+        node.netns.display()
+    );
+    let mut child = command(node, arguments)
+        .spawn()
+        .with_context(|| format!("starting {}", node.sluicectl.display()))?;
+    if !pass_on(&mut child, node, given(arguments, "--json"))? {
+        // Whoever read the lines has had enough.
+        child.kill()?;
+        child.wait()?;
+        return Ok(0);
+    }
+    let status = child.wait()?;
+    let code = status
+        .code()
+        .with_context(|| format!("sluicectl ended by {status}"))?;
+    Ok(u8::try_from(code)?)
+}
+
+fn command(node: &KeptNode, arguments: &Arguments) -> Command {
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--net={}", node.netns.display()))
-        .arg("--");
-    command
+        .arg("--")
         .arg(&node.sluicectl)
         .args(["trace", &arguments.verb]);
     if matches!(&*arguments.verb, "flows" | "kernel") {
@@ -74,28 +121,46 @@ fn follow(node: &KeptNode, arguments: &Arguments) -> Result<i32> {
     } else {
         command.arg("--run-dir").arg(&node.run_dir);
     }
-    let mut child = command
+    command
         .args(&arguments.rest)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("starting {}", Path::new(&node.sluicectl).display()))?;
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Passes on what a child says of its node, until it has said all; false when nobody listens.
+fn pass_on(child: &mut Child, node: &KeptNode, json: bool) -> Result<bool> {
     let output = child.stdout.take().context("no pipe from sluicectl")?;
-    let json = given(arguments, "--json");
-    for line in BufReader::new(output).lines() {
-        let line = line.context("reading from sluicectl")?;
-        let line = match line.strip_prefix('{').filter(|_| json) {
-            Some(rest) => format!("{{\"node\":{:?},{rest}", node.name),
-            None => format!("{}  {line}", node.name),
-        };
+    let errors = child.stderr.take().context("no pipe from sluicectl")?;
+    let name = node.name.clone();
+    // On its own: it may end after this, when the child is told to.
+    let errors = thread::spawn(move || {
+        let prefixed = |line: String| format!("{name}  {line}");
+        each_line(errors, io::stderr(), prefixed)
+    });
+    let marked = |line: String| match line.strip_prefix('{').filter(|_| json) {
+        Some(rest) => format!("{{\"node\":{:?},{rest}", node.name),
+        None => format!("{}  {line}", node.name),
+    };
+    let heard = each_line(output, io::stdout(), marked)?;
+    if heard {
+        let all = errors.join();
+        all.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    }
+    Ok(heard)
+}
+
+/// Writes each line of what is read, marked; false when nobody takes them any more.
+fn each_line(from: impl Read, mut to: impl Write, mark: impl Fn(String) -> String) -> Result<bool> {
+    for line in BufReader::new(from).lines() {
+        let line = mark(line.context("reading from sluicectl")?) + "\n";
         // One call, so that the lines of several nodes do not mix.
-        if writeln!(io::stdout().lock(), "{line}").is_err() {
-            // Whoever read them has had enough.
-            child.kill()?;
-            break;
+        if to.write_all(line.as_bytes()).is_err() {
+            return Ok(false);
         }
     }
-    Ok(child.wait()?.code().unwrap_or_default())
+    Ok(true)
 }
 
 fn given(arguments: &Arguments, flag: &str) -> bool {

@@ -52,9 +52,15 @@ impl Kind {
             _ => return None,
         })
     }
+
+    /// Whether the counters are final.
+    pub const fn is_end(self) -> bool {
+        matches!(self, Self::Close | Self::DirectClose | Self::OutsideClose)
+    }
 }
 
-/// One event. Counters are zero where the kind has none.
+/// One event. What a kind does not have is zero, but for the counters of bytes, which count to an end
+/// ([`Kind::is_end`]) and say nothing before.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
@@ -64,7 +70,9 @@ pub struct Event {
     pub netns: u64,
     /// The socket's cookie; 0 in `Lookup`.
     pub socket: u64,
-    pub bytes_sent: u64,
+    /// What the peer has acknowledged. A client's SYN counts as a byte, and so does a FIN.
+    pub bytes_acked: u64,
+    /// What has come; the peer's FIN counts as a byte.
     pub bytes_received: u64,
     pub local: Addr,
     pub remote: Addr,

@@ -260,7 +260,7 @@ fn report(context: &SockOpsContext, kind: Kind, state: u32, dialled: Addr) {
         netns: netns(context),
         // SAFETY: the helper takes the context itself.
         socket: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
-        bytes_sent: read!((*ops).bytes_acked),
+        bytes_acked: read!((*ops).bytes_acked),
         bytes_received: read!((*ops).bytes_received),
         local,
         remote,

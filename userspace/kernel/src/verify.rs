@@ -164,7 +164,7 @@ impl Subject {
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub subject: Subject,
-    /// What was looked at, for people.
+    /// What was looked at, for people, who are told beside it which check it was.
     pub what: String,
     /// How it is not as it must be.
     pub drift: Option<String>,

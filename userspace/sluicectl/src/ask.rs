@@ -37,11 +37,14 @@ impl Page {
 /// Asks for a page.
 ///
 /// # Errors
-/// When nobody answers in time.
+/// When nobody answers in time; names what was asked.
 pub(crate) fn page(address: SocketAddr, path: &str) -> anyhow::Result<Page> {
     let asked = async { timeout(PATIENCE, get(address, path)).await };
-    let answered = runtime()?.block_on(asked).map_err(anyhow::Error::from);
-    answered.flatten()
+    let answered = runtime()?.block_on(asked);
+    answered
+        .with_context(|| format!("after {} s", PATIENCE.as_secs()))
+        .flatten()
+        .with_context(|| format!("no answer from {}", url(address, path)))
 }
 
 /// Asks for a page that must be there.
@@ -51,8 +54,8 @@ pub(crate) fn page(address: SocketAddr, path: &str) -> anyhow::Result<Page> {
 pub(crate) fn body(address: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     let page = page(address, path)?;
     if !page.status.is_success() {
-        let (bare, status) = (path.split('?').next().unwrap_or(path), page.status);
-        bail!("{bare} is answered with {status}: {}", page.text().trim());
+        let (url, status) = (url(address, path), page.status);
+        bail!("{url} is answered with {status}: {}", page.text().trim());
     }
     Ok(page.body)
 }
@@ -66,6 +69,12 @@ pub(crate) fn json<T: DeserializeOwned>(address: SocketAddr, path: &str) -> anyh
     serde_json::from_slice(&page).with_context(|| {
         format!("the answer of {address} is not understood; is it another version?")
     })
+}
+
+/// A page as one would ask for it by hand, without its parameters.
+fn url(address: SocketAddr, path: &str) -> String {
+    let bare = path.split('?').next().unwrap_or(path);
+    format!("http://{address}{bare}")
 }
 
 /// Asks for a page by a connection that was made for it, and returns when its answer begins.

@@ -4,7 +4,7 @@ mod output;
 
 use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,10 @@ pub(crate) struct Arguments {
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
+
+/// What to do where the control plane is not found.
+const ELSEWHERE: &str =
+    "a control plane that is elsewhere is named by --status, its --status-listen address";
 
 /// All that is known.
 #[derive(Debug, Serialize)]
@@ -166,7 +170,7 @@ impl Status {
                 address: control,
                 readiness: match &readiness {
                     Ok(page) => page.text().trim().to_owned(),
-                    Err(error) => format!("cannot be asked: {error:#}"),
+                    Err(error) => format!("{error:#}; {ELSEWHERE}"),
                 },
             },
             nodes: Vec::new(),
@@ -181,7 +185,7 @@ impl Status {
                     status.add(&dump, *address);
                 }
                 Err(error) => {
-                    let problem = format!("the ztunnel at {address} cannot be asked: {error:#}");
+                    let problem = format!("the ztunnel cannot be asked: {error:#}");
                     status.problems.push(problem);
                 }
             }
@@ -194,12 +198,15 @@ impl Status {
                         .problems
                         .push(format!("the control plane is {}", text.trim()));
                 }
-                status.add_clients(&ask::json::<Vec<Client>>(control, "/clients")?);
+                let clients = ask::json::<Vec<Client>>(control, "/clients");
+                status.add_clients(&clients.with_context(|| {
+                    format!("cannot ask {control} who is connected to it; {ELSEWHERE}")
+                })?);
             }
             Err(error) if asked == 0 => {
                 let problems = status.problems.join("; ");
                 bail!(
-                    "{problems}; nor can the control plane at {control}: {error:#}. Run this on a \
+                    "{problems}; nor can the control plane: {error:#}. Run this on a \
                      node, or say where they are with --ztunnel and --status"
                 );
             }

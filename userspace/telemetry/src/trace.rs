@@ -61,7 +61,11 @@ pub struct Step {
     /// From the client to the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_sent: Option<u64>,
-    /// From the server to the client.
+    /// Of a socket that was closed, in place of `bytes_sent`: what its peer has acknowledged, with a
+    /// client's SYN and with a FIN, which TCP counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_acked: Option<u64>,
+    /// From the server to the client; of a socket that was closed, what has come to it, with a FIN.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_received: Option<u64>,
     /// Smoothed round-trip time in microseconds.

@@ -1,29 +1,16 @@
 //! `--keep`: the mesh stays up, and one is told how to use it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
-use sluice_tests::Pod;
+use sluice_tests::{Pod, kept};
 
 use super::servers::HTTP_PORT;
 use super::shop::{CART_VIP, CATALOG_VIP, Shop};
-
-/// The file in the run's directory that lists the nodes of a demo that is kept.
-pub(crate) const NODES: &str = "nodes.json";
-
-/// What `cargo xtask trace` needs to know of a node.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct KeptNode {
-    pub(crate) name: String,
-    pub(crate) netns: PathBuf,
-    pub(crate) run_dir: PathBuf,
-    pub(crate) sluicectl: PathBuf,
-}
 
 /// Prints what there is, and waits for Ctrl-C, upon which the supervisor's end removes it all.
 pub(crate) fn until_interrupted(shop: &Shop) -> Result<()> {
@@ -51,8 +38,12 @@ pub(crate) fn until_interrupted(shop: &Shop) -> Result<()> {
         "configuration, in force as soon as it is saved: {}",
         shop.mesh.config().path().display()
     );
-    list_nodes(shop)?;
-    println!("connections, live, on all nodes: cargo xtask trace flows");
+    kept::list(&shop.mesh, dir)?;
+    println!(
+        "connections, live, on all nodes: cargo xtask trace flows\n  \
+         (while several demos are kept: cargo xtask trace --demo {} flows)",
+        dir.display()
+    );
     println!("logs: {}", dir.join("logs").display());
     for node in shop.topology.nodes() {
         println!(
@@ -65,22 +56,6 @@ pub(crate) fn until_interrupted(shop: &Shop) -> Result<()> {
     loop {
         thread::park();
     }
-}
-
-fn list_nodes(shop: &Shop) -> Result<()> {
-    let run = shop.topology.run();
-    let node = |node: &std::sync::Arc<sluice_tests::topology::Node>| {
-        Ok(KeptNode {
-            name: node.name().to_owned(),
-            netns: node.netns.path(),
-            run_dir: shop.mesh.ztunnel(node.name()).run_dir().to_owned(),
-            sluicectl: run.binaries().sluicectl()?,
-        })
-    };
-    let nodes = shop.topology.nodes().iter().map(node);
-    let text = serde_json::to_vec(&nodes.collect::<Result<Vec<KeptNode>>>()?)?;
-    let path = run.dir().join(NODES);
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 /// A script that runs a command in a pod: in its cgroup first, where connections are captured,

@@ -24,16 +24,12 @@ pub fn check(expected: &Expected) -> Vec<Finding> {
     for (place, map) in expected.maps.iter().enumerate() {
         let id = MapInfo::from_pin(&map.path).map(|info| info.id());
         let result = pinned(map, id.map_err(|e| map_gone(&e)));
-        find(
-            Subject::Map(place),
-            format!("map {}", name(&map.path)),
-            result,
-        );
+        find(Subject::Map(place), name(&map.path).into_owned(), result);
     }
     for (place, program) in expected.programs.iter().enumerate() {
         let id = ProgramInfo::from_pin(&program.path).map(|info| info.id());
         let result = pinned(program, id.map_err(|e| e.to_string()));
-        let what = format!("program {}", name(&program.path));
+        let what = name(&program.path).into_owned();
         find(Subject::Program(place), what, result);
     }
     for (place, hook) in expected.hooks.iter().enumerate() {

@@ -103,6 +103,9 @@ fn what(step: &Step) -> String {
     if let Some(sent) = step.bytes_sent {
         say(format!("sent {sent} B"));
     }
+    if let Some(acked) = step.bytes_acked {
+        say(format!("acknowledged {acked} B"));
+    }
     if let Some(received) = step.bytes_received {
         say(format!("received {received} B"));
     }

@@ -154,7 +154,7 @@ fn log(event: &Event) {
         target: "flow",
         ?kind, %local, %remote, verdict,
         netns = event.netns, socket = event.socket,
-        sent = event.bytes_sent, received = event.bytes_received,
+        acked = event.bytes_acked, received = event.bytes_received,
         srtt_us = event.srtt, retransmits = event.retransmits,
     );
 }
@@ -187,7 +187,7 @@ fn flow(event: &Event) -> Option<Flow> {
 /// What the peer acknowledged of the application's bytes: SYN and FIN take a number each.
 fn sent(event: &Event) -> u64 {
     let fin = matches!(event.state, tcp::FIN_WAIT2 | tcp::LAST_ACK);
-    event.bytes_sent.saturating_sub(1 + u64::from(fin))
+    event.bytes_acked.saturating_sub(1 + u64::from(fin))
 }
 
 /// What came for the application. In `FIN_WAIT2` nothing tells whether the peer's FIN is counted.

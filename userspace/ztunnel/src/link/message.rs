@@ -280,7 +280,7 @@ pub struct KernelEvent {
     pub remote: SocketAddr,
     kind: u32,
     reason: u32,
-    pub bytes_sent: u64,
+    pub bytes_acked: u64,
     pub bytes_received: u64,
     /// In microseconds.
     pub srtt: u32,
@@ -308,7 +308,7 @@ impl From<&event::Event> for KernelEvent {
             remote: event.remote.into(),
             kind: event.kind,
             reason: event.reason,
-            bytes_sent: event.bytes_sent,
+            bytes_acked: event.bytes_acked,
             bytes_received: event.bytes_received,
             srtt: event.srtt,
             retransmits: event.retransmits,

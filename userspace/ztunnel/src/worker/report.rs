@@ -1,5 +1,6 @@
 //! What is told about a connection when it ends: one line in the access log, and metrics.
 
+mod ends;
 mod steps;
 
 use std::{
@@ -10,33 +11,29 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use sluice_hbone::{Baggage, Incoming, Meter};
+use sluice_hbone::{Incoming, Meter};
 use sluice_model::{
     Name, Service, SpiffeId, Workload,
     authz::{Applicable, Connection, DenyReason, Judgement, RuleId},
     route::Hop,
 };
 use sluice_telemetry::{
-    access::{AccessLog, Direction, Peer},
-    metrics::{
-        self, ConnectionMetrics, Denial, Opening, Reporter, ResponseFlags, Security, ServiceLabels,
-        TcpLabels,
-    },
+    access::{AccessLog, Direction},
+    metrics::{ConnectionMetrics, Denial, Opening, Reporter, ResponseFlags, Security, TcpLabels},
     trace::{Kind, Step},
 };
 
 use super::{
     Shared,
-    address::{Address, Authority},
+    address::Authority,
     failure::Failure,
     neighbours::Member,
     pods::Pod,
-    spans::{self, Place, SpanEnd},
+    spans::{self, Place},
     trace,
 };
 
-use crate::link::PodInfo;
-
+use ends::{Addressed, End};
 pub(super) use steps::Ended;
 
 /// The target of what policies have to say besides their decision, for log filters.
@@ -74,155 +71,6 @@ const _: () = assert!(size_of::<Report>() <= 256);
 enum Counted {
     Opening(#[expect(dead_code, reason = "it counts until it is dropped")] Opening),
     Open(ConnectionMetrics),
-}
-
-/// What the client called. Metrics show more of a service than its name.
-#[derive(Debug)]
-enum Addressed {
-    /// An address.
-    Nothing,
-    Service(Arc<Service>),
-    /// What the peer names, and nobody here knows.
-    Host(Name),
-}
-
-impl From<Option<&Arc<Service>>> for Addressed {
-    fn from(service: Option<&Arc<Service>>) -> Self {
-        service.cloned().map_or(Self::Nothing, Self::Service)
-    }
-}
-
-impl Addressed {
-    /// Empty when there is none.
-    fn hostname(&self) -> Name {
-        match self {
-            Self::Nothing => Name::default(),
-            Self::Service(service) => service.hostname.clone(),
-            Self::Host(name) => name.clone(),
-        }
-    }
-
-    fn labels(&self) -> ServiceLabels {
-        match self {
-            Self::Service(service) => ServiceLabels::from(&**service),
-            Self::Nothing | Self::Host(_) => ServiceLabels {
-                hostname: self.hostname(),
-                ..ServiceLabels::default()
-            },
-        }
-    }
-}
-
-/// One end of a connection.
-#[derive(Debug)]
-struct End {
-    addr: Address,
-    /// Proven.
-    principal: Option<SpiffeId>,
-    is: Known,
-}
-
-/// Who an end is.
-#[derive(Debug)]
-enum Known {
-    Nothing,
-    /// The name of a pod.
-    Pod(Name),
-    Claimed(Box<Claims>),
-    /// Metrics show its owner's name, the access log its own.
-    Workload(Arc<Workload>),
-}
-
-/// What an end says of itself, or is known of it, for as long as its workload is not.
-#[derive(Debug, Default)]
-struct Claims {
-    labels: metrics::Peer,
-    pod: Name,
-}
-
-impl End {
-    fn unknown(addr: SocketAddr) -> Self {
-        Self {
-            addr: addr.into(),
-            principal: None,
-            is: Known::Nothing,
-        }
-    }
-
-    fn describe(&mut self, workload: &Arc<Workload>) {
-        self.is = Known::Workload(workload.clone());
-    }
-
-    /// It is this pod, whatever else will be known of it.
-    fn is_pod(&mut self, info: &PodInfo) {
-        self.is = Known::Claimed(Box::new(Claims {
-            labels: metrics::Peer {
-                namespace: info.namespace.clone(),
-                ..metrics::Peer::default()
-            },
-            pod: info.name.clone(),
-        }));
-    }
-
-    fn labels(&self) -> metrics::Peer {
-        let principal = self.principal.as_ref();
-        let labels = match &self.is {
-            Known::Workload(workload) => return metrics::Peer::new(workload, principal),
-            Known::Claimed(claims) => claims.labels.clone(),
-            Known::Nothing | Known::Pod(_) => metrics::Peer::default(),
-        };
-        metrics::Peer {
-            principal: principal.cloned(),
-            ..labels
-        }
-    }
-
-    /// Empty when it is not known.
-    fn namespace(&self) -> &str {
-        match &self.is {
-            Known::Workload(workload) => &workload.namespace,
-            Known::Claimed(claims) => &claims.labels.namespace,
-            Known::Nothing | Known::Pod(_) => "",
-        }
-    }
-
-    /// Empty when it is not known.
-    fn cluster(&self) -> &str {
-        match &self.is {
-            Known::Workload(workload) => &workload.cluster,
-            Known::Claimed(claims) => &claims.labels.cluster,
-            Known::Nothing | Known::Pod(_) => "",
-        }
-    }
-
-    /// The pod, if it is one.
-    fn name(&self) -> &str {
-        match &self.is {
-            Known::Workload(workload) => workload.name(),
-            Known::Claimed(claims) => &claims.pod,
-            Known::Pod(name) => name,
-            Known::Nothing => "",
-        }
-    }
-
-    fn span(&self) -> SpanEnd<'_> {
-        SpanEnd {
-            addr: self.addr.into(),
-            workload: self.name(),
-            namespace: self.namespace(),
-            principal: self.principal.as_ref(),
-        }
-    }
-
-    fn access(&self) -> Peer<'_> {
-        Peer {
-            addr: self.addr.into(),
-            workload: Some(self.name()),
-            namespace: Some(self.namespace()),
-            cluster: Some(self.cluster()),
-            identity: self.principal.as_ref(),
-        }
-    }
 }
 
 impl Report {
@@ -273,10 +121,10 @@ impl Report {
         report.security = Security::MutualTls;
         report.source.principal = Some(incoming.peer.identity().clone());
         report.destination.principal = Some(pod.identity.clone());
-        report.destination.is = Known::Pod(pod.info.name.clone());
+        report.destination.is_called(pod.info.name.clone());
         report.hbone = incoming.authority().map(Authority::from);
         report.traced(Place::of(shared, incoming.trace()));
-        report.claims(&incoming.baggage());
+        report.source.claims(&incoming.baggage());
         if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
             report.addressed(host.as_str().into());
         }
@@ -293,7 +141,7 @@ impl Report {
     ) -> Self {
         let mut report = Self::new(shared, Direction::Inbound, peer, destination);
         report.traced(Place::of(shared, None));
-        report.destination.is = Known::Pod(pod.info.name.clone());
+        report.destination.is_called(pod.info.name.clone());
         report.came(pod, None);
         report
     }
@@ -351,21 +199,6 @@ impl Report {
     pub(super) fn metered(&mut self, meter: &Meter) {
         let (to_server, from_server) = bytes(self.direction, meter);
         self.carried(to_server, from_server);
-    }
-
-    /// What a peer says of itself, until we know better.
-    fn claims(&mut self, baggage: &Baggage) {
-        let field = |key| baggage.get(key).unwrap_or_default().into();
-        self.source.is = Known::Claimed(Box::new(Claims {
-            labels: metrics::Peer {
-                cluster: field("k8s.cluster.name"),
-                namespace: field("k8s.namespace.name"),
-                canonical_service: field("service.name"),
-                canonical_revision: field("service.version"),
-                ..metrics::Peer::default()
-            },
-            pod: Name::default(),
-        }));
     }
 
     /// The service that the client called, by its host name.

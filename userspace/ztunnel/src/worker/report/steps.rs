@@ -147,15 +147,6 @@ fn sealed(negotiated: &Negotiated, step: Step) -> Step {
     }
 }
 
-impl End {
-    /// `NAMESPACE/NAME` of its pod, or of its workload.
-    fn full_name(&self) -> Option<String> {
-        let (namespace, name) = (self.namespace(), self.name());
-        let known = !namespace.is_empty() && !name.is_empty();
-        known.then(|| format!("{namespace}/{name}"))
-    }
-}
-
 /// What a connection came to.
 #[derive(Debug)]
 pub(in crate::worker) struct Ended {

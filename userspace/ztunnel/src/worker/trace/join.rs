@@ -150,20 +150,28 @@ fn closed(event: &KernelEvent, step: Step) -> Step {
     }
 }
 
-/// An event of the kernel as it is, and not as a step of a connection.
+/// An event of the kernel as it is, and not as a step of a connection: of its fields, those that this
+/// kind of event has.
 pub(super) fn raw(event: &KernelEvent, pod: Option<&str>) -> Step {
-    let nonzero = |count: u64| (count != 0).then_some(count);
+    let (client, destination) = match event.kind() {
+        // Which port it will have is not known yet.
+        Some(Event::Connect) => (None, event.remote),
+        Some(Event::Lookup | Event::Passive) => (Some(event.remote), event.local),
+        // Which end it is of, a socket that is closed does not say.
+        _ => (Some(event.local), event.remote),
+    };
+    let ended = event.kind().is_some_and(Event::is_end);
     Step {
         connection: event.socket,
         step: Kind::Kernel,
         pod: pod.map(str::to_owned),
         verdict: event.reason().map(|reason| reason.name().to_owned()),
-        client: Some(event.local),
-        destination: Some(event.remote),
+        client,
+        destination: Some(destination),
         rtt_us: (event.srtt != 0).then_some(event.srtt),
         retransmits: (event.retransmits != 0).then_some(event.retransmits),
-        bytes_sent: nonzero(event.bytes_sent),
-        bytes_received: nonzero(event.bytes_received),
+        bytes_acked: ended.then_some(event.bytes_acked),
+        bytes_received: ended.then_some(event.bytes_received),
         reason: event
             .kind()
             .map(|kind| format!("{kind:?} (netns {})", event.netns)),
@@ -197,5 +205,52 @@ fn why(reason: Reason) -> &'static str {
         Reason::UnknownAddress => "refused: the address is not enrolled",
         Reason::NoListener => "refused: the ztunnel does not listen for this pod",
         other => other.name(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_abi::event;
+
+    use super::*;
+
+    fn told(kind: Event) -> Step {
+        let (local, remote) = ("10.0.0.1:1", "10.0.0.2:2");
+        let event = event::Event {
+            local: local.parse::<SocketAddr>().unwrap().into(),
+            remote: remote.parse::<SocketAddr>().unwrap().into(),
+            kind: kind as u32,
+            bytes_acked: 1,
+            ..event::Event::default()
+        };
+        raw(&KernelEvent::from(&event), None)
+    }
+
+    fn client(kind: Event) -> Option<u16> {
+        told(kind).client.map(|client| client.port())
+    }
+
+    #[test]
+    fn the_ends_of_an_event_are_those_of_its_connection() {
+        assert_eq!(client(Event::Connect), None);
+        assert_eq!(client(Event::Active), Some(1));
+        for kind in [Event::Lookup, Event::Passive] {
+            assert_eq!(client(kind), Some(2), "{kind:?}");
+            let to = told(kind).destination.unwrap();
+            assert_eq!(to.port(), 1, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_told_when_they_are_counted_and_not_before() {
+        for kind in [Event::Close, Event::DirectClose, Event::OutsideClose] {
+            let step = told(kind);
+            let counted = (step.bytes_acked, step.bytes_received);
+            assert_eq!(counted, (Some(1), Some(0)), "{kind:?}");
+        }
+        for kind in [Event::Active, Event::Passive, Event::OutsideOpen] {
+            let step = told(kind);
+            assert_eq!((step.bytes_acked, step.bytes_received), (None, None));
+        }
     }
 }
