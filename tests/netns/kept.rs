@@ -58,6 +58,16 @@ impl<'a> Stage<'a> {
         process::finish_within(self.s.topology.run(), command, PATIENCE)
     }
 
+    /// The same demo, where the namespace of `b` has gone.
+    fn without_b(&self) -> Result<PathBuf> {
+        let gone = self.demo.join("gone");
+        fs::create_dir(&gone)?;
+        let mut nodes = kept::read(&self.demo)?;
+        nodes[1].netns = "/run/netns/nowhere".into();
+        kept::write(&nodes, &gone)?;
+        Ok(gone)
+    }
+
     /// What `verify` says of the nodes, which must end with this status.
     fn verify(&self, demo: &Path, wanted: i32) -> Result<Finished> {
         let told = self.trace(demo, &["verify"])?;
@@ -180,11 +190,7 @@ fn the_worst_of_the_nodes_decides_how_verify_ends() {
         eventually(all_well)?;
 
         // The namespace of one has gone.
-        let gone = stage.demo.join("gone");
-        fs::create_dir(&gone)?;
-        let mut nodes = kept::read(&stage.demo)?;
-        nodes[1].netns = "/run/netns/nowhere".into();
-        kept::write(&nodes, &gone)?;
+        let gone = stage.without_b()?;
         let told = stage.verify(&gone, 2)?;
         ensure!(well(&told.stdout, "a"), "{told:?}");
         let why = "b  error: its network namespace /run/netns/nowhere is gone";
@@ -199,6 +205,36 @@ fn the_worst_of_the_nodes_decides_how_verify_ends() {
         ensure!(why.contains("does a ztunnel run here"), "{why}");
         Ok(())
     });
+}
+
+#[test]
+fn all_nodes_answer_in_one_json_object() {
+    scenario(|s| {
+        let stage = Stage::build(s)?;
+        let ask = |demo: &Path, verb, status| -> Result<Value> {
+            let told = stage.trace(demo, &[verb, "-o", "json"])?;
+            ensure!(told.status.code() == Some(status), "{told:?}");
+            serde_json::from_str(&told.stdout).with_context(|| format!("no JSON: {told:?}"))
+        };
+        let sockets = ask(&stage.demo, "sockets", 0)?;
+        for (node, pod) in [("a", "shop/web"), ("b", "shop/catalog")] {
+            let mut all = sockets[node].as_array().into_iter().flatten();
+            ensure!(all.any(|one| one["pod"] == pod), "{node}: {sockets:#}");
+        }
+        let gone = stage.without_b()?;
+        let maps = ask(&gone, "maps", 2)?;
+        ensure!(!maps["a"].is_null() && maps["b"].is_null(), "{maps:#}");
+        Ok(())
+    });
+}
+
+#[test]
+fn it_says_how_it_is_called_without_a_demo() -> Result<()> {
+    for asked in ["--help", "-h"] {
+        let (status, said) = trace_among("true", &[asked])?;
+        ensure!(status == Some(0) && said.contains("--demo <DIR>"), "{said}");
+    }
+    Ok(())
 }
 
 /// Traces where no runs are listed but those that a script makes, in the directory that it is told.

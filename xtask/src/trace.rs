@@ -4,18 +4,20 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use clap::Args as _;
+use serde_json::Value;
 use sluice_tests::kept::{self, KeptNode};
 use sluice_tests::run::REGISTRY;
 
 /// Traces all nodes of a running `cargo xtask demo --keep` at once.
 ///
 /// Takes what `sluicectl trace` takes: `flows`, `kernel`, `maps`, `sockets`, `verify`, each with its options
-/// (`cargo xtask trace flows --help`). Lines begin with the node's name; of `--json`, it is the field `node`.
-/// The exit status is the highest of the nodes', and 2 where one cannot be asked.
+/// (`cargo xtask trace flows --help`, while a demo runs). Lines begin with the node's name; of `--json`, it is the
+/// field `node`; and `-o json` is one object, with what each node says by its name. The exit status is the highest of the nodes', and 2 where one cannot be asked.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
@@ -23,7 +25,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     demo: Option<PathBuf>,
     /// `flows`, `kernel`, `maps`, `sockets` or `verify`
+    #[arg(allow_hyphen_values = true)]
     verb: String,
+    /// Its options
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
 }
@@ -32,11 +36,23 @@ pub(crate) struct Arguments {
 const UNKNOWN: u8 = 2;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if matches!(&*arguments.verb, "--help" | "-h") {
+        let own = Arguments::augment_args(clap::Command::new("cargo xtask trace"));
+        own.disable_help_flag(true).print_long_help()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the nodes' network namespaces need root: sudo -E cargo xtask trace"
     );
-    let nodes = kept_nodes(arguments.demo.as_deref())?;
+    let mut nodes = kept_nodes(arguments.demo.as_deref())?;
+    if given(arguments, "--help") || given(arguments, "-h") {
+        // All say the same.
+        nodes.truncate(1);
+    }
+    if is_document(arguments) {
+        return document(&nodes, arguments);
+    }
     let codes: Vec<u8> = thread::scope(|scope| {
         let ask = |node| scope.spawn(move || status_of(node, arguments));
         let threads: Vec<_> = nodes.iter().map(ask).collect();
@@ -48,6 +64,54 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         threads.into_iter().map(join).collect()
     });
     Ok(codes.into_iter().max().unwrap_or_default().into())
+}
+
+/// Whether each node answers with one JSON value, and not with lines.
+fn is_document(arguments: &Arguments) -> bool {
+    let words: Vec<_> = arguments
+        .rest
+        .iter()
+        .filter_map(|word| word.to_str())
+        .collect();
+    let apart = [["-o", "json"], ["--output", "json"]];
+    words
+        .windows(2)
+        .any(|two| apart.iter().any(|one| two == one))
+        || words
+            .iter()
+            .any(|word| matches!(*word, "-ojson" | "-o=json" | "--output=json"))
+}
+
+/// Writes what all nodes say as one object, by their names; null, where one says nothing.
+fn document(nodes: &[KeptNode], arguments: &Arguments) -> Result<ExitCode> {
+    let mut all = serde_json::Map::new();
+    let mut worst = 0;
+    for node in nodes {
+        let (said, code) = answer(node, arguments).unwrap_or_else(|error| {
+            eprintln!("{}  error: {error:#}", node.name);
+            (Value::Null, UNKNOWN)
+        });
+        all.insert(node.name.clone(), said);
+        worst = worst.max(code);
+    }
+    println!("{:#}", Value::Object(all));
+    Ok(worst.into())
+}
+
+/// What a node says in all, and the status that it ends with.
+fn answer(node: &KeptNode, arguments: &Arguments) -> Result<(Value, u8)> {
+    check_netns(node)?;
+    let output = command(node, arguments)
+        .output()
+        .with_context(|| format!("starting {}", node.sluicectl.display()))?;
+    for line in String::from_utf8_lossy(&output.stderr).lines() {
+        eprintln!("{}  {line}", node.name);
+    }
+    let said = match &*output.stdout {
+        [] => Value::Null,
+        json => serde_json::from_slice(json).context("what sluicectl says is no JSON")?,
+    };
+    Ok((said, code(output.status)?))
 }
 
 /// The nodes of this demo, or of the newest that is kept.
@@ -83,13 +147,24 @@ fn status_of(node: &KeptNode, arguments: &Arguments) -> u8 {
     })
 }
 
-fn follow(node: &KeptNode, arguments: &Arguments) -> Result<u8> {
-    // What enters the namespace would fail with the status that stands for drift.
+/// What enters the namespace would fail with the status that stands for drift.
+fn check_netns(node: &KeptNode) -> Result<()> {
     ensure!(
         node.netns.exists(),
         "its network namespace {} is gone; does the demo still run?",
         node.netns.display()
     );
+    Ok(())
+}
+
+fn code(status: ExitStatus) -> Result<u8> {
+    let code = status.code();
+    let code = code.with_context(|| format!("sluicectl ended by {status}"))?;
+    Ok(u8::try_from(code)?)
+}
+
+fn follow(node: &KeptNode, arguments: &Arguments) -> Result<u8> {
+    check_netns(node)?;
     let mut child = command(node, arguments)
         .spawn()
         .with_context(|| format!("starting {}", node.sluicectl.display()))?;
@@ -99,11 +174,7 @@ fn follow(node: &KeptNode, arguments: &Arguments) -> Result<u8> {
         child.wait()?;
         return Ok(0);
     }
-    let status = child.wait()?;
-    let code = status
-        .code()
-        .with_context(|| format!("sluicectl ended by {status}"))?;
-    Ok(u8::try_from(code)?)
+    code(child.wait()?)
 }
 
 fn command(node: &KeptNode, arguments: &Arguments) -> Command {
