@@ -5,12 +5,17 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{Arc, Mutex, TryLockError},
+    time::{Duration, Instant},
 };
 
 use sluice_kernel::TcpSockets;
 
 use super::supply::Namespaces;
 use crate::link::{Link, ToWorker, message::SocketCount};
+
+/// How much of a processor's time counting may take: one part in so many. For each namespace the kernel
+/// goes through its table of all connections, which takes about a millisecond.
+const SHARE: u32 = 100;
 
 /// How many sockets there are, by purpose and state.
 type Counts = BTreeMap<(&'static str, &'static str), u64>;
@@ -20,37 +25,68 @@ type Counts = BTreeMap<(&'static str, &'static str), u64>;
 pub(super) struct Census {
     namespaces: Namespaces,
     /// Held while somebody counts.
-    sockets: Arc<Mutex<TcpSockets>>,
+    counter: Arc<Mutex<Counter>>,
+}
+
+struct Counter {
+    sockets: TcpSockets,
+    last: Option<Counted>,
+}
+
+/// What there was at some time.
+struct Counted {
+    at: Instant,
+    took: Duration,
+    counts: Counts,
+}
+
+impl Counted {
+    /// Whether it has to do, since a new count would take too much.
+    fn is_good(&self) -> bool {
+        self.at.elapsed() < self.took * SHARE
+    }
 }
 
 impl Census {
     pub(super) fn new(namespaces: Namespaces, sockets: TcpSockets) -> Self {
         Self {
             namespaces,
-            sockets: Arc::new(Mutex::new(sockets)),
+            counter: Arc::new(Mutex::new(Counter {
+                sockets,
+                last: None,
+            })),
         }
     }
 
-    /// Counts in the background, and tells a worker; nothing else waits for it. Who asks meanwhile
-    /// gets the same answer.
+    /// Counts in the background, if the last count is not good enough, and tells a worker; nothing else
+    /// waits for it. Who asks meanwhile gets the same answer.
     pub(super) fn begin(&self, link: Arc<Link>) {
         let census = self.clone();
-        let count = move || {
-            let sockets = match census.sockets.try_lock() {
-                Ok(sockets) => sockets,
-                // A count is a new one each time, so a panic has left nothing behind.
-                Err(TryLockError::Poisoned(sockets)) => sockets.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            let counts = count(&census.namespaces, &sockets);
-            if let Err(error) = link.send(&message(counts), &[]) {
-                tracing::debug!(%error, "a worker does not hear how many sockets there are");
-            }
-        };
         let thread = std::thread::Builder::new().name("census".into());
-        if let Err(error) = thread.spawn(count) {
+        if let Err(error) = thread.spawn(move || census.answer(&link)) {
             tracing::warn!(%error, "sockets cannot be counted");
         }
+    }
+
+    fn answer(&self, link: &Link) {
+        let mut counter = match self.counter.try_lock() {
+            Ok(counter) => counter,
+            // What a panic has left is an older count, or none.
+            Err(TryLockError::Poisoned(counter)) => counter.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let Counter { sockets, last } = &mut *counter;
+        let good = last.take().filter(Counted::is_good);
+        let counted = good.unwrap_or_else(|| {
+            let at = Instant::now();
+            let counts = count(&self.namespaces, sockets);
+            let took = at.elapsed();
+            Counted { at, took, counts }
+        });
+        if let Err(error) = link.send(&message(&counted.counts), &[]) {
+            tracing::debug!(%error, "a worker does not hear how many sockets there are");
+        }
+        *last = Some(counted);
     }
 }
 
@@ -74,11 +110,28 @@ fn add(counts: &mut Counts, sockets: &TcpSockets) -> io::Result<()> {
     })
 }
 
-fn message(counts: Counts) -> ToWorker {
-    let one = |((purpose, state), count): ((&str, &str), u64)| SocketCount {
-        purpose: purpose.to_owned(),
-        state: state.to_owned(),
-        count,
+fn message(counts: &Counts) -> ToWorker {
+    let one = |((purpose, state), count): (&(&str, &str), &u64)| SocketCount {
+        purpose: (*purpose).to_owned(),
+        state: (*state).to_owned(),
+        count: *count,
     };
-    ToWorker::SocketCounts(counts.into_iter().map(one).collect())
+    ToWorker::SocketCounts(counts.iter().map(one).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_has_to_do_for_a_hundred_times_what_it_took() {
+        let took = Duration::from_millis(300);
+        let ago = |seconds| Counted {
+            at: Instant::now() - Duration::from_secs(seconds),
+            took,
+            counts: Counts::new(),
+        };
+        assert!(ago(29).is_good());
+        assert!(!ago(30).is_good());
+    }
 }

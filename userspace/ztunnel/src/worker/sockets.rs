@@ -7,8 +7,8 @@ use tokio::sync::watch;
 
 use crate::link::{AsyncLink, ToBroker, message::SocketCount};
 
-/// A scrape goes without after this.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A scrape goes without after this: scrapers wait longer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks the broker, and shows what it says.
 #[derive(Clone, Debug)]
