@@ -11,7 +11,7 @@ use std::{
 
 use sluice_hbone::{
     Baggage, CarryError, ConnectRequest, Dialled, Engine, ForwardedFor, Incoming, Meter, OpenError,
-    Opened, Pool, ServeError, Session, Traceparent, TunnelKey,
+    Opened, Pool, ServeError, Session, Stream, Traceparent, TunnelKey,
 };
 use sluice_identity::Svid;
 use tokio::{
@@ -408,4 +408,32 @@ pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (one, other) = tokio::join!(connect(listener.local_addr().unwrap()), listener.accept());
     (one.unwrap(), other.unwrap().0)
+}
+
+/// A stream to an application, and a connection of another one that it may carry.
+pub(crate) struct Begun {
+    pub(crate) world: World,
+    pub(crate) server: Acceptor,
+    pub(crate) stream: Stream,
+    pub(crate) app: TcpStream,
+    /// The other end of `app`.
+    pub(crate) captured: std::net::TcpStream,
+}
+
+impl Begun {
+    pub(crate) async fn new() -> Self {
+        let world = World::new().await;
+        let server = Acceptor::start().await;
+        let authority = server.addr.to_string();
+        let stream = world.source.open(&authority).await.unwrap().stream;
+        let (app, captured) = sockets().await;
+        let captured = captured.into_std().unwrap();
+        Self {
+            world,
+            server,
+            stream,
+            app,
+            captured,
+        }
+    }
 }

@@ -87,10 +87,7 @@ fn document(nodes: &[KeptNode], arguments: &Arguments) -> Result<ExitCode> {
     let mut all = serde_json::Map::new();
     let mut worst = 0;
     for node in nodes {
-        let (said, code) = answer(node, arguments).unwrap_or_else(|error| {
-            eprintln!("{}  error: {error:#}", node.name);
-            (Value::Null, UNKNOWN)
-        });
+        let (said, code) = or_say_why(node, answer(node, arguments), (Value::Null, UNKNOWN));
         all.insert(node.name.clone(), said);
         worst = worst.max(code);
     }
@@ -105,9 +102,9 @@ fn answer(node: &KeptNode, arguments: &Arguments) -> Result<(Value, u8)> {
     let output = command(node, arguments)
         .output()
         .with_context(|| format!("starting {}", node.sluicectl.display()))?;
-    for line in String::from_utf8_lossy(&output.stderr).lines() {
-        eprintln!("{}  {line}", node.name);
-    }
+    each_line(&*output.stderr, io::stderr(), |line| {
+        prefixed(&node.name, &line)
+    })?;
     let said = match &*output.stdout {
         [] => Value::Null,
         json => serde_json::from_slice(json).context("what sluicectl says is no JSON")?,
@@ -140,12 +137,21 @@ fn newest_demo() -> Option<PathBuf> {
         .max_by_key(kept_since)
 }
 
-/// Traces a node until that ends; says why, where it cannot.
+/// Traces a node until that ends.
 fn status_of(node: &KeptNode, arguments: &Arguments) -> u8 {
-    follow(node, arguments).unwrap_or_else(|error| {
-        eprintln!("{}  error: {error:#}", node.name);
-        UNKNOWN
+    or_say_why(node, follow(node, arguments), UNKNOWN)
+}
+
+/// What was asked of a node, or else the other, when it is said why.
+fn or_say_why<T>(node: &KeptNode, asked: Result<T>, otherwise: T) -> T {
+    asked.unwrap_or_else(|error| {
+        eprintln!("{}", prefixed(&node.name, &format!("error: {error:#}")));
+        otherwise
     })
+}
+
+fn prefixed(node: &str, line: &str) -> String {
+    format!("{node}  {line}")
 }
 
 /// What enters the namespace would fail with the status that stands for drift.
@@ -207,13 +213,11 @@ fn pass_on(child: &mut Child, node: &KeptNode, json: bool) -> Result<bool> {
     let errors = child.stderr.take().context("no pipe from sluicectl")?;
     let name = node.name.clone();
     // On its own: it may end after this, when the child is told to.
-    let errors = thread::spawn(move || {
-        let prefixed = |line: String| format!("{name}  {line}");
-        each_line(errors, io::stderr(), prefixed)
-    });
+    let errors =
+        thread::spawn(move || each_line(errors, io::stderr(), |line| prefixed(&name, &line)));
     let marked = |line: String| match line.strip_prefix('{').filter(|_| json) {
         Some(rest) => format!("{{\"node\":{:?},{rest}", node.name),
-        None => format!("{}  {line}", node.name),
+        None => prefixed(&node.name, &line),
     };
     let heard = each_line(output, io::stdout(), marked)?;
     if heard {

@@ -10,22 +10,24 @@ use tokio::{
 };
 
 use super::resets::until_reset;
-use crate::fixtures::{Acceptor, PATIENCE, World, on_worker, sockets};
+use crate::fixtures::{Begun, PATIENCE, on_worker};
 
 /// Both ends are reset, and the owner is told once, with what was carried until then. It may open
 /// the next stream while it is told.
 #[test]
 fn both_ends_are_reset_and_the_owner_is_told() {
     on_worker(async {
-        let world = World::new().await;
-        let mut server = Acceptor::start().await;
-        let authority = server.addr.to_string();
-        let stream = world.source.open(&authority).await.unwrap().stream;
-        let (mut app, captured) = sockets().await;
+        let Begun {
+            world,
+            mut server,
+            stream,
+            mut app,
+            captured,
+        } = Begun::new().await;
         let handle = stream.abort_handle();
         let (tell, told) = oneshot::channel();
         let source = Rc::downgrade(&world.source);
-        stream.carry_then(captured.into_std().unwrap(), move |end, meter| {
+        stream.carry_then(captured, move |end, meter| {
             let streams = source.upgrade().map(|source| source.engine.streams());
             let _ = tell.send((end, meter.received.get(), meter.sent.get(), streams));
         });

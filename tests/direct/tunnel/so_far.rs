@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::fixtures::{Acceptor, PATIENCE, World, on_worker, sockets};
+use crate::fixtures::{Begun, PATIENCE, on_worker};
 
 type Bytes = (u64, u64);
 
@@ -36,11 +36,13 @@ impl Carried for Owner {
 #[test]
 fn an_owner_is_told_how_far_it_has_come_whenever_somebody_wants_to_know() {
     on_worker(async {
-        let world = World::new().await;
-        let mut server = Acceptor::start().await;
-        let authority = server.addr.to_string();
-        let stream = world.source.open(&authority).await.unwrap().stream;
-        let (mut app, captured) = sockets().await;
+        let Begun {
+            world,
+            mut server,
+            stream,
+            mut app,
+            captured,
+        } = Begun::new().await;
         let handle = stream.abort_handle();
         let (ended, end) = oneshot::channel();
         let told = Rc::default();
@@ -48,7 +50,7 @@ fn an_owner_is_told_how_far_it_has_come_whenever_somebody_wants_to_know() {
             told: Rc::clone(&told),
             ended,
         };
-        stream.carry_for(captured.into_std().unwrap(), owner);
+        stream.carry_for(captured, owner);
         let mut server = server.next().await;
         app.write_all(b"to the server").await.unwrap();
         server.read_exact(&mut [0; 13]).await.unwrap();

@@ -238,13 +238,12 @@ pub struct TcpSocket {
 impl TcpSocket {
     /// From a `struct inet_diag_msg`.
     fn parse(body: &[u8]) -> Option<Self> {
-        let family = *body.first()?;
-        let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
+        let Socket { family, id, remote } = Socket::parse(body)?;
         let word = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
         Some(Self {
             state: STATE_NAMES.get(usize::from(*body.get(1)?)).copied()?,
             local: end(family, &id, 0, 4)?,
-            remote: end(family, &id, 2, 20)?,
+            remote,
             proxy: false,
             accepted: false,
             waiting: word(56)?,

@@ -11,7 +11,7 @@ use rustls::{ConnectionTrafficSecrets, Error};
 /// Of the tag that proves a record, in bytes.
 pub(super) const TAG: usize = 16;
 /// Of a nonce, in bytes.
-const NONCE: usize = 12;
+pub(super) const NONCE: usize = 12;
 
 /// A cipher with a key.
 pub(super) enum Cipher {

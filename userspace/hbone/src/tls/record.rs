@@ -4,7 +4,7 @@ use std::fmt;
 
 use rustls::{ConnectionTrafficSecrets, Error, SupportedCipherSuite};
 
-use super::cipher::{Cipher, TAG};
+use super::cipher::{Cipher, NONCE, TAG};
 
 /// What precedes a record's bytes, and what follows them: the kind of its content and the tag.
 pub(crate) const HEADER: usize = 5;
@@ -30,7 +30,7 @@ pub(crate) enum Content {
 /// A key of one direction, with the number of the next record.
 struct Key {
     cipher: Cipher,
-    iv: [u8; 12],
+    iv: [u8; NONCE],
     sequence: u64,
 }
 
@@ -45,7 +45,7 @@ impl Key {
     }
 
     /// The nonce of the next record (§5.3). No key lives long enough for the numbers to run out.
-    fn nonce(&mut self) -> [u8; 12] {
+    fn nonce(&mut self) -> [u8; NONCE] {
         let mut nonce = self.iv;
         for (byte, number) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= number;

@@ -25,6 +25,12 @@ pub(super) fn read(run_dir: &Path) -> anyhow::Result<Ledger> {
     })
 }
 
+/// The path of the map that marks the ztunnel's own sockets.
+pub(super) fn proxies(ledger: &Ledger) -> Option<&Path> {
+    let mut paths = ledger.expected.maps.iter().map(|map| &*map.path);
+    paths.find(|path| path.ends_with("PROXY"))
+}
+
 /// The pods' names, by the cookies of their network namespaces.
 pub(super) fn names(ledger: &Ledger) -> HashMap<u64, String> {
     let name = |pod: &sluice_kernel::verify::LedgerPod| {

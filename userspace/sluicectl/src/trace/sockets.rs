@@ -1,6 +1,6 @@
 //! `sluicectl trace sockets`
 
-use std::{collections::BTreeMap, fs::File, io::Write as _, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, fs::File, io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -94,7 +94,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn lines(ledger: &Ledger, only: Option<&str>) -> anyhow::Result<Vec<Line>> {
-    let all = TcpSockets::open(&proxies(ledger)?)?;
+    let proxies = ledger::proxies(ledger).context("the ledger names no map PROXY")?;
+    let all = TcpSockets::open(proxies)?;
     let mut lines = Vec::new();
     for pod in &ledger.pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
@@ -122,11 +123,4 @@ fn lines(ledger: &Ledger, only: Option<&str>) -> anyhow::Result<Vec<Line>> {
         anyhow::bail!("no pod {only} of this node is in the mesh");
     }
     Ok(lines)
-}
-
-/// The path of the map that marks the ztunnel's own sockets.
-fn proxies(ledger: &Ledger) -> anyhow::Result<PathBuf> {
-    let mut paths = ledger.expected.maps.iter().map(|map| &map.path);
-    let found = paths.find(|path| path.ends_with("PROXY"));
-    found.cloned().context("the ledger names no map PROXY")
 }

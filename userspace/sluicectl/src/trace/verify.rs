@@ -204,13 +204,10 @@ fn namespace(ledger: &Ledger, pod: &LedgerPod) -> Vec<Line> {
         Err(error) => return vec![line("netns", Some(pod), at, Err(error.to_string()))],
     };
     let mut lines = vec![line("netns", Some(pod), at, Ok(()))];
-    let proxies = ledger
-        .expected
-        .maps
-        .iter()
-        .find(|map| map.path.ends_with("PROXY"));
-    let Some(proxies) = proxies else { return lines };
-    let list = || TcpSockets::open(&proxies.path)?.list();
+    let Some(proxies) = ledger::proxies(ledger) else {
+        return lines;
+    };
+    let list = || TcpSockets::open(proxies)?.list();
     let sockets = sluice_kernel::within(&netns, list).flatten();
     match sockets {
         Err(error) => lines.push(line(

@@ -1,4 +1,4 @@
-//! How many sockets the ztunnel has, as a metric: counted by the broker, for each scrape.
+//! How many sockets the ztunnel has, as a metric: counted by the broker, when somebody scrapes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,8 +30,8 @@ impl Sockets {
         Self { link, counts }
     }
 
-    /// Brings the counts up to date. Rather none than old ones: those of a broker that does not answer
-    /// are not shown.
+    /// Brings the counts up to date, as far as the broker does. Where it does not answer none are shown,
+    /// rather than those of another scrape.
     pub(super) async fn count(&self) {
         let mut counts = self.counts.subscribe();
         let answered = async {
