@@ -412,11 +412,11 @@ fn the_rest_of_a_file_is_applied() {
             Ok(())
         })?;
         stage.all_is_well()?;
-        let log = stage.s.mesh.control()?.log()?;
-        let told: Vec<_> = log
-            .lines()
-            .filter(|line| line.contains("70000 is not a port"))
-            .collect();
+        let mistake = "70000 is not a port";
+        let control = stage.s.mesh.control()?;
+        control.wait_for_line(&[mistake])?;
+        let log = control.log()?;
+        let told: Vec<_> = log.lines().filter(|line| line.contains(mistake)).collect();
         let [line] = told[..] else {
             anyhow::bail!("not told once: {told:#?}");
         };

@@ -139,12 +139,9 @@ fn a_token_that_expires_ends_the_calls_and_not_the_traffic() {
             ensure!(log.contains("the control plane refuses this node; check its token"));
             Ok(())
         })?;
-        let log = s.mesh.control()?.log()?;
-        let told = log
-            .lines()
-            .find(|line| line.contains("of node a, expired at 2020"));
-        let told = told.with_context(|| format!("who and why is not said: {log}"))?;
-        ensure!(told.contains("peer="), "{told}");
+        let control = s.mesh.control()?;
+        control.wait_for_line(&["of node a, expired at 2020", "peer="])?;
+        let log = control.log()?;
         let token = tokens.lines().find_map(|line| line.strip_prefix("a "));
         ensure!(
             !log.contains(token.context("a token of a")?),

@@ -135,13 +135,8 @@ impl Stage<'_> {
             );
             self.is_clean()
         })?;
-        let log = self.ztunnel().log()?;
         let told = format!("check={check}");
-        ensure!(
-            log.lines()
-                .any(|line| line.contains("healed") && line.contains(&told)),
-            "not logged"
-        );
+        self.ztunnel().wait_for_line(&["healed", &told])?;
         self.is_captured()
     }
 }

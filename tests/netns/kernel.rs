@@ -38,29 +38,22 @@ fn events_and_log_lines_follow_a_connection() {
         connection.line()?;
         connection.exchange("hello")?;
         drop(connection);
-        let has = |node: &str, words: &[&str]| -> Result<()> {
-            let log = s.mesh.ztunnel(node).log()?;
-            let found = log
-                .lines()
-                .any(|line| words.iter().all(|word| line.contains(word)));
-            ensure!(found, "no line of node {node} has {words:?}");
-            Ok(())
-        };
+        let has = |node: &str, words: &[&str]| s.mesh.ztunnel(node).wait_for_line(words);
         let remote = format!("remote={dialled}");
-        eventually(|| has("a", &["\tflow\t", "Connect", &remote, "captured"]))?;
-        eventually(|| has("a", &["\tflow\t", "Active", "remote=127.0.0.1:15001"]))?;
+        has("a", &["\tflow\t", "Connect", &remote, "captured"])?;
+        has("a", &["\tflow\t", "Active", "remote=127.0.0.1:15001"])?;
         // The greeting and the answer reached the application: bytes are not zero.
-        eventually(|| has("a", &["\tflow\t", "Close", "remote=127.0.0.1:15001"]))?;
-        eventually(|| has("a", &["\tebpf\t", "connect: netns", "port 8080"]))?;
+        has("a", &["\tflow\t", "Close", "remote=127.0.0.1:15001"])?;
+        has("a", &["\tebpf\t", "connect: netns", "port 8080"])?;
         let tunnel = format!("local={}:15008", server.v4());
-        eventually(|| has("b", &["\tflow\t", "Lookup", &tunnel, "tunnel"]))?;
+        has("b", &["\tflow\t", "Lookup", &tunnel, "tunnel"])?;
         // Plaintext from outside the mesh is steered.
         s.mesh.apply_namespace("legacy", None)?;
         let stranger = s.pod("a", "legacy", "stranger")?;
         let plain = Connection::open(&stranger, &dialled)?;
         plain.line()?;
         let steered = format!("local={dialled}");
-        eventually(|| has("b", &["\tflow\t", "Lookup", &steered, "steered"]))?;
+        has("b", &["\tflow\t", "Lookup", &steered, "steered"])?;
         Ok(())
     });
 }

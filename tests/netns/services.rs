@@ -98,12 +98,14 @@ fn an_endpoint_that_does_not_answer_costs_no_connection() {
             }
         }
         // The mesh did try the others.
-        let log = s.mesh.ztunnel("b").access_log()?;
-        let refused = log.iter().any(|line| {
-            line.get("dst.workload") == "closed" && line.get("error").contains("refused")
-        });
-        ensure!(refused, "nothing was sent to the endpoint that is down");
-        Ok(())
+        eventually(|| {
+            let log = s.mesh.ztunnel("b").access_log()?;
+            let refused = log.iter().any(|line| {
+                line.get("dst.workload") == "closed" && line.get("error").contains("refused")
+            });
+            ensure!(refused, "nothing was sent to the endpoint that is down");
+            Ok(())
+        })
     });
 }
 

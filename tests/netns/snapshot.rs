@@ -219,8 +219,7 @@ fn without_snapshot_and_control_plane_a_ztunnel_waits_and_says_so() {
             );
             Ok(())
         })?;
-        let reason = "the snapshot is not used";
-        ensure!(ztunnel.log()?.contains(reason), "not in the log: {reason}");
+        ztunnel.wait_for_line(&["the snapshot is not used"])?;
 
         // Connections are made, and wait.
         stage.s.mesh.wait_until_enrolled(&stage.web)?;

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use crate::eventually::eventually;
 use crate::run::Run;
 
 /// How often a process is asked whether it has ended.
@@ -63,6 +64,19 @@ impl Process {
         let bytes =
             fs::read(&self.log).with_context(|| format!("reading {}", self.log.display()))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Waits for a line that has all these words, and returns the first: our programs gather
+    /// lines for some milliseconds before they write them.
+    pub fn wait_for_line(&self, words: &[&str]) -> Result<String> {
+        eventually(|| {
+            let log = self.log()?;
+            let line = log
+                .lines()
+                .find(|line| words.iter().all(|word| line.contains(word)));
+            let line = line.with_context(|| format!("{} logs no line with {words:?}", self.name))?;
+            Ok(line.to_owned())
+        })
     }
 
     /// Fails, with the end of its log, if the process has ended by itself.

@@ -270,6 +270,11 @@ impl Ztunnel {
         self.broker.log()
     }
 
+    /// Waits for a line of broker or worker that has all these words.
+    pub fn wait_for_line(&self, words: &[&str]) -> Result<String> {
+        self.broker.wait_for_line(words)
+    }
+
     /// Whether the kernel captures what goes to this address, since the mesh knows it.
     pub fn captures(&self, ip: Ipv4Addr) -> Result<bool> {
         let versions = fs::read_dir(self.pins()).context("reading the pins")?;

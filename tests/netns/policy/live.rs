@@ -288,12 +288,8 @@ fn policies_in_dry_run_report_and_cut_nothing() {
             let found = metric("sluice_dry_run_decisions_total", &labels)?;
             ensure!(found == count, "{labels:?}: {found}, and not {count}");
         }
-        let log = far.log()?;
         let told = "policies in dry run would decide otherwise";
-        let line = log
-            .lines()
-            .find(|line| line.contains(told))
-            .context("no line of a dry run")?;
+        let line = far.wait_for_line(&[told])?;
         ensure!(
             line.contains("denied by policy shop/trial, rule 0"),
             "{line}"
@@ -364,9 +360,7 @@ fn an_audit_reports_and_cuts_nothing() {
             audits == 2.0,
             "{audits} audits, and not those of the two without an identity"
         );
-        let log = far.log()?;
-        let audit = log.lines().find(|line| line.contains("\tpolicy\taudit\t"));
-        let line = audit.context("no line of an audit")?;
+        let line = far.wait_for_line(&["\tpolicy\taudit\t"])?;
         ensure!(
             line.contains("policy=shop/test") && line.contains("policy_rule=1"),
             "{line}"

@@ -35,16 +35,18 @@ fn revoked_by(change: impl Fn(&mut Stage<'_>) -> Result<()>, reason: &str) {
             Ok(())
         })?;
         untouched.is_alive()?;
-        let told = stage.ztunnel().access_log()?;
-        let told = told.iter().filter(|line| {
-            line.has(&[
-                ("direction", "inbound"),
-                ("error", reason),
-                ("path", "kernel"),
-            ])
-        });
-        ensure!(told.count() == doomed.len(), "not told of all");
-        Ok(())
+        eventually(|| {
+            let told = stage.ztunnel().access_log()?;
+            let told = told.iter().filter(|line| {
+                line.has(&[
+                    ("direction", "inbound"),
+                    ("error", reason),
+                    ("path", "kernel"),
+                ])
+            });
+            ensure!(told.count() == doomed.len(), "not told of all");
+            Ok(())
+        })
     });
 }
 
