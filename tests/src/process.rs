@@ -74,7 +74,8 @@ impl Process {
             let line = log
                 .lines()
                 .find(|line| words.iter().all(|word| line.contains(word)));
-            let line = line.with_context(|| format!("{} logs no line with {words:?}", self.name))?;
+            let line =
+                line.with_context(|| format!("{} logs no line with {words:?}", self.name))?;
             Ok(line.to_owned())
         })
     }
