@@ -282,10 +282,28 @@ impl Source {
         key: &TunnelKey,
         request: &ConnectRequest,
     ) -> Result<Opened, OpenError> {
-        let opening = self.pool.open(key, request, || self.dial(key));
+        self.open_for(key, request, None).await
+    }
+
+    /// As [`Self::open_with`], for the other end of an application's connection.
+    pub(crate) async fn open_for(
+        &self,
+        key: &TunnelKey,
+        request: &ConnectRequest,
+        application: Option<&std::net::TcpStream>,
+    ) -> Result<Opened, OpenError> {
+        let dial = || self.dial(key);
+        let opening = self.pool.open(key, request, application, dial);
         timeout(PATIENCE, opening)
             .await
             .expect("an answer in bounded time")
+    }
+
+    /// An application's connection, and its other end.
+    pub(crate) async fn application(&self) -> (TcpStream, std::net::TcpStream) {
+        let listener = self.captured.lock().await;
+        let (app, captured) = tokio::join!(connect(self.captured_at), listener.accept());
+        (app.unwrap(), captured.unwrap().0.into_std().unwrap())
     }
 
     /// Connects an application with another one, through a tunnel.
@@ -299,18 +317,13 @@ impl Source {
         key: &TunnelKey,
         application: SocketAddr,
     ) -> Connection {
-        let (app, captured) = {
-            let listener = self.captured.lock().await;
-            let (app, captured) = tokio::join!(connect(self.captured_at), listener.accept());
-            (app.unwrap(), captured.unwrap().0)
-        };
+        let (app, captured) = self.application().await;
         let (source, key) = (self.clone(), key.clone());
         let proxy = spawn_local(async move {
             let meter = Rc::new(Meter::default());
             let wanted = request(&application.to_string());
-            let opened = source.open_with(&key, &wanted).await;
+            let opened = source.open_for(&key, &wanted, Some(&captured)).await;
             let stream = opened.map_err(Failure::Open)?.stream;
-            let captured = captured.into_std().unwrap();
             let carried = stream.carry(captured, &meter).await;
             carried.map_err(Failure::Carry).map(|()| meter)
         });

@@ -4,6 +4,7 @@ mod alive;
 mod bytes;
 mod conformance;
 mod credit;
+mod early;
 mod ends;
 mod failing;
 mod flow;

@@ -85,7 +85,7 @@ fn a_request_that_is_never_answered_is_given_up() {
         let wanted = request("127.0.0.1:1");
         let opening = source
             .pool
-            .open(&source.key, &wanted, || source.dial(&source.key));
+            .open(&source.key, &wanted, None, || source.dial(&source.key));
         let alive = async {
             let mut peer = Peer::accept(&listener, tls).await;
             loop {

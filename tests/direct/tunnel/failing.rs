@@ -95,7 +95,7 @@ fn who_waits_for_a_dial_shares_its_failure_and_the_next_tries_again() {
                             Err::<Dialled, _>(OpenError::Connect(Rc::new(refused)))
                         }
                     };
-                    source.pool.open(&source.key, &request, dial).await
+                    source.pool.open(&source.key, &request, None, dial).await
                 })
             })
             .collect();
@@ -223,7 +223,7 @@ fn a_dial_that_is_given_up_is_taken_over() {
                     std::future::pending()
                 };
                 let request = request("10.0.0.1:80");
-                source.pool.open(&source.key, &request, never).await
+                source.pool.open(&source.key, &request, None, never).await
             }
         });
         dialling.notified().await;

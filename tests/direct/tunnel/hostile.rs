@@ -240,7 +240,10 @@ fn a_tunnel_that_breaks_while_its_applications_are_read() {
             };
             let (mut apps, mut servers) = (Vec::new(), Vec::new());
             for _ in 0..16 {
-                let opened = world.source.pool.open(&world.source.key, &authority, dial);
+                let opened = world
+                    .source
+                    .pool
+                    .open(&world.source.key, &authority, None, dial);
                 let stream = opened.await.unwrap().stream;
                 let (app, captured) = sockets().await;
                 spawn_local(async move {

@@ -120,7 +120,12 @@ fn our_keys_change_while_bytes_flow() {
                 })
             };
             let key = &world.source.key;
-            let opened = world.source.pool.open(key, &authority, dial).await.unwrap();
+            let opened = world
+                .source
+                .pool
+                .open(key, &authority, None, dial)
+                .await
+                .unwrap();
             let (mut app, captured) = crate::fixtures::sockets().await;
             let meter = Rc::default();
             let carried = opened.stream.carry(captured.into_std().unwrap(), &meter);

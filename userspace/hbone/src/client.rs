@@ -1,6 +1,6 @@
 //! One tunnel, from the side that dialled.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::SystemTime};
+use std::{cell::Cell, net::TcpStream as StdStream, rc::Rc, sync::Arc, time::SystemTime};
 
 use http::StatusCode;
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -133,22 +133,28 @@ impl Tunnel {
         }
     }
 
-    /// Opens a stream; done when the peer has answered.
-    pub(crate) async fn open(&self, request: &ConnectRequest) -> Result<Opened, OpenError> {
-        let broken = |error| match &*self.status.life() {
+    /// Opens a stream for an application; done when the peer has answered. What the application has
+    /// said already may go with the request; it is not taken from its connection until that is
+    /// handed to the stream.
+    pub(crate) async fn open(
+        &self,
+        request: &ConnectRequest,
+        application: Option<&StdStream>,
+    ) -> Result<Opened, OpenError> {
+        let broken = |error, said| match &*self.status.life() {
             Life::Ended { why, young: true } => OpenError::not_begun(why.clone()),
-            _ => OpenError::Tunnel(error),
+            _ => OpenError::broken(error, said),
         };
         let id = self
             .engine
-            .open(self.id, &request.encode())
-            .map_err(broken)?;
+            .open(self.id, &request.encode(), application)
+            .map_err(|error| broken(error, false))?;
         let stream = Stream::new(self.engine.clone(), id);
         let limit = limits::ANSWER_TIMEOUT;
         let answer = timeout(limit, self.engine.answer(id))
             .await
             .map_err(|_| OpenError::AnswerTimeout(limit))?
-            .map_err(broken)?;
+            .map_err(|error| broken(error, self.engine.has_said(id)))?;
         if answer.status != StatusCode::OK {
             return Err(OpenError::Refused(answer.status));
         }

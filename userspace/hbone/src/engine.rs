@@ -171,12 +171,26 @@ impl Engine {
         self.with(|core| core.add(side, tcp, tls))
     }
 
-    /// Begins a stream with a request.
-    pub(crate) fn open(&self, tunnel: TunnelId, block: &[u8]) -> Result<StreamId, TunnelError> {
+    /// Begins a stream with a request, for this application if it has one yet.
+    pub(crate) fn open(
+        &self,
+        tunnel: TunnelId,
+        block: &[u8],
+        application: Option<&TcpStream>,
+    ) -> Result<StreamId, TunnelError> {
         self.with(|core| {
             let tunnel = core.tunnels.get_mut(tunnel).ok_or(TunnelError::Closed)?;
-            tunnel.open_stream(block, &mut core.rest)
+            let id = tunnel.open_stream(block, &mut core.rest)?;
+            if let Some(application) = application {
+                tunnel.say_early(id, application, &mut core.rest);
+            }
+            Ok(id)
         })
+    }
+
+    /// Whether anything was said in a stream beside its request, which is not answered yet.
+    pub(crate) fn has_said(&self, id: StreamId) -> bool {
+        self.look(|core| core.rest.streams.get(id).is_some_and(|s| s.early > 0))
     }
 
     /// Waits for the answer to a request.
@@ -375,14 +389,14 @@ impl Core {
         };
         let key = id.data().as_ffi() | STREAM_BIT;
         let watched = watch(&self.epoll, &tcp, key, SOCKET);
-        stream.attach(tcp);
+        let attached = watched.and(stream.attach(tcp));
         stream.watcher = Watcher::Owner(owner);
         if stream.end.is_some() {
             stream.deliver_late();
             self.rest.ended.push_back(id);
             return;
         }
-        if let Err(error) = watched {
+        if let Err(error) = attached {
             let tunnel = self.tunnels.get_mut(stream.tunnel);
             match tunnel {
                 Some(tunnel) => tunnel.application_broke(id, error, &mut self.rest),

@@ -9,8 +9,11 @@ use crate::{ErrorCode, Violation, tls};
 pub enum TunnelError {
     #[error("the peer reset the stream: {0}")]
     Reset(ErrorCode),
+    /// And has not looked at this stream.
     #[error("the peer leaves: {0}")]
     GoneAway(ErrorCode),
+    #[error("the peer ended the tunnel: {0}")]
+    Failed(ErrorCode),
     #[error("the peer closed the connection")]
     Closed,
     #[error("{0}")]
@@ -44,6 +47,16 @@ impl TunnelError {
     }
 }
 
+impl TunnelError {
+    /// Whether the peer says that it has done nothing for a stream (RFC 9113 §8.7).
+    fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Reset(ErrorCode::REFUSED_STREAM) | Self::GoneAway(_)
+        )
+    }
+}
+
 impl From<Violation> for TunnelError {
     fn from(violation: Violation) -> Self {
         Self::Violation(violation)
@@ -70,6 +83,9 @@ pub enum OpenError {
     HandshakeTimeout(Duration),
     #[error("the tunnel broke: {0}")]
     Tunnel(TunnelError),
+    /// The application may have been heard: its first bytes were sent beside the request.
+    #[error("the tunnel broke: {0}")]
+    Lost(TunnelError),
     #[error("the peer is there, but has not answered the request within {0:?}")]
     AnswerTimeout(Duration),
     #[error("http status: {}{}", .0.as_u16(), hint(*.0))]
@@ -94,17 +110,26 @@ impl OpenError {
         }
     }
 
-    /// Whether the tunnel broke before the peer can have seen the request, so that another try is
+    /// A tunnel that broke after the peer had said something, before it answered a request; and
+    /// whether the application's first bytes went with that.
+    pub(crate) fn broken(error: TunnelError, said: bool) -> Self {
+        if said && !error.is_refusal() {
+            return Self::Lost(error);
+        }
+        Self::Tunnel(error)
+    }
+
+    /// Whether the tunnel broke before the application can have been heard, so that another try is
     /// harmless.
-    pub(crate) fn is_unseen(&self) -> bool {
+    pub(crate) fn is_unheard(&self) -> bool {
         match self {
-            Self::Tunnel(error) => matches!(
-                error,
-                TunnelError::Reset(ErrorCode::REFUSED_STREAM)
-                    | TunnelError::GoneAway(_)
-                    | TunnelError::Closed
-                    | TunnelError::Io(_)
-            ),
+            Self::Tunnel(error) => {
+                error.is_refusal()
+                    || matches!(
+                        error,
+                        TunnelError::Failed(_) | TunnelError::Closed | TunnelError::Io(_)
+                    )
+            }
             _ => false,
         }
     }

@@ -23,6 +23,13 @@ pub(crate) const MAX_STREAMS_IN: u32 = 200;
 /// Streams that we put into one tunnel, if its server allows as many.
 pub(crate) const MAX_STREAMS_OUT: usize = 100;
 
+/// What is said beside a request before it is answered, in bytes: a request of the application, not
+/// its upload.
+pub(crate) const EARLY: usize = 4 << 10;
+/// Only to a peer that was heard so recently. What is said to one that is gone is lost, and whether
+/// it was is not known.
+pub(crate) const EARLY_AFTER: Duration = Duration::from_secs(1);
+
 /// A tunnel that carries so much, in bytes a second, gets no more streams as long as there can be
 /// another: what waits in its socket would delay them.
 pub(crate) const CROWDED: f64 = 50e6;

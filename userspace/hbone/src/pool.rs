@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     future::Future,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream as StdStream},
     rc::Rc,
 };
 
@@ -102,12 +102,18 @@ impl Pool {
 
     /// Opens a stream in a tunnel for `key`; `dial` makes one if none has room.
     ///
+    /// What the application has said already may go with the request, to a peer that is surely
+    /// there. It stays in the application's connection until [`Stream::carry_for`] takes that, so
+    /// that it is not lost when the peer refuses.
+    ///
     /// # Errors
-    /// See [`OpenError`]. A tunnel that broke before the peer saw the request is replaced once.
+    /// See [`OpenError`]. A tunnel that broke before the peer can have passed anything on is replaced
+    /// once.
     pub async fn open<F>(
         &self,
         key: &TunnelKey,
         request: &ConnectRequest,
+        application: Option<&StdStream>,
         mut dial: impl FnMut() -> F,
     ) -> Result<Opened, OpenError>
     where
@@ -120,13 +126,13 @@ impl Pool {
             .or_default()
             .clone();
         let (tunnel, reused) = slot.tunnel(self, &mut dial).await?;
-        match tunnel.open(request).await {
+        match tunnel.open(request, application).await {
             // A tunnel that idled may have died unnoticed, or its server may be about to leave; a
             // fresh one that fails is the peer's.
-            Err(error) if reused && error.is_unseen() => {
+            Err(error) if reused && error.is_unheard() => {
                 slot.distrust(&tunnel);
                 let (tunnel, reused) = slot.tunnel(self, &mut dial).await?;
-                let opened = tunnel.open(request).await?;
+                let opened = tunnel.open(request, application).await?;
                 Ok(Opened { reused, ..opened })
             }
             other => other.map(|opened| Opened { reused, ..opened }),

@@ -237,7 +237,8 @@ fn ended(error: TunnelError) -> Result<(), ServeError> {
         TunnelError::Closed
         | TunnelError::Io(_)
         | TunnelError::Ended
-        | TunnelError::GoneAway(_) => {
+        | TunnelError::GoneAway(_)
+        | TunnelError::Failed(_) => {
             tracing::debug!(%error, "tunnel ended");
             Ok(())
         }

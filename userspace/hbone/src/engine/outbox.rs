@@ -265,6 +265,29 @@ impl Outbox {
         Ok(Some((read, limit - left)))
     }
 
+    /// Says in a DATA frame of a stream what an application has said already, `limit` bytes at most,
+    /// and does not take it from there. Says how many bytes these are, which may be none.
+    pub(super) fn look_at(
+        &mut self,
+        from: &TcpStream,
+        stream: u32,
+        limit: usize,
+        spare: &mut Spare,
+    ) -> io::Result<usize> {
+        let limit = limit.min(self.room().saturating_sub(HEAD));
+        if !self.late.is_empty() || limit == 0 {
+            return Ok(0);
+        }
+        let buffer = self.buffer.get_or_insert_with(|| spare.take());
+        let (head, bytes) = buffer[self.filled..].split_at_mut(HEAD);
+        let seen = from.peek(&mut bytes[..limit])?;
+        if seen > 0 {
+            head.copy_from_slice(&Head::new(kind::DATA, 0, stream, seen).encode());
+            self.filled += HEAD + seen;
+        }
+        Ok(seen)
+    }
+
     /// Seals the record that is being filled, if there is anything in it.
     fn seal(&mut self, sealer: &mut Sealer) -> Result<(), Error> {
         self.seal_as(Content::Data, sealer)

@@ -3,12 +3,17 @@
 use std::{
     cell::Cell,
     collections::VecDeque,
-    io::{self, IoSlice, Write as _},
+    io::{self, IoSlice, Read as _},
+    mem,
     net::{Shutdown, TcpStream},
     ops::Range,
     time::Duration,
 };
 
+use rustix::{
+    io::Errno,
+    net::{SendAncillaryBuffer, SendFlags, sendmsg},
+};
 use socket2::SockRef;
 
 use super::{StreamId, TunnelId, watcher::Watcher};
@@ -52,6 +57,9 @@ pub(super) struct Stream {
     pub(super) window: u32,
     /// What the application has taken since credit was returned.
     pub(super) taken: u32,
+    /// What the application said and we passed on before the request was answered. It has not been
+    /// taken from its connection yet, so that it can be said to another peer instead.
+    pub(super) early: u32,
     /// Whether the application kept the peer's bytes waiting since then.
     pub(super) slow: bool,
     /// What the application has not taken yet.
@@ -101,6 +109,7 @@ impl Stream {
             granted: limits::STREAM_WINDOW.into(),
             window: limits::STREAM_WINDOW,
             taken: 0,
+            early: 0,
             slow: false,
             pending: None,
             answered: false,
@@ -121,8 +130,9 @@ impl Stream {
     }
 
     /// Takes an application's connection, which is reset from now on when it is dropped.
-    pub(super) fn attach(&mut self, tcp: TcpStream) {
+    pub(super) fn attach(&mut self, tcp: TcpStream) -> io::Result<()> {
         reset_when_closed(&tcp, true);
+        let taken = take(&tcp, mem::take(&mut self.early) as usize);
         self.app = Some(App {
             tcp,
             // Told at once, by whoever watches the socket from now on.
@@ -132,6 +142,8 @@ impl Stream {
             broken: false,
             bulk: false,
         });
+        self.read(taken?);
+        Ok(())
     }
 
     /// Whether the application should be read.
@@ -156,6 +168,7 @@ impl Stream {
     /// Hands bytes of the peer to the application, and keeps what it does not take. Says how many
     /// it took.
     pub(super) fn deliver(&mut self, from: &[u8], pieces: &[Piece]) -> io::Result<usize> {
+        let ends = self.is_shut_next();
         let Some(app) = self
             .app
             .as_mut()
@@ -177,10 +190,11 @@ impl Stream {
                 *slice = IoSlice::new(&from[piece.bytes.clone()]);
                 offered += piece.bytes.len();
             }
-            let mut written = app.write(&slices[..batch.len()], &self.meter.sent)?;
+            done += batch.len();
+            let last = ends && done == pieces.len();
+            let mut written = app.write(&slices[..batch.len()], last, &self.meter.sent)?;
             taken += written;
             app.writable = written == offered;
-            done += batch.len();
             if app.writable {
                 continue;
             }
@@ -202,9 +216,15 @@ impl Stream {
         Ok(taken)
     }
 
+    /// Whether the application, once it has taken everything, is told that there is no more.
+    fn is_shut_next(&self) -> bool {
+        self.heard_all && !self.shut && !self.said_all
+    }
+
     /// Hands over what was kept, and says how many bytes the application took; and tells it, after
     /// the last, that there is no more.
     pub(super) fn drain(&mut self) -> io::Result<usize> {
+        let ends = self.is_shut_next();
         let Some(app) = &mut self.app else {
             return Ok(0);
         };
@@ -214,8 +234,9 @@ impl Stream {
         {
             let (front, back) = pending.as_slices();
             let offered = pending.len();
-            let written =
-                app.write(&[IoSlice::new(front), IoSlice::new(back)], &self.meter.sent)?;
+            let slices = [IoSlice::new(front), IoSlice::new(back)];
+            let count = if back.is_empty() { 1 } else { 2 };
+            let written = app.write(&slices[..count], ends, &self.meter.sent)?;
             pending.drain(..written);
             taken += written;
             app.writable = written == offered;
@@ -271,17 +292,30 @@ impl Stream {
 }
 
 impl App {
-    /// Writes what the socket takes, which may be nothing, and counts it.
-    fn write(&mut self, slices: &[IoSlice<'_>], counter: &Cell<u64>) -> io::Result<usize> {
+    /// Writes what the socket takes, which may be nothing, and counts it. The last bytes wait for the
+    /// end that follows at once: together they are one packet, and wake the application once.
+    fn write(
+        &mut self,
+        slices: &[IoSlice<'_>],
+        last: bool,
+        counter: &Cell<u64>,
+    ) -> io::Result<usize> {
+        let mut flags = SendFlags::NOSIGNAL;
+        flags.set(SendFlags::MORE, last);
         loop {
-            match (&self.tcp).write_vectored(slices) {
+            match sendmsg(
+                &self.tcp,
+                slices,
+                &mut SendAncillaryBuffer::default(),
+                flags,
+            ) {
                 Ok(written) => {
                     Meter::add(counter, written);
                     return Ok(written);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -300,6 +334,20 @@ impl App {
     pub(super) fn error(&self) -> Option<io::Error> {
         self.tcp.take_error().unwrap_or_else(Some)
     }
+}
+
+/// Takes what was seen before from a connection; says how many bytes these are.
+fn take(mut tcp: &TcpStream, seen: usize) -> io::Result<usize> {
+    let mut left = seen;
+    while left > 0 {
+        match tcp.read(&mut [0; limits::EARLY][..left.min(limits::EARLY)]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => left -= read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(seen)
 }
 
 /// Whether closing a connection resets it instead of ending it. It is set as long as the connection

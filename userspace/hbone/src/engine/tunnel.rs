@@ -489,7 +489,7 @@ impl Tunnel {
             (TunnelError::Closed | TunnelError::Io(_), Some(code))
                 if code != ErrorCode::NO_ERROR =>
             {
-                TunnelError::GoneAway(code)
+                TunnelError::Failed(code)
             }
             (error, _) => error,
         };

@@ -143,7 +143,7 @@ fn unopened(error: &OpenError) -> (ResponseFlags, Cause) {
         }
         OpenError::Identity(_) => (ResponseFlags::Identity, Cause::NoCertificate),
         OpenError::Connect(_) => (ResponseFlags::Connect, Cause::TunnelUnreachable),
-        OpenError::Tunnel(_) => (ResponseFlags::Connect, Cause::TunnelBroken),
+        OpenError::Tunnel(_) | OpenError::Lost(_) => (ResponseFlags::Connect, Cause::TunnelBroken),
         OpenError::AnswerTimeout(_) => (ResponseFlags::Connect, Cause::AnswerTimeout),
         OpenError::Refused(StatusCode::UNAUTHORIZED) => (ResponseFlags::Connect, Cause::PeerDenied),
         OpenError::Refused(_) => (ResponseFlags::Connect, Cause::PeerRefused),
@@ -162,6 +162,7 @@ pub(super) fn unestablished(error: &OpenError) -> TunnelFailure {
         OpenError::Identity(_) => TunnelFailure::NoCertificate,
         OpenError::Handshake(_)
         | OpenError::Tunnel(_)
+        | OpenError::Lost(_)
         | OpenError::AnswerTimeout(_)
         | OpenError::Refused(_) => TunnelFailure::Http2,
     }

@@ -110,7 +110,7 @@ pub(super) async fn connect(
         orig,
         trace: place.traceparent(),
     };
-    match reach(&shard, &pod, origin, &mut needed, &mut report).await {
+    match reach(&shard, &pod, &tcp, origin, &mut needed, &mut report).await {
         Ok(Reached::Plain(peer, flow)) => {
             report.opened();
             spawn_local(carry::join(tcp, peer, flow.needing(needed), report));
@@ -146,6 +146,7 @@ enum Reached {
 async fn reach(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
+    application: &StdStream,
     origin: Origin,
     needed: &mut Needs,
     report: &mut Report,
@@ -189,7 +190,7 @@ async fn reach(
             },
             Route::Hbone(hop) => {
                 report.hop(&hop);
-                match open(shard, pod, origin, &source, &hop).await {
+                match open(shard, pod, application, origin, &source, &hop).await {
                     Ok(opened) => {
                         let flow = note(shard, pod, &hop, &opened, way(hop.tunnel));
                         if *hop.workload.node == *shared.settings.node {
@@ -267,8 +268,8 @@ fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened, way: Way) -> Flow 
     })
 }
 
-/// What was tried for a connection. Trying again is safe: the application has not sent a byte to
-/// anyone yet.
+/// What was tried for a connection. Trying again is safe: what the application has said was passed on
+/// by nobody, and is still to be read from its connection.
 struct Attempts {
     /// Endpoints that did not answer; none of them is tried again.
     tried: Vec<Uid>,
@@ -377,13 +378,16 @@ fn explain(tunnel: SocketAddr, error: &OpenError) -> String {
         OpenError::AnswerTimeout(_) => {
             format!("{error}; is the application at {tunnel} behind a firewall, or overloaded?")
         }
-        OpenError::Tunnel(_) => format!("{error}; has the ztunnel at {tunnel} just ended?"),
+        OpenError::Tunnel(_) | OpenError::Lost(_) => {
+            format!("{error}; has the ztunnel at {tunnel} just ended?")
+        }
     }
 }
 
 async fn open(
     shard: &Rc<Shard>,
     pod: &Rc<Pod>,
+    application: &StdStream,
     origin: Origin,
     source: &Workload,
     hop: &Hop,
@@ -410,7 +414,7 @@ async fn open(
     };
     shard
         .pool
-        .open(&key, &request, || dial(shard, pod, hop))
+        .open(&key, &request, Some(application), || dial(shard, pod, hop))
         .await
 }
 

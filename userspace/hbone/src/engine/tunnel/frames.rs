@@ -40,7 +40,7 @@ impl Tunnel {
                     bytes,
                     end,
                 } => {
-                    self.data(stream, (credit, padding), bytes, rest)?;
+                    self.data(stream, (credit, padding), bytes, end, rest)?;
                     if end {
                         self.deliver(input, rest);
                         self.heard_all(stream, rest);
@@ -70,6 +70,7 @@ impl Tunnel {
         number: u32,
         (credit, padding): (usize, usize),
         bytes: Range<usize>,
+        end: bool,
         rest: &mut Rest,
     ) -> Result<(), Violation> {
         if self.block.is_some() {
@@ -113,6 +114,8 @@ impl Tunnel {
         if !bytes.is_empty() && !refused {
             rest.pieces.push(Piece { stream: id, bytes });
         }
+        // What is delivered from here on is the last.
+        stream.heard_all = end;
         if padding > 0 {
             self.taken(id, padding, rest);
         }

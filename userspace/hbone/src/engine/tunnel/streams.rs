@@ -1,9 +1,9 @@
 //! The streams of a tunnel: their beginning, their bytes in both directions, their end.
 
-use std::{io, rc::Rc};
+use std::{io, net::TcpStream, rc::Rc};
 
 use super::{
-    super::{Rest, StreamId, outbox::TURN, stream::Stream},
+    super::{Life, Rest, StreamId, outbox::TURN, stream::Stream},
     Tunnel,
     frames::IDLE_FRAMES_OF_A_STREAM,
 };
@@ -138,6 +138,36 @@ impl Tunnel {
             self.drain(rest);
         }
         Ok(id)
+    }
+
+    /// Says what an application has said already beside the request, which saves a round trip: an
+    /// application's first words mostly come with its connection. A peer passes them on once it has
+    /// accepted the request, and only then.
+    pub(in crate::engine) fn say_early(
+        &mut self,
+        id: StreamId,
+        application: &TcpStream,
+        rest: &mut Rest,
+    ) {
+        let there = matches!(*self.status.life(), Life::Grown)
+            && self.last_heard.elapsed() < limits::EARLY_AFTER;
+        let Some(stream) = rest.streams.get_mut(id).filter(|_| there) else {
+            return;
+        };
+        let credit = stream
+            .credit
+            .min(self.credit)
+            .clamp(0, limits::EARLY as i64);
+        let number = stream.number;
+        let seen = self
+            .out
+            .look_at(application, number, credit as usize, &mut rest.spare);
+        // One of which nothing can be read is dealt with once the request is answered.
+        let seen = seen.unwrap_or(0);
+        stream.early = seen as u32;
+        stream.credit -= seen as i64;
+        self.credit -= seen as i64;
+        self.carried += seen as u64;
     }
 
     /// Answers a request.
