@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream as StdStream, UdpSocket as StdUdpSocket},
     os::fd::OwnedFd,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -150,13 +150,16 @@ async fn connect(socket: StdStream, destination: SocketAddr) -> io::Result<StdSt
 
 /// Unconnected sockets of one family in a pod's namespace, made by the broker.
 ///
-/// Few are kept for a pod that rarely dials; one that runs out gets twice as many the next time.
+/// Few are kept for a pod that rarely dials. The busier it is, the more are ordered at a time: each
+/// order wakes the broker.
 #[derive(Debug)]
 pub(super) struct Sockets {
     ready: RefCell<VecDeque<OwnedFd>>,
     arrived: Notify,
     /// How many to ask for at a time.
     batch: Cell<u8>,
+    /// When that was done last.
+    ordered_at: Cell<Option<Instant>>,
     /// How many were asked for and have not come.
     ordered: Cell<usize>,
 }
@@ -167,6 +170,7 @@ impl Default for Sockets {
             ready: RefCell::default(),
             arrived: Notify::new(),
             batch: Cell::new(Self::FIRST_BATCH),
+            ordered_at: Cell::default(),
             ordered: Cell::new(0),
         }
     }
@@ -175,6 +179,10 @@ impl Default for Sockets {
 impl Sockets {
     const FIRST_BATCH: u8 = 4;
     const MAX_BATCH: u8 = 64;
+    /// A batch should last so long,
+    const BUSY: Duration = Duration::from_millis(100);
+    /// and not longer.
+    const QUIET: Duration = Duration::from_secs(10);
 
     /// Adds what the broker sent.
     pub(super) fn add(&self, sockets: Vec<OwnedFd>) {
@@ -195,7 +203,7 @@ impl Sockets {
             // Registered before the look, so that an arrival in between is not missed.
             let arrived = self.arrived.notified();
             let taken = self.ready.borrow_mut().pop_front();
-            if let Some(count) = self.due(taken.is_none()) {
+            if let Some(count) = self.due(Instant::now()) {
                 let order = ToBroker::NeedSockets {
                     pod: pod.id,
                     transport,
@@ -212,15 +220,19 @@ impl Sockets {
     }
 
     /// How many more to order, when fewer than half a batch are left.
-    fn due(&self, ran_out: bool) -> Option<u8> {
-        let batch = self.batch.get();
+    fn due(&self, now: Instant) -> Option<u8> {
+        let mut batch = self.batch.get();
         let stock = self.ready.borrow().len() + self.ordered.get();
         if stock > usize::from(batch / 2) {
             return None;
         }
-        if ran_out {
-            self.batch.set(batch.saturating_mul(2).min(Self::MAX_BATCH));
-        }
+        let lasted = self.ordered_at.replace(Some(now)).map(|at| now - at);
+        batch = match lasted {
+            Some(lasted) if lasted < Self::BUSY => batch.saturating_mul(2).min(Self::MAX_BATCH),
+            Some(lasted) if lasted > Self::QUIET => (batch / 2).max(Self::FIRST_BATCH),
+            _ => batch,
+        };
+        self.batch.set(batch);
         Some(batch)
     }
 
@@ -235,3 +247,40 @@ impl Sockets {
 
 /// Pods by id.
 pub(super) type Table = RefCell<std::collections::HashMap<crate::link::PodId, Rc<Pod>>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Uses up so many sockets, one each `pause`; says how many are ordered at a time in the end, and how
+    /// many orders there were.
+    fn use_up(sockets: &Sockets, now: &mut Instant, count: usize, pause: Duration) -> (u8, usize) {
+        let (mut batch, mut orders) = (0, 0);
+        for _ in 0..count {
+            *now += pause;
+            if let Some(count) = sockets.due(*now) {
+                (batch, orders) = (count, orders + 1);
+                sockets
+                    .ordered
+                    .set(sockets.ordered.get() + usize::from(count));
+            }
+            // Taken from what comes, as if it had come.
+            sockets.ordered.set(sockets.ordered.get() - 1);
+        }
+        (batch, orders)
+    }
+
+    #[test]
+    fn the_busier_a_pod_is_the_more_are_ordered_at_a_time() {
+        let (sockets, mut now) = (Sockets::default(), Instant::now());
+        let mut used = |count, pause| use_up(&sockets, &mut now, count, pause);
+        let (batch, _) = used(100, Duration::from_secs(1));
+        assert_eq!(batch, Sockets::FIRST_BATCH);
+        let (batch, orders) = used(10_000, Duration::from_micros(100));
+        assert_eq!(batch, Sockets::MAX_BATCH);
+        assert!(orders < 250, "{orders}");
+        // What one busy moment needed is not kept for ever.
+        let (batch, _) = used(200, Duration::from_secs(1));
+        assert!(batch < Sockets::MAX_BATCH / 2, "{batch}");
+    }
+}
