@@ -128,6 +128,9 @@ fn level(level: Level) -> &'static str {
 }
 
 fn escaped(text: &mut String, from: &str) {
+    if from.bytes().all(is_plain) {
+        return text.push_str(from);
+    }
     for c in from.chars() {
         if c.is_control() {
             text.extend(c.escape_default());
@@ -135,6 +138,11 @@ fn escaped(text: &mut String, from: &str) {
             text.push(c);
         }
     }
+}
+
+/// Whether a byte means itself in a line, inside of quotes and outside. Almost all text is of such.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')
 }
 
 /// An event's fields as text, the message apart. Writing to a `String` cannot fail.
@@ -166,7 +174,13 @@ impl TextFields {
 
     fn quoted(&mut self, field: &Field, value: &str) {
         self.name(field);
-        let _ = write!(self.rest, "{value:?}");
+        if value.bytes().all(is_plain) {
+            self.rest.push('"');
+            self.rest.push_str(value);
+            self.rest.push('"');
+        } else {
+            let _ = write!(self.rest, "{value:?}");
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use nix::sys::signal::SigSet;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// For how long lines are gathered before they are written.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(20);
 /// How many bytes of lines may wait; what comes then is lost.
 const CAPACITY: usize = 4 << 20;
 /// A buffer that has grown beyond this is given back.
