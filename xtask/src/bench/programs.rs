@@ -208,11 +208,11 @@ fn http2_requests(output: &str) -> Result<f64> {
         .context("no req/s")
 }
 
-/// Connections per second, each with a line sent and come back, 16 at a time.
-pub(crate) fn flood(client: &Pod, server: &Pod, seconds: u32) -> Result<f64> {
+/// Connections per second, each with a line sent and come back, so many at a time.
+pub(crate) fn flood(client: &Pod, server: &Pod, seconds: u32, at_a_time: u32) -> Result<f64> {
     let address = format!("{}:{ECHO_PORT}", server.v4());
-    let time = seconds.to_string();
-    let options = ["--seconds", &time, "--concurrency", "16"];
+    let [time, at_a_time] = [seconds, at_a_time].map(|number| number.to_string());
+    let options = ["--seconds", &time, "--concurrency", &at_a_time];
     let limit = Duration::from_secs(u64::from(seconds) + 30);
     let flood = podtool::flood(client, &address, &options, limit)?;
     ensure!(

@@ -166,6 +166,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         once: false,
     },
     Scenario {
+        name: "first-line",
+        about: "podtool, a new connection for each line, one after the other",
+        measure: first_line,
+        cost: None,
+        once: false,
+    },
+    Scenario {
         name: "mixed",
         about: "wrk over 4 connections beside a stream of 4 Gb/s",
         measure: mixed,
@@ -260,8 +267,18 @@ fn http(
 }
 
 fn flood(side: &Side<'_>, seconds: u32) -> Result<Vec<Figure>> {
-    let rate = programs::flood(&side.client, &side.server, seconds)?;
+    let rate = programs::flood(&side.client, &side.server, seconds, 16)?;
     Ok(vec![Figure::more("connections with a line", "1/s", rate)])
+}
+
+/// How long it takes from the dial to the answer, while nothing else happens.
+fn first_line(side: &Side<'_>, seconds: u32) -> Result<Vec<Figure>> {
+    let rate = programs::flood(&side.client, &side.server, seconds, 1)?;
+    Ok(vec![Figure::less(
+        "from a dial to an answer",
+        "µs",
+        1e6 / rate,
+    )])
 }
 
 /// How requests fare beside a stream that would be happy to take all there is, were it let.
