@@ -25,6 +25,7 @@ mod observe;
 mod on_demand;
 mod peers;
 mod policy;
+mod ports;
 mod processes;
 mod revocation;
 mod same_node;

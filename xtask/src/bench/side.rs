@@ -155,6 +155,9 @@ impl<'m> Side<'m> {
 
     fn build(topology: &Topology, setup: &str, namespace: &str, far: &str) -> Result<Self> {
         let client = pod(topology, "a", namespace, "client")?;
+        // One client makes more connections here than its kernel has ports for in a minute, and the
+        // search for a free one would soon be all that is measured.
+        client.netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
         let server = pod(topology, far, namespace, "server")?;
         let servers = programs::start_servers(&server)?;
         Ok(Self {

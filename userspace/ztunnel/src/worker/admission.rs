@@ -116,7 +116,7 @@ impl Known {
             maps.set_client(socket, visitor.shown)
                 .map_err(io::Error::other)
         };
-        let dialled = flow.unless_cut(pod.dial(&shard.link, destination, show));
+        let dialled = flow.unless_cut(pod.dial_application(&shard.link, destination, show));
         let tcp = dialled
             .await?
             .map_err(|error| Refusal::Connect(destination, error))?;

@@ -1,0 +1,71 @@
+//! The ports by which a ztunnel reaches a pod's application: each pod has only so many, and those of
+//! connections that have ended are kept by the kernel for a minute.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::ensure;
+use sluice_tests::eventually::PATIENCE;
+use sluice_tests::podtool::{self, Serve};
+use sluice_tests::scenario::scenario;
+
+/// The ports that are chosen from, in a network namespace.
+const PORTS: &str = "net/ipv4/ip_local_port_range";
+
+/// More connections in a few seconds than there are ports, each ended by its client first.
+#[test]
+fn connections_come_faster_than_ports_are_freed() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        s.mesh.apply_namespace("legacy", None)?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let stranger = s.pod("a", "legacy", "stranger")?;
+        let server = s.enrolled_pod("b", "shop", "server")?;
+        let log = podtool::serve(&server, "server", Serve::Echo, "[::]:80")?;
+        server.netns.sysctl(PORTS, "50000 50499")?;
+        for from in [&client, &stranger] {
+            for ip in [server.v4().into(), server.v6().into()] {
+                let to = SocketAddr::new(ip, 80);
+                let options = ["--rate", "250", "--concurrency", "8", "--seconds", "4"];
+                let flood = podtool::flood(from, &to.to_string(), &options, PATIENCE)?;
+                ensure!(flood.attempted > 600, "{to}: {flood:?}");
+                ensure!(flood.ok == flood.attempted, "{to}: {flood:?}");
+            }
+        }
+        // None of it shows.
+        let clients: [IpAddr; 4] = [
+            client.v4().into(),
+            client.v6().into(),
+            stranger.v4().into(),
+            stranger.v6().into(),
+        ];
+        let mut accepted = 0;
+        for line in log.log()?.lines() {
+            if let Some(rest) = line.strip_prefix("accepted from=") {
+                let ends: Vec<_> = rest.split([' ', '=']).collect();
+                for shown in [ends[0], ends[4]] {
+                    let shown: SocketAddr = shown.parse()?;
+                    ensure!(clients.contains(&shown.ip().to_canonical()), "{line}");
+                }
+                accepted += 1;
+            }
+        }
+        ensure!(accepted > 4 * 600, "{accepted} connections");
+        Ok(())
+    });
+}
+
+/// More connections at a time than there are ports.
+#[test]
+fn more_connections_are_held_than_there_are_ports() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let server = s.enrolled_pod("b", "shop", "server")?;
+        let _server = podtool::serve(&server, "server", Serve::Echo, "[::]:80")?;
+        server.netns.sysctl(PORTS, "50000 50099")?;
+        let _held = podtool::hold(&client, "held", &format!("{}:80", server.v4()), 300)?;
+        let established = server.netns.established(80)?;
+        ensure!(established >= 300, "{established} connections");
+        Ok(())
+    });
+}
