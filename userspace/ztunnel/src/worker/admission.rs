@@ -15,6 +15,7 @@ use sluice_model::{
 };
 
 use super::{
+    application,
     flows::{Claim, Cut, Flow},
     pods::Pod,
     report::Report,
@@ -116,7 +117,7 @@ impl Known {
             maps.set_client(socket, visitor.shown)
                 .map_err(io::Error::other)
         };
-        let dialled = flow.unless_cut(pod.dial_application(&shard.link, destination, show));
+        let dialled = flow.unless_cut(application::dial(pod, &shard.link, destination, show));
         let tcp = dialled
             .await?
             .map_err(|error| Refusal::Connect(destination, error))?;

@@ -174,6 +174,11 @@ impl Flows {
         }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.borrow().len()
+    }
+
     /// Cuts the connections for which `judge` has a reason.
     pub(super) fn review(&self, judge: impl Fn(&Claim) -> Option<Cut>) {
         let mut entries = self.entries.borrow_mut();

@@ -7,6 +7,7 @@
 mod address;
 mod admin;
 mod admission;
+mod application;
 mod carry;
 mod connections;
 mod control;

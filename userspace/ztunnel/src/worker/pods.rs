@@ -4,13 +4,12 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream as StdStream, UdpSocket as StdUdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream as StdStream, UdpSocket as StdUdpSocket},
     os::fd::OwnedFd,
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -21,16 +20,11 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-use super::{flows::Flows, review::Reviewed};
+use super::{application::Demand, flows::Flows, review::Reviewed};
 use crate::link::{AsyncLink, Family, PodInfo, ToBroker, Transport};
 
 /// How long a dial may take (wire contract §2).
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// For how long the kernel keeps the port of a connection that has ended.
-const TIME_WAIT: Duration = Duration::from_secs(60);
-/// How the loopback addresses begin that stand in for the pod's own: with what nobody uses.
-const LOOPBACK: [u8; 2] = [127, 83];
 
 /// A pod in the mesh.
 #[derive(Debug)]
@@ -44,8 +38,8 @@ pub(super) struct Pod {
     pub(super) reviewed: Reviewed,
     /// By transport and family.
     sockets: [[Sockets; 2]; 2],
-    /// Until when its ports towards its own applications are taken to be used up.
-    crowded_until: Cell<Option<Instant>>,
+    /// How much its applications are dialled.
+    pub(super) demand: Demand,
     /// How many DNS queries of the pod are with their servers.
     pub(super) queries: Cell<usize>,
     /// True once the pod has left the mesh.
@@ -68,7 +62,7 @@ impl Pod {
             flows: Rc::default(),
             reviewed: Reviewed::default(),
             sockets: Default::default(),
-            crowded_until: Cell::default(),
+            demand: Demand::default(),
             queries: Cell::new(0),
             gone: watch::Sender::new(false),
         })
@@ -130,55 +124,6 @@ impl Pod {
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
-
-    /// As [`Self::dial`], to an application of the pod, as often as clients come.
-    ///
-    /// From the pod's own address there are some 28,000 ports to each of the application's, and those
-    /// of connections that have ended are kept for a minute. Clients have many addresses, the pod has
-    /// one: when that runs out of ports, loopback's addresses are used beside it, whose ports the kernel
-    /// also gives back sooner. Applications see neither, but the client.
-    pub(super) async fn dial_application(
-        &self,
-        link: &AsyncLink,
-        destination: SocketAddr,
-        prepare: impl Fn(&StdStream) -> io::Result<()>,
-    ) -> io::Result<StdStream> {
-        let crowded = self
-            .crowded_until
-            .get()
-            .is_some_and(|at| at > Instant::now());
-        if !crowded {
-            match self.dial(link, destination, &prepare).await {
-                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-                result => return result,
-            }
-            tracing::info!(
-                pod = %self.uid, %destination,
-                "no port is left towards the application: loopback addresses are used as well"
-            );
-            self.crowded_until.set(Some(Instant::now() + TIME_WAIT));
-        }
-        let prepare = |socket: &StdStream| {
-            from_loopback(socket, Family::of(destination.ip()))?;
-            prepare(socket)
-        };
-        self.dial(link, destination, prepare).await
-    }
-}
-
-/// Has a connection come from a loopback address of its own, or, with IPv6, from the only one.
-fn from_loopback(socket: &StdStream, family: Family) -> io::Result<()> {
-    let source: IpAddr = match family {
-        Family::V4 => {
-            let [a, b] = LOOPBACK;
-            [a, b, rand::random(), rand::random()].into()
-        }
-        Family::V6 => Ipv6Addr::LOCALHOST.into(),
-    };
-    // The port is chosen when it is known where to: any will do that is not used for the same.
-    setsockopt(socket, IpBindAddressNoPort, &true)?;
-    rustix::net::bind(socket, &SocketAddr::new(source, 0))?;
-    Ok(())
 }
 
 /// Connects a non-blocking socket. Whoever is on this machine has answered when `connect` returns,
