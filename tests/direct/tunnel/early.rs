@@ -91,6 +91,12 @@ fn data(stream: u32, bytes: &[u8]) -> Frame {
     Frame::new(kind::DATA, 0, stream, bytes)
 }
 
+fn refusal(stream: u32) -> Frame {
+    let mut refusal = Frame::headers(stream, &[(":status", "503")]);
+    refusal.flags |= flag::END_STREAM;
+    refusal
+}
+
 async fn expect_request(peer: &mut Peer, stream: u32) {
     let head = next(peer).await;
     assert_eq!((head.kind, head.stream), (kind::HEADERS, stream));
@@ -165,9 +171,7 @@ fn what_was_refused_is_not_lost() {
             let opening = stage.opening(&captured);
             expect_request(&mut stage.peer, stream).await;
             assert_eq!(next(&mut stage.peer).await, data(stream, b"hello"));
-            let mut refusal = Frame::headers(stream, &[(":status", "503")]);
-            refusal.flags |= flag::END_STREAM;
-            stage.peer.send(&refusal).await;
+            stage.peer.send(&refusal(stream)).await;
             let error = ended(opening).await.unwrap_err();
             assert!(matches!(error, OpenError::Refused(_)), "{error}");
             let reset = next(&mut stage.peer).await;
@@ -176,6 +180,32 @@ fn what_was_refused_is_not_lost() {
         let mut heard = [0; 5];
         captured.read_exact(&mut heard).unwrap();
         assert_eq!(&heard, b"hello");
+    });
+}
+
+/// A peer may return credit for it piece by piece, as often as it is said: no flood of empty frames.
+#[test]
+fn credit_for_what_is_said_early_is_expected() {
+    const PIECES: u32 = 5;
+    on_worker(async {
+        let mut stage = Stage::new().await;
+        let (_app, captured) = stage.saying(&[7; 4096]).await;
+        for stream in (3..).step_by(2).take(3000) {
+            let opening = stage.opening(&captured);
+            expect_request(&mut stage.peer, stream).await;
+            assert_eq!(next(&mut stage.peer).await.payload.len(), 4096);
+            let mut said = Vec::new();
+            for _ in 0..PIECES {
+                said.extend(Frame::credit(0, 4096 / PIECES).encode());
+                said.extend(Frame::credit(stream, 4096 / PIECES).encode());
+            }
+            said.extend(refusal(stream).encode());
+            stage.peer.say(&said).await;
+            let error = ended(opening).await.unwrap_err();
+            assert!(matches!(error, OpenError::Refused(_)), "{stream}: {error}");
+            assert_eq!(next(&mut stage.peer).await.kind, kind::RST_STREAM);
+        }
+        assert_eq!(stage.source.dialled(), 1);
     });
 }
 

@@ -163,11 +163,21 @@ impl Tunnel {
             .out
             .look_at(application, number, credit as usize, &mut rest.spare);
         // One of which nothing can be read is dealt with once the request is answered.
-        let seen = seen.unwrap_or(0);
+        let Ok(seen @ 1..) = seen else {
+            return;
+        };
         stream.early = seen as u32;
         stream.credit -= seen as i64;
-        self.credit -= seen as i64;
-        self.carried += seen as u64;
+        self.note_said(seen, rest);
+    }
+
+    /// Takes into account that so many bytes of a stream were said.
+    fn note_said(&mut self, bytes: usize, rest: &mut Rest) {
+        self.credit -= bytes as i64;
+        self.carried += bytes as u64;
+        // Credit for these may come piece by piece.
+        self.expect_idle_frames(2 + (bytes / limits::CREDIT_FOR) as i64 * 2);
+        self.mark_dirty(rest);
     }
 
     /// Answers a request.
@@ -281,13 +291,9 @@ impl Tunnel {
                     app.bulk = read == offered;
                     app.readable = app.bulk || app.hung_up;
                     stream.credit -= read as i64;
-                    self.credit -= read as i64;
                     left -= read as i64;
-                    self.carried += read as u64;
                     stream.read(read);
-                    // Credit for these may come piece by piece.
-                    self.expect_idle_frames(2 + (read / limits::CREDIT_FOR) as i64 * 2);
-                    self.mark_dirty(rest);
+                    self.note_said(read, rest);
                     let Some(again) = rest.streams.get_mut(id) else {
                         return;
                     };
