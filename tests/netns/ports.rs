@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::ensure;
 use sluice_tests::eventually::PATIENCE;
-use sluice_tests::podtool::{self, Serve};
+use sluice_tests::outcome::{Outcome, attempt};
+use sluice_tests::podtool::{self, Connection, Serve};
 use sluice_tests::scenario::scenario;
 
 /// The ports that are chosen from, in a network namespace.
@@ -65,6 +66,32 @@ fn more_connections_are_held_than_there_are_ports() {
         let _held = podtool::hold(&client, "held", &format!("{}:80", server.v4()), 300)?;
         let established = server.netns.established(80)?;
         ensure!(established >= 300, "{established} connections");
+        Ok(())
+    });
+}
+
+/// A port by which the ztunnel dialled in vain says nothing of who has it next.
+#[test]
+fn who_dials_from_a_port_after_the_ztunnel_is_not_taken_for_its_client() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let server = s.enrolled_pod("b", "shop", "server")?;
+        let _server = podtool::serve(&server, "server", Serve::Greet, "[::]:80")?;
+        server.netns.sysctl(PORTS, "50000 50003")?;
+        // Nobody listens there.
+        for _ in 0..8 {
+            let outcome = attempt(&client, SocketAddr::new(server.v4().into(), 81))?;
+            ensure!(outcome == Outcome::Reset, "{outcome:?}");
+        }
+        for port in 50000..=50003 {
+            let own = SocketAddr::new(server.v4().into(), port).to_string();
+            let to = format!("{}:80", server.v4());
+            let connection = Connection::open_with(&server, &to, &["--bind", &own])?;
+            let greeting = connection.line()?;
+            let shown = format!(" peer=[::ffff:{}]:{port} ", server.v4());
+            ensure!(greeting.contains(&shown), "{own} is shown as {greeting}");
+        }
         Ok(())
     });
 }

@@ -215,6 +215,10 @@ fn changed(context: &SockOpsContext) {
     }
     if before != BPF_TCP_SYN_SENT {
         account(context);
+    } else if storage_get(&CLIENT, socket(context.ops)).is_some() {
+        // Nobody has accepted it. Whoever dials from there next is somebody else.
+        let (local, _) = ctx::ends(context.ops);
+        let _ = CLIENT_PENDING.remove(&tuple(context, &local));
     }
     let Some(orig) = dialled(context) else {
         // A socket whose ends are told of for another reason may have been used again.
