@@ -439,8 +439,7 @@ impl Begun {
         let server = Acceptor::start().await;
         let authority = server.addr.to_string();
         let stream = world.source.open(&authority).await.unwrap().stream;
-        let (app, captured) = sockets().await;
-        let captured = captured.into_std().unwrap();
+        let (app, captured) = world.source.application().await;
         Self {
             world,
             server,

@@ -213,12 +213,10 @@ fn changed(context: &SockOpsContext) {
     if now != BPF_TCP_CLOSE {
         return;
     }
-    if before != BPF_TCP_SYN_SENT {
+    if before == BPF_TCP_SYN_SENT {
+        withdraw(context);
+    } else {
         account(context);
-    } else if storage_get(&CLIENT, socket(context.ops)).is_some() {
-        // Nobody has accepted it. Whoever dials from there next is somebody else.
-        let (local, _) = ctx::ends(context.ops);
-        let _ = CLIENT_PENDING.remove(&tuple(context, &local));
     }
     let Some(orig) = dialled(context) else {
         // A socket whose ends are told of for another reason may have been used again.
@@ -230,11 +228,19 @@ fn changed(context: &SockOpsContext) {
     if orig.end == OUTSIDE {
         return report(context, Kind::OutsideClose, before, orig.dst);
     }
-    if before == BPF_TCP_SYN_SENT {
-        let (local, remote) = ctx::ends(context.ops);
-        neighbour::forget(&local, &remote);
-    }
     report(context, Kind::DirectClose, before, orig.dst);
+}
+
+/// Takes back what [`connecting`] has announced: nobody accepted it, and whoever dials from there
+/// next is somebody else.
+#[inline(always)]
+fn withdraw(context: &SockOpsContext) {
+    let (local, remote) = ctx::ends(context.ops);
+    if dialled(context).is_some_and(|orig| orig.end == DIRECT) {
+        neighbour::forget(&local, &remote);
+    } else if storage_get(&CLIENT, socket(context.ops)).is_some() {
+        let _ = CLIENT_PENDING.remove(&tuple(context, &local));
+    }
 }
 
 /// Counts a connection that has ended.

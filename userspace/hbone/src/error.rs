@@ -45,9 +45,7 @@ impl TunnelError {
     pub(crate) fn tls(error: rustls::Error) -> Self {
         Self::Tls(Rc::new(tls::invalid(error)))
     }
-}
 
-impl TunnelError {
     /// Whether the peer says that it has done nothing for a stream (RFC 9113 §8.7).
     fn is_refusal(&self) -> bool {
         matches!(

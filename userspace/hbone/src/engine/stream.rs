@@ -235,8 +235,7 @@ impl Stream {
             let (front, back) = pending.as_slices();
             let offered = pending.len();
             let slices = [IoSlice::new(front), IoSlice::new(back)];
-            let count = if back.is_empty() { 1 } else { 2 };
-            let written = app.write(&slices[..count], ends, &self.meter.sent)?;
+            let written = app.write(&slices, ends, &self.meter.sent)?;
             pending.drain(..written);
             taken += written;
             app.writable = written == offered;

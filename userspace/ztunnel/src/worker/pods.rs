@@ -224,13 +224,13 @@ impl Sockets {
 
     /// How many more to order, when fewer than half a batch are left.
     fn due(&self, now: Instant) -> Option<u8> {
-        let mut batch = self.batch.get();
+        let batch = self.batch.get();
         let stock = self.ready.borrow().len() + self.ordered.get();
         if stock > usize::from(batch / 2) {
             return None;
         }
         let lasted = self.ordered_at.replace(Some(now)).map(|at| now - at);
-        batch = match lasted {
+        let batch = match lasted {
             Some(lasted) if lasted < Self::BUSY => batch.saturating_mul(2).min(Self::MAX_BATCH),
             Some(lasted) if lasted > Self::QUIET => (batch / 2).max(Self::FIRST_BATCH),
             _ => batch,
