@@ -233,6 +233,8 @@ fn it_says_how_it_is_called_without_a_demo() -> Result<()> {
     for asked in ["--help", "-h"] {
         let (status, said) = trace_among("true", &[asked])?;
         ensure!(status == Some(0) && said.contains("--demo <DIR>"), "{said}");
+        let (status, said) = trace_among("true", &["flows", asked])?;
+        ensure!(status == Some(0) && said.contains("--verdict"), "{said}");
     }
     Ok(())
 }

@@ -4,6 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::ensure;
+use serde_json::Value;
+use sluice_tests::eventually;
 use sluice_tests::eventually::PATIENCE;
 use sluice_tests::outcome::{Outcome, attempt};
 use sluice_tests::podtool::{self, Connection, Serve};
@@ -92,6 +94,38 @@ fn who_dials_from_a_port_after_the_ztunnel_is_not_taken_for_its_client() {
             let shown = format!(" peer=[::ffff:{}]:{port} ", server.v4());
             ensure!(greeting.contains(&shown), "{own} is shown as {greeting}");
         }
+        Ok(())
+    });
+}
+
+/// Whoever dials from there next may not be taken for what was captured.
+#[test]
+fn a_captured_connection_that_nobody_accepts_leaves_nothing_in_the_kernel() {
+    scenario(|s| {
+        s.mesh.apply_namespace("shop", Some("ambient"))?;
+        let client = s.enrolled_pod("a", "shop", "client")?;
+        let server = s.enrolled_pod("b", "shop", "server")?;
+        // The broker's programs go on capturing, and nobody listens any more.
+        s.mesh.ztunnel("a").kill_broker()?;
+        let to = format!("{}:80", server.v4());
+        eventually(|| {
+            let refused = Connection::open(&client, &to);
+            let told = refused.as_ref().map_err(ToString::to_string);
+            ensure!(
+                told.is_err_and(|why| why.contains("refused")),
+                "{refused:?}"
+            );
+            Ok(())
+        })?;
+        let pending = s
+            .mesh
+            .ztunnel("a")
+            .trace("maps", &["ORIG_PENDING", "-o", "json"])?;
+        let pending: Value = serde_json::from_str(&pending.success()?)?;
+        ensure!(
+            pending[0]["entries"].as_array().is_some_and(Vec::is_empty),
+            "{pending:#}"
+        );
         Ok(())
     });
 }

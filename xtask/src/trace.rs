@@ -13,10 +13,12 @@ use serde_json::Value;
 use sluice_tests::kept::{self, KeptNode};
 use sluice_tests::run::REGISTRY;
 
+use crate::cargo::{self, Profile};
+
 /// Traces all nodes of a running `cargo xtask demo --keep` at once.
 ///
 /// Takes what `sluicectl trace` takes: `flows`, `kernel`, `maps`, `sockets`, `verify`, each with its options
-/// (`cargo xtask trace flows --help`, while a demo runs). Lines begin with the node's name; of `--json`, it is the
+/// (`cargo xtask trace flows --help`). Lines begin with the node's name; of `--json`, it is the
 /// field `node`; and `-o json` is one object, with what each node says by its name. The exit status is the highest of the nodes', and 2 where one cannot be asked.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
@@ -41,15 +43,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         own.disable_help_flag(true).print_long_help()?;
         return Ok(ExitCode::SUCCESS);
     }
+    if given(arguments, "--help") || given(arguments, "-h") {
+        return help(&arguments.verb);
+    }
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the nodes' network namespaces need root: sudo -E cargo xtask trace"
     );
-    let mut nodes = kept_nodes(arguments.demo.as_deref())?;
-    if given(arguments, "--help") || given(arguments, "-h") {
-        // All say the same.
-        nodes.truncate(1);
-    }
+    let nodes = kept_nodes(arguments.demo.as_deref())?;
     if is_document(arguments) {
         return document(&nodes, arguments);
     }
@@ -64,6 +65,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         threads.into_iter().map(join).collect()
     });
     Ok(codes.into_iter().max().unwrap_or_default().into())
+}
+
+/// Has the newest `sluicectl` of this checkout say what options a verb takes. For that, nothing has to run.
+fn help(verb: &str) -> Result<ExitCode> {
+    let target = cargo::target_directory()?;
+    let built = [Profile::Dev, Profile::Release];
+    let built = built.map(|profile| target.join(profile.directory()).join("sluicectl"));
+    let since = |program: &PathBuf| fs::metadata(program).and_then(|file| file.modified()).ok();
+    let newest = built.into_iter().filter(|program| since(program).is_some());
+    let newest = newest.max_by_key(since);
+    let program = newest.context("sluicectl, which says it, is not built: cargo xtask build")?;
+    let mut command = Command::new(&program);
+    let status = command.args(["trace", verb, "--help"]).status();
+    let status = status.with_context(|| format!("starting {}", program.display()))?;
+    Ok(code(status)?.into())
 }
 
 /// Whether each node answers with one JSON value, and not with lines.

@@ -235,11 +235,16 @@ fn changed(context: &SockOpsContext) {
 /// next is somebody else.
 #[inline(always)]
 fn withdraw(context: &SockOpsContext) {
+    let sk = socket(context.ops);
     let (local, remote) = ctx::ends(context.ops);
-    if dialled(context).is_some_and(|orig| orig.end == DIRECT) {
-        neighbour::forget(&local, &remote);
-    } else if storage_get(&CLIENT, socket(context.ops)).is_some() {
-        let _ = CLIENT_PENDING.remove(&tuple(context, &local));
+    match storage_get(&ORIG_DST, sk).map(|orig| orig.end) {
+        Some(DIRECT) => neighbour::forget(&local, &remote),
+        Some(CAPTURED) => _ = ORIG_PENDING.remove(&tuple(context, &local)),
+        Some(_) => {}
+        None if storage_get(&CLIENT, sk).is_some() => {
+            let _ = CLIENT_PENDING.remove(&tuple(context, &local));
+        }
+        None => {}
     }
 }
 

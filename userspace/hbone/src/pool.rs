@@ -251,9 +251,22 @@ impl Slot {
     where
         F: Future<Output = Result<Dialled, OpenError>>,
     {
-        if let Some(tunnel) = self.usable() {
-            return Ok((tunnel, true));
+        match self.usable() {
+            Some(tunnel) => Ok((tunnel, true)),
+            // Seldom needed, and too large for each connection to hold room for it.
+            None => Box::pin(self.make(pool, dial)).await,
         }
+    }
+
+    /// Makes a tunnel, unless somebody else has meanwhile.
+    async fn make<F>(
+        &self,
+        pool: &Pool,
+        dial: &mut impl FnMut() -> F,
+    ) -> Result<(Rc<Tunnel>, bool), OpenError>
+    where
+        F: Future<Output = Result<Dialled, OpenError>>,
+    {
         let failed = self.failed.borrow().times;
         let _alone = self.dialling.lock().await;
         // Those who waited for a dial share what came of it, and do not repeat it one by one.

@@ -2,7 +2,7 @@
 //!
 //! Baggage and `forwarded` are claims, for telemetry. Identity always comes from TLS.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header::HeaderName, uri::Authority};
 use sluice_model::{Workload, workload::OwnerKind};
@@ -142,11 +142,10 @@ impl Baggage {
             ("cloud.region", &workload.locality.region),
             ("cloud.availability_zone", &workload.locality.zone),
         ];
-        let mut text = String::new();
+        let mut text = String::with_capacity(256);
         for (key, value) in fields.into_iter().filter(|(_, value)| !value.is_empty()) {
             let comma = if text.is_empty() { "" } else { "," };
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{comma}{key}={value}");
+            text.extend([comma, key, "=", value]);
         }
         Self(text)
     }

@@ -119,7 +119,8 @@ impl FromStr for SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}", self.principal())
+        f.write_str("spiffe://")?;
+        self.principal().fmt(f)
     }
 }
 
@@ -134,7 +135,11 @@ impl fmt::Display for Principal<'_> {
             namespace,
             service_account,
         } = &*self.0.0;
-        write!(f, "{trust_domain}/ns/{namespace}/sa/{service_account}")
+        // Piece by piece, which costs a fraction of a format: each line of the access log has two.
+        for piece in [&*trust_domain.0, "/ns/", namespace, "/sa/", service_account] {
+            f.write_str(piece)?;
+        }
+        Ok(())
     }
 }
 

@@ -183,6 +183,13 @@ impl Workload {
         )
     }
 
+    /// Whether an identity is one of [`Self::identities`].
+    pub fn is(&self, identity: &SpiffeId) -> bool {
+        self.trusts(identity.trust_domain())
+            && *identity.namespace() == self.namespace
+            && *identity.service_account() == self.service_account
+    }
+
     /// Its identity in each of the trust domains that are one with its own.
     ///
     /// # Errors

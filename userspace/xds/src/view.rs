@@ -89,7 +89,8 @@ impl View {
                 }
             }
         };
-        match tokio::time::timeout(patience, answered).await {
+        // Boxed: most who ask have nobody to wait for, or know already.
+        match Box::pin(tokio::time::timeout(patience, answered)).await {
             Ok(answered) => answered?,
             Err(_) if stale => demand.believe(key),
             Err(_) => return Err(Unanswered::Silent(key.to_string(), patience)),

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::quality::RandomState;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet},
@@ -30,7 +31,7 @@ pub struct TcpMetrics(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     /// Written when labels are seen for the first time; read once per connection.
-    series: RwLock<HashMap<Arc<TcpLabels>, Arc<Series>>>,
+    series: RwLock<HashMap<Arc<TcpLabels>, Arc<Series>, RandomState>>,
     begun: Instant,
     gauges: [Gauges; 2],
 }

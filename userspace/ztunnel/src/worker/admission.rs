@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpStream as StdStream},
+    pin::pin,
     rc::Rc,
     sync::Arc,
 };
@@ -117,8 +118,9 @@ impl Known {
             maps.set_client(socket, visitor.shown)
                 .map_err(io::Error::other)
         };
-        let dialled = flow.unless_cut(application::dial(pod, &shard.link, destination, show));
-        let tcp = dialled
+        let dialled = pin!(application::dial(pod, &shard.link, destination, show));
+        let tcp = flow
+            .unless_cut(dialled)
             .await?
             .map_err(|error| Refusal::Connect(destination, error))?;
         Ok((tcp, flow))

@@ -3,7 +3,7 @@
 //! What it took to get there is not kept meanwhile. What a tunnel carries is not even a task: most
 //! connections idle, and there are many of them.
 
-use std::{net::TcpStream as StdStream, rc::Rc};
+use std::{net::TcpStream as StdStream, pin::pin, rc::Rc};
 
 use sluice_hbone::{Carried, CarryError, Meter, Stream};
 use tokio::net::TcpStream;
@@ -47,7 +47,7 @@ pub(super) async fn join(application: StdStream, peer: StdStream, flow: Flow, re
     let live = Rc::new(Live::new(report));
     let flow = flow.joined(live.clone());
     let carried = both_ways(application, peer, live.meter());
-    let carried = flow.unless_cut(carried).await;
+    let carried = flow.unless_cut(pin!(carried)).await;
     live.finish(failure(carried));
 }
 

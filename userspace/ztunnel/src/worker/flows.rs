@@ -7,6 +7,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -270,8 +271,12 @@ impl Flow {
     }
 
     /// Does something for the connection, unless it is cut before that is done. A cut is what is
-    /// reported, also when its tunnel ends with it.
-    pub(super) async fn unless_cut<T>(&self, work: impl Future<Output = T>) -> Result<T, Box<Cut>> {
+    /// reported, also when its tunnel ends with it. The work stays where it is, so that there is room
+    /// for it once in whatever waits here.
+    pub(super) async fn unless_cut<T>(
+        &self,
+        work: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, Box<Cut>> {
         tokio::select! {
             biased;
             reason = poll_fn(|cx| self.poll_cut(cx)) => Err(reason),

@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream as StdStream},
+    pin::pin,
     rc::Rc,
     sync::Arc,
 };
@@ -128,9 +129,9 @@ async fn tunnel(
     let _open = shard.shared.metrics.tunnels().open(Direction::Inbound);
     let flow = pod.flows.note(Claim::Served(session.peer().clone()));
     // A pod that leaves the mesh takes no new streams; those it has are finished.
-    let served = session.serve(pod.left(), |incoming| {
+    let served = pin!(session.serve(pod.left(), |incoming| {
         stream(shard.clone(), pod.clone(), incoming, peer, local)
-    });
+    }));
     Ok(flow.unless_cut(served).await??)
 }
 

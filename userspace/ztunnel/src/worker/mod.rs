@@ -121,13 +121,14 @@ impl Shared {
                 self.mesh.changed(seen).await;
             }
         };
-        tokio::time::timeout(PATIENCE, found).await.ok()
+        Box::pin(tokio::time::timeout(PATIENCE, found)).await.ok()
     }
 
     /// Waits for the first whole snapshot; false when patience ends.
     async fn synced(&self) -> bool {
+        // Boxed: each connection asks, and hardly any has to wait.
         self.mesh.is_synced()
-            || tokio::time::timeout(PATIENCE, self.mesh.synced())
+            || Box::pin(tokio::time::timeout(PATIENCE, self.mesh.synced()))
                 .await
                 .is_ok()
     }

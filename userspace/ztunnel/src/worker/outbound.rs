@@ -4,6 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpStream as StdStream},
     os::fd::AsRawFd,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -170,7 +171,7 @@ async fn reach(
         let route = route::outbound(&shared.mesh.load(), client, orig, &attempts.tried, roll);
         let (failure, workload, service) = match route {
             Route::Refuse(refusal) => {
-                attempts.ran_out(refusal).await?;
+                Box::pin(attempts.ran_out(refusal)).await?;
                 continue;
             }
             Route::Plain {
@@ -179,15 +180,19 @@ async fn reach(
                 service,
             } => {
                 report.plain(to, workload.as_ref(), service.as_ref());
-                match plain(shard, pod, way(to)).await {
+                // Boxed, as what follows: connections through tunnels hold no room for these.
+                match Box::pin(plain(shard, pod, way(to))).await {
                     Ok(reached) => return Ok(reached),
                     Err(error) => (error, workload, service),
                 }
             }
-            Route::Named(host) => match named(shard, pod, way(orig.0), &host, roll, report).await {
-                Ok(reached) => return Ok(reached),
-                Err(error) => (error, Some(host.workload), host.service),
-            },
+            Route::Named(host) => {
+                let reached = named(shard, pod, way(orig.0), &host, roll, report);
+                match Box::pin(reached).await {
+                    Ok(reached) => return Ok(reached),
+                    Err(error) => (error, Some(host.workload), host.service),
+                }
+            }
             Route::Hbone(hop) => {
                 report.hop(&hop);
                 match open(shard, pod, application, origin, &source, &hop).await {
@@ -207,7 +212,7 @@ async fn reach(
             }
         };
         let service = service.is_some();
-        attempts.go_on(failure, workload, service).await?;
+        Box::pin(attempts.go_on(failure, workload, service)).await?;
     }
 }
 
@@ -215,8 +220,8 @@ async fn reach(
 async fn plain(shard: &Rc<Shard>, pod: &Rc<Pod>, way: Way) -> Result<Reached, Error> {
     let to = way.to();
     let flow = pod.flows.note(Claim::Plain(way));
-    let dialled = flow.unless_cut(pod.dial(&shard.link, to, |_| Ok(())));
-    match dialled.await? {
+    let dialled = pin!(pod.dial(&shard.link, to, |_| Ok(())));
+    match flow.unless_cut(dialled).await? {
         Ok(peer) => Ok(Reached::Plain(peer, flow)),
         Err(error) => Err(Error::Connect(to, error)),
     }
@@ -258,9 +263,7 @@ fn note(shard: &Shard, pod: &Pod, hop: &Hop, opened: &Opened, way: Way) -> Flow 
     let mesh = shard.shared.mesh.load();
     let uid = &hop.workload.uid;
     let destination = mesh.workload(uid).unwrap_or(&hop.workload);
-    let own = destination
-        .identities()
-        .is_ok_and(|ids| ids.contains(opened.peer.identity()));
+    let own = destination.is(opened.peer.identity());
     pod.flows.note(Claim::Tunnel {
         destination: own.then(|| uid.clone()),
         peer: opened.peer.clone(),

@@ -139,16 +139,18 @@ async fn connect(socket: StdStream, destination: SocketAddr) -> io::Result<StdSt
     let socket = match answer[0].revents() {
         PollFlags::OUT => return Ok(socket),
         answer if !answer.is_empty() => socket,
-        _ => {
-            let socket = TcpStream::from_std(socket)?;
-            socket.writable().await?;
-            socket.into_std()?
-        }
+        _ => Box::pin(until_writable(socket)).await?,
     };
     match socket.take_error()? {
         Some(error) => Err(error),
         None => Ok(socket),
     }
+}
+
+async fn until_writable(socket: StdStream) -> io::Result<StdStream> {
+    let socket = TcpStream::from_std(socket)?;
+    socket.writable().await?;
+    socket.into_std()
 }
 
 /// Unconnected sockets of one family in a pod's namespace, made by the broker.

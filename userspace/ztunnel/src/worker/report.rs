@@ -124,7 +124,11 @@ impl Report {
         report.destination.is_called(pod.info.name.clone());
         report.hbone = incoming.authority().map(Authority::from);
         report.traced(Place::of(shared, incoming.trace()));
-        report.source.claims(&incoming.baggage());
+        let mesh = shared.mesh.load();
+        match mesh.workload_at(&shared.network, peer.ip()) {
+            Some(workload) => report.source.describe(workload),
+            None => report.source.claims(&incoming.baggage()),
+        }
         if let Some(host) = incoming.forwarded().and_then(|forwarded| forwarded.host) {
             report.addressed(host.as_str().into());
         }
