@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cargo;
 
 /// What the machine is, as far as it can be learned; unknown parts are empty.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Machine {
     kernel: String,
     processor: String,
@@ -18,6 +18,46 @@ pub(crate) struct Machine {
     date: String,
     /// Name and version.
     programs: Vec<(&'static str, String)>,
+    /// What part of its processors' time other machines on the same hardware took meanwhile.
+    pub(crate) stolen: Option<f64>,
+}
+
+/// How the processors' time was spent since the machine was started, in ticks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticks {
+    all: u64,
+    stolen: u64,
+}
+
+impl Ticks {
+    pub(crate) fn now() -> Option<Self> {
+        Self::parse(&fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    /// The first line: `cpu`, then user, nice, system, idle, iowait, irq, softirq, steal (proc_stat(5)). The
+    /// guests' time that follows is a part of the user's.
+    fn parse(stat: &str) -> Option<Self> {
+        let words = stat
+            .lines()
+            .next()?
+            .strip_prefix("cpu ")?
+            .split_whitespace();
+        let ticks: Vec<u64> = words.take(8).map_while(|word| word.parse().ok()).collect();
+        let stolen = *ticks.get(7)?;
+        let all = ticks.iter().sum();
+        Some(Self { all, stolen })
+    }
+
+    /// The part that was stolen between two times.
+    #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+    pub(crate) fn stolen_until(self, later: Self) -> Option<f64> {
+        let passed = later
+            .all
+            .checked_sub(self.all)
+            .filter(|passed| *passed > 0)?;
+        let stolen = later.stolen.checked_sub(self.stolen)?;
+        Some(stolen as f64 / passed as f64)
+    }
 }
 
 impl Machine {
@@ -38,6 +78,7 @@ impl Machine {
                 ("h2load", first_line("h2load", &["--version"])),
                 ("nginx", first_line("nginx", &["-v"])),
             ],
+            stolen: None,
         }
     }
 
@@ -52,6 +93,7 @@ impl Machine {
             "processor": self.processor,
             "cores": self.cores,
             "memory": self.memory,
+            "stolen": self.stolen,
             "programs": programs.collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -62,14 +104,19 @@ impl Machine {
             .iter()
             .map(|(name, version)| format!("| {name} | {version} |\n"))
             .collect();
+        let stolen = self.stolen.map(|part| {
+            let percent = part * 100.0;
+            format!("| taken by others meanwhile | {percent:.0} % of the processors' time |\n")
+        });
         format!(
             "| | |\n|---|---|\n| date | {} |\n| kernel | Linux {} |\n| processor | {}, {} cores |\n\
-             | memory | {} |\n{}",
+             | memory | {} |\n{}{}",
             self.date,
             self.kernel,
             self.processor,
             self.cores,
             self.memory,
+            stolen.unwrap_or_default(),
             programs.concat()
         )
     }
@@ -115,5 +162,27 @@ mod tests {
         assert!(!machine.kernel.is_empty());
         assert_eq!(machine.json()["kernel"], machine.kernel.as_str());
         assert_eq!(field("a\t: b: c\nMemTotal:  7 kB\n", "MemTotal"), "7 kB");
+    }
+
+    #[test]
+    fn what_others_took_is_told() {
+        let stat = |busy, stolen| format!("cpu  {busy} 0 0 50 0 0 0 {stolen} 7 7\ncpu0 1 1 1\n");
+        let ticks = |busy, stolen| Ticks::parse(&stat(busy, stolen)).unwrap();
+        let stolen = ticks(100, 10).stolen_until(ticks(250, 60));
+        assert_eq!(stolen, Some(0.25));
+        let machine = Machine {
+            stolen,
+            ..Machine::default()
+        };
+        assert!(
+            machine
+                .markdown()
+                .contains("| taken by others meanwhile | 25 % of")
+        );
+        assert_eq!(machine.json()["stolen"], 0.25);
+        assert!(!Machine::default().markdown().contains("taken by others"));
+        assert_eq!(ticks(1, 1).stolen_until(ticks(1, 1)), None);
+        assert_eq!(Ticks::parse("cpu  1 2 3\n"), None);
+        assert!(Ticks::now().is_some());
     }
 }
