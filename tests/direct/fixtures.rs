@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::ServerConfig;
 use sluice_hbone::{
     Baggage, CarryError, ConnectRequest, Dialled, Engine, ForwardedFor, Incoming, Meter, OpenError,
     Opened, Pool, ServeError, Session, Stream, Traceparent, TunnelKey,
@@ -209,6 +210,15 @@ pub(crate) struct Source {
     /// Locked while an application connects, so that everybody gets their own connection.
     captured: Mutex<TcpListener>,
     captured_at: SocketAddr,
+}
+
+/// A source whose peer the test itself plays: where its tunnels are dialled to, and what proves the peer
+/// to be the one that is expected.
+pub(crate) async fn source_alone() -> (Rc<Source>, TcpListener, Arc<ServerConfig>) {
+    let root = Root::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+    (source, listener, root.svid(DB).server_config())
 }
 
 /// How a connection failed that was taken from an application.

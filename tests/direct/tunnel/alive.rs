@@ -4,13 +4,12 @@ use std::{io::ErrorKind, time::Duration};
 
 use tokio::{
     io::AsyncReadExt as _,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::{Instant, sleep, timeout},
 };
 
 use crate::{
-    authority::{DB, Root, WEB},
-    fixtures::{Acceptor, PATIENCE, Source, World, on_worker, request},
+    fixtures::{Acceptor, PATIENCE, World, on_worker, request, source_alone},
     peers::{Frame, Peer, flag, kind},
 };
 
@@ -43,10 +42,7 @@ fn a_client_that_no_longer_answers_is_given_up() {
 fn a_server_that_no_longer_answers_is_replaced() {
     on_worker(async {
         tokio::time::pause();
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
-        let tls = root.svid(DB).server_config();
+        let (source, listener, tls) = source_alone().await;
         let mut tunnels = Vec::new();
         for _ in 0..2 {
             let mut one = source.connect("127.0.0.1:1".parse().unwrap()).await;
@@ -77,10 +73,7 @@ fn a_server_that_no_longer_answers_is_replaced() {
 fn a_request_that_is_never_answered_is_given_up() {
     on_worker(async {
         tokio::time::pause();
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
-        let tls = root.svid(DB).server_config();
+        let (source, listener, tls) = source_alone().await;
         let begin = Instant::now();
         let wanted = request("127.0.0.1:1");
         let opening = source

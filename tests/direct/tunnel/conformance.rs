@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     authority::{DB, Root, WEB},
-    fixtures::{Acceptor, PATIENCE, Source, World, on_worker},
+    fixtures::{Acceptor, PATIENCE, Source, World, on_worker, source_alone},
     peers::{Frame, PREFACE, Peer, code, flag, hpack, kind},
 };
 
@@ -292,11 +292,9 @@ fn padded_data() {
 #[test]
 fn a_server_without_credit() {
     on_worker(async {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+        let (source, listener, tls) = source_alone().await;
         let _unread = source.connect("10.0.0.1:80".parse().unwrap()).await;
-        let mut peer = Peer::accept(&listener, root.svid(DB).server_config()).await;
+        let mut peer = Peer::accept(&listener, tls).await;
         peer.send(&Frame::accepting(1)).await;
         let data = Frame::new(kind::DATA, 0, 1, [0; 16 << 10]).encode();
         peer.shout(&data.repeat(200)).await;
@@ -310,14 +308,12 @@ fn a_server_without_credit() {
 #[test]
 fn a_refusal_with_a_page() {
     on_worker(async {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+        let (source, listener, tls) = source_alone().await;
         let opening = spawn_local({
             let source = source.clone();
             async move { source.open("10.0.0.1:80").await }
         });
-        let mut peer = Peer::accept(&listener, root.svid(DB).server_config()).await;
+        let mut peer = Peer::accept(&listener, tls).await;
         let status = hpack(&[(":status", "503"), ("content-length", "4")]);
         let answer = [
             Frame::new(kind::HEADERS, flag::END_HEADERS, 1, status),

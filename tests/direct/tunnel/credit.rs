@@ -3,14 +3,13 @@
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::timeout,
 };
 
 use super::resets::reset;
 use crate::{
-    authority::{DB, Root, WEB},
-    fixtures::{Acceptor, PATIENCE, Source, World, on_worker},
+    fixtures::{Acceptor, PATIENCE, World, on_worker, source_alone},
     peers::{Frame, PREFACE, Peer, code, flag, kind, setting},
 };
 
@@ -38,11 +37,8 @@ fn on_both_sides(bytes: usize, test: impl AsyncFn(&mut Peer, TcpStream)) {
         test(&mut peer, server.next().await).await;
     });
     on_worker(async {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+        let (source, listener, tls) = source_alone().await;
         let connection = source.connect("127.0.0.1:1".parse().unwrap()).await;
-        let tls = root.svid(DB).server_config();
         let mut peer = Peer::accept_saying(&listener, tls, &window(bytes)).await;
         peer.wait_for(|frame| frame.kind == kind::HEADERS).await;
         peer.send(&Frame::accepting(1)).await;

@@ -12,8 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    authority::{DB, Root, WEB},
-    fixtures::{Source, ended, eventually, on_worker, request},
+    fixtures::{Source, ended, eventually, on_worker, request, source_alone},
     peers::{Frame, Peer, code, flag, kind},
 };
 
@@ -28,10 +27,7 @@ struct Stage {
 
 impl Stage {
     async fn new() -> Self {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
-        let tls = root.svid(DB).server_config();
+        let (source, listener, tls) = source_alone().await;
         let opening = spawn_local({
             let source = source.clone();
             async move { source.open("10.0.0.1:80").await }

@@ -4,13 +4,13 @@
 use std::{cell::Cell, io, rc::Rc};
 
 use sluice_hbone::{Dialled, Idle, OpenError, TunnelKey};
-use tokio::{io::AsyncReadExt as _, net::TcpListener, sync::Notify, task::spawn_local};
+use tokio::{io::AsyncReadExt as _, sync::Notify, task::spawn_local};
 use tokio_rustls::TlsAcceptor;
 
 use super::pool::{all_opened, open_all, quiet};
 use crate::{
-    authority::{DB, Root, WEB},
-    fixtures::{Connection, Source, World, ended, eventually, on_worker, pair, request},
+    authority::WEB,
+    fixtures::{Connection, World, ended, eventually, on_worker, pair, request, source_alone},
     noise::Noise,
     peers::{Frame, Peer, code, kind},
 };
@@ -135,10 +135,7 @@ fn a_peer_that_is_refused_is_dialled_once_for_all() {
 fn a_server_that_says_nothing_fails_those_who_wait_in_bounded_time() {
     on_worker(async {
         for closes in [true, false] {
-            let root = Root::new();
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
-            let tls = root.svid(DB).server_config();
+            let (source, listener, tls) = source_alone().await;
             let accepting = spawn_local(async move {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let tls = TlsAcceptor::from(tls).accept(tcp).await.unwrap();
@@ -170,10 +167,7 @@ fn a_server_that_says_nothing_fails_those_who_wait_in_bounded_time() {
 #[test]
 fn a_request_that_a_leaving_server_did_not_see_goes_elsewhere() {
     on_worker(async {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
-        let tls = root.svid(DB).server_config();
+        let (source, listener, tls) = source_alone().await;
         let open = || {
             let source = source.clone();
             spawn_local(async move { source.open("10.0.0.1:80").await })

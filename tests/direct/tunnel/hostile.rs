@@ -9,21 +9,14 @@ use std::{
 };
 
 use sluice_hbone::Dialled;
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::spawn_local,
-    time::sleep,
-};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::watch, task::spawn_local, time::sleep};
 
 use super::{
     garbage::{still_works, survived},
     resets::until_reset,
 };
 use crate::{
-    authority::{DB, Root, WEB},
-    fixtures::{Acceptor, PATIENCE, Source, World, eventually, on_worker, request, sockets},
+    fixtures::{Acceptor, PATIENCE, World, eventually, on_worker, request, sockets, source_alone},
     peers::{Frame, Peer, code, flag, hpack, kind},
 };
 
@@ -156,11 +149,9 @@ fn a_peer_that_returns_credit_in_small_change() {
     const CHANGE: usize = 2 << 10;
     const ALL: usize = 16 << 20;
     on_worker(async {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+        let (source, listener, tls) = source_alone().await;
         let mut connection = source.connect("127.0.0.1:1".parse().unwrap()).await;
-        let mut peer = Peer::accept(&listener, root.svid(DB).server_config()).await;
+        let mut peer = Peer::accept(&listener, tls).await;
         peer.send(&Frame::accepting(1)).await;
         let sending = spawn_local(async move {
             let piece = vec![b'x'; 64 << 10];

@@ -6,7 +6,6 @@ use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex},
-    net::TcpListener,
     task::{JoinHandle, spawn_local},
     time::timeout,
 };
@@ -14,8 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::resets::until_reset;
 use crate::{
-    authority::{DB, Root, WEB},
-    fixtures::{PATIENCE, Source, World, application, ended, eventually, on_worker},
+    fixtures::{PATIENCE, Source, World, application, ended, eventually, on_worker, source_alone},
     noise::{Dice, MUCH, Noise},
     peers::Peer,
 };
@@ -59,10 +57,8 @@ fn sizes(dice: &mut Dice) -> Vec<u64> {
 /// A client of ours, and a server of the crate's that sends back what it gets, or, at port 1, breaks
 /// the stream.
 async fn client_and_other_server() -> Rc<Source> {
-    let root = Root::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
-    let tls = TlsAcceptor::from(root.svid(DB).server_config());
+    let (source, listener, tls) = source_alone().await;
+    let tls = TlsAcceptor::from(tls);
     spawn_local(async move {
         let (tcp, _) = listener.accept().await.unwrap();
         let mut server = h2::server::handshake(tls.accept(tcp).await.unwrap())

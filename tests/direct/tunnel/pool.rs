@@ -5,17 +5,17 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 use sluice_hbone::{Idle, OpenError, Opened, TunnelKey};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::watch,
     task::spawn_local,
 };
 
 use super::bytes;
 use crate::{
-    authority::{DB, Root, WEB},
+    authority::{DB, WEB},
     fixtures::{
         Destination, PATIENCE, Source, World, application, ended, eventually, on_worker, pair,
-        request, to_application,
+        request, source_alone, to_application,
     },
     noise::Noise,
     peers::{Frame, Peer, kind},
@@ -191,10 +191,7 @@ fn a_crowded_tunnel_gets_another_beside_it_that_goes_again() {
 #[test]
 fn a_servers_own_limit_holds() {
     on_worker(async {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
-        let tls = root.svid(DB).server_config();
+        let (source, listener, tls) = source_alone().await;
         // How many requests came in each tunnel.
         let requests = Rc::new(RefCell::new(Vec::new()));
         let (speak, spoken) = watch::channel(false);

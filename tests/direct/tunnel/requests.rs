@@ -8,12 +8,12 @@ use sluice_model::{
     Uid, Workload,
     workload::{Health, Locality, OwnerKind, Profile},
 };
-use tokio::{net::TcpListener, sync::mpsc, task::spawn_local, time::timeout};
+use tokio::{sync::mpsc, task::spawn_local, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    authority::{DB, Root, WEB, id},
-    fixtures::{PATIENCE, Source, World, on_worker, request},
+    authority::{WEB, id},
+    fixtures::{PATIENCE, World, on_worker, request, source_alone},
 };
 
 fn workload() -> Workload {
@@ -46,11 +46,8 @@ const BAGGAGE: &str = "k8s.cluster.name=west,k8s.namespace.name=shop,\
 #[test]
 fn a_request_is_a_bare_connect_with_three_headers() {
     on_worker(async {
-        let root = Root::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+        let (source, listener, tls) = source_alone().await;
         let (sender, mut seen) = mpsc::unbounded_channel();
-        let tls = root.svid(DB).server_config();
         spawn_local(async move {
             let (tcp, _) = listener.accept().await.unwrap();
             let tls = TlsAcceptor::from(tls).accept(tcp).await.unwrap();

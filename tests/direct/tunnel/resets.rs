@@ -8,7 +8,7 @@ use std::{
 use sluice_hbone::Baggage;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::Notify,
     task::spawn_local,
     time::timeout,
@@ -16,8 +16,7 @@ use tokio::{
 
 use super::bytes;
 use crate::{
-    authority::{DB, Root, WEB},
-    fixtures::{Connection, PATIENCE, Source, World, ended, eventually, on_worker, pair},
+    fixtures::{Connection, PATIENCE, World, ended, eventually, on_worker, pair, source_alone},
     noise::Noise,
     peers::{Frame, Peer, code, flag, kind},
 };
@@ -158,11 +157,9 @@ fn a_broken_tunnel_resets_its_connections() {
 
 /// A server that is played frame by frame, and an application whose connection it accepts.
 async fn played() -> (Peer, Connection) {
-    let root = Root::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let source = Source::new(root.svid(WEB), listener.local_addr().unwrap()).await;
+    let (source, listener, tls) = source_alone().await;
     let connection = source.connect("127.0.0.1:1".parse().unwrap()).await;
-    let mut peer = Peer::accept(&listener, root.svid(DB).server_config()).await;
+    let mut peer = Peer::accept(&listener, tls).await;
     peer.send(&Frame::accepting(1)).await;
     (peer, connection)
 }
