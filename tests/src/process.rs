@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::eventually::eventually;
+use crate::eventually::{Hopeless, eventually};
 use crate::run::Run;
 
 /// How often a process is asked whether it has ended.
@@ -80,15 +80,13 @@ impl Process {
         })
     }
 
-    /// Fails, with the end of its log, if the process has ended by itself.
+    /// Fails, with the end of its log, if the process has ended by itself. Who waits for something of it
+    /// waits no longer.
     pub fn check(&mut self) -> Result<()> {
         if self.group.has_ended()? {
             let status = self.group.end()?;
-            bail!(
-                "{} ended by itself: {status}\n{}",
-                self.name,
-                tail(&self.log, 20)
-            );
+            let (name, log) = (&self.name, tail(&self.log, 20));
+            return Err(Hopeless(format!("{name} ended by itself: {status}\n{log}")).into());
         }
         Ok(())
     }
