@@ -23,7 +23,7 @@ use sluice_tests::{Mesh, Run, Topology};
 use crate::setup::Group;
 use crate::{cargo, demo, supervise};
 use growth::Dimension;
-use machine::{Machine, Ticks};
+use machine::Machine;
 use peer::Peer;
 use report::{Comparison, Report};
 use scenario::Scenario;
@@ -167,7 +167,6 @@ fn bench(run: &Arc<Run>, arguments: &Arguments, scenarios: &[&Scenario]) -> Resu
         "Both nodes on one machine, all setups in turns: {rounds} rounds, {seconds} s per measurement."
     );
     let mut report = Report::new(Machine::describe(), how, comparisons(arguments));
-    let begun = Ticks::now();
     for round in 1..=rounds {
         for scenario in scenarios {
             if scenario.once && round > 1 {
@@ -190,9 +189,7 @@ fn bench(run: &Arc<Run>, arguments: &Arguments, scenarios: &[&Scenario]) -> Resu
             }
         }
     }
-    if let (Some(begun), Some(now)) = (begun, Ticks::now()) {
-        report.machine.stolen = begun.stolen_until(now);
-    }
+    report.machine.measured();
     Ok(report)
 }
 

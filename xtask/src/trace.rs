@@ -72,10 +72,8 @@ fn help(verb: &str) -> Result<ExitCode> {
     let target = cargo::target_directory()?;
     let built = [Profile::Dev, Profile::Release];
     let built = built.map(|profile| target.join(profile.directory()).join("sluicectl"));
-    let since = |program: &PathBuf| fs::metadata(program).and_then(|file| file.modified()).ok();
-    let newest = built.into_iter().filter(|program| since(program).is_some());
-    let newest = newest.max_by_key(since);
-    let program = newest.context("sluicectl, which says it, is not built: cargo xtask build")?;
+    let program =
+        newest(built).context("sluicectl, which says it, is not built: cargo xtask build")?;
     let mut command = Command::new(&program);
     let status = command.args(["trace", verb, "--help"]).status();
     let status = status.with_context(|| format!("starting {}", program.display()))?;
@@ -143,14 +141,15 @@ fn kept_nodes(demo: Option<&Path>) -> Result<Vec<KeptNode>> {
 
 fn newest_demo() -> Option<PathBuf> {
     let runs = fs::read_dir(REGISTRY).into_iter().flatten().flatten();
-    let kept_since = |directory: &PathBuf| {
-        let list = fs::metadata(directory.join(kept::FILE)).ok()?;
-        list.modified().ok()
-    };
-    let directories = runs.map(|run| run.path());
-    directories
-        .filter(|directory| kept_since(directory).is_some())
-        .max_by_key(kept_since)
+    let list = newest(runs.map(|run| run.path().join(kept::FILE)))?;
+    list.parent().map(Path::to_path_buf)
+}
+
+/// Of the files that exist, the one that was written last.
+fn newest(files: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+    let written = |file: &PathBuf| fs::metadata(file).and_then(|file| file.modified()).ok();
+    let files = files.into_iter().filter(|file| written(file).is_some());
+    files.max_by_key(written)
 }
 
 /// Traces a node until that ends.

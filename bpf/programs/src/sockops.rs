@@ -240,11 +240,10 @@ fn withdraw(context: &SockOpsContext) {
     match storage_get(&ORIG_DST, sk).map(|orig| orig.end) {
         Some(DIRECT) => neighbour::forget(&local, &remote),
         Some(CAPTURED) => _ = ORIG_PENDING.remove(&tuple(context, &local)),
-        Some(_) => {}
-        None if storage_get(&CLIENT, sk).is_some() => {
+        _ if storage_get(&CLIENT, sk).is_some() => {
             let _ = CLIENT_PENDING.remove(&tuple(context, &local));
         }
-        None => {}
+        _ => {}
     }
 }
 

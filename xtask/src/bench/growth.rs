@@ -97,6 +97,7 @@ pub(crate) fn measure(
         growth.dimensions.push((*dimension, measured));
         mesh.discard()?;
     }
+    growth.machine.measured();
     Ok(growth)
 }
 

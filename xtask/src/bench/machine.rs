@@ -19,18 +19,19 @@ pub(crate) struct Machine {
     /// Name and version.
     programs: Vec<(&'static str, String)>,
     /// What part of its processors' time other machines on the same hardware took meanwhile.
-    pub(crate) stolen: Option<f64>,
+    stolen: Option<f64>,
+    begun: Option<Ticks>,
 }
 
 /// How the processors' time was spent since the machine was started, in ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ticks {
+struct Ticks {
     all: u64,
     stolen: u64,
 }
 
 impl Ticks {
-    pub(crate) fn now() -> Option<Self> {
+    fn now() -> Option<Self> {
         Self::parse(&fs::read_to_string("/proc/stat").ok()?)
     }
 
@@ -50,7 +51,7 @@ impl Ticks {
 
     /// The part that was stolen between two times.
     #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
-    pub(crate) fn stolen_until(self, later: Self) -> Option<f64> {
+    fn stolen_until(self, later: Self) -> Option<f64> {
         let passed = later
             .all
             .checked_sub(self.all)
@@ -61,6 +62,7 @@ impl Ticks {
 }
 
 impl Machine {
+    /// Before the first measurement.
     pub(crate) fn describe() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Self {
@@ -79,7 +81,13 @@ impl Machine {
                 ("nginx", first_line("nginx", &["-v"])),
             ],
             stolen: None,
+            begun: Ticks::now(),
         }
+    }
+
+    /// After the last measurement: what others took until now.
+    pub(crate) fn measured(&mut self) {
+        self.stolen = (|| self.begun?.stolen_until(Ticks::now()?))();
     }
 
     pub(crate) fn json(&self) -> Value {

@@ -248,10 +248,7 @@ impl View<'_> {
             return Err(closed());
         }
         // As a tunnel would have proven it.
-        let proven = workload
-            .identities()
-            .is_ok_and(|expected| expected.contains(&server.identity));
-        if !proven {
+        if !workload.is(&server.identity) {
             return Err(Cut::PeerIdentity(server.identity.clone()));
         }
         let connection = Connection {

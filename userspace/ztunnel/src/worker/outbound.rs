@@ -166,6 +166,7 @@ async fn reach(
     };
     let way = |to| Way::new(origin.client, orig.0, to);
     let mut attempts = Attempts::begin();
+    // What is boxed is seldom waited for: connections through tunnels hold no room for it.
     loop {
         let roll = rand::random_range(0.0..1.0);
         let route = route::outbound(&shared.mesh.load(), client, orig, &attempts.tried, roll);
@@ -180,7 +181,6 @@ async fn reach(
                 service,
             } => {
                 report.plain(to, workload.as_ref(), service.as_ref());
-                // Boxed, as what follows: connections through tunnels hold no room for these.
                 match Box::pin(plain(shard, pod, way(to))).await {
                     Ok(reached) => return Ok(reached),
                     Err(error) => (error, workload, service),

@@ -97,10 +97,7 @@ fn review(pod: &Pod, mesh: &Mesh, network: &Name) {
         } => {
             let destination = mesh.workload(destination.as_ref()?)?;
             let identity = peer.identity();
-            let still = destination
-                .identities()
-                .is_ok_and(|ids| ids.contains(identity));
-            (!still).then(|| Cut::PeerIdentity(identity.clone()))
+            (!destination.is(identity)).then(|| Cut::PeerIdentity(identity.clone()))
         }
         Claim::Plain(way) => {
             let dialled = way.dialled();
