@@ -284,3 +284,47 @@ fn lines_come_as_json_and_none_is_lost_at_the_end() {
         Ok(())
     });
 }
+
+#[test]
+fn connections_that_end_with_the_ztunnel_are_told_of() {
+    scenario_with(&["a", "b"], Options::default(), |s| {
+        let stage = Stage::build(s)?;
+        let to = stage.to(GREET).to_string();
+        for stopped in [false, true] {
+            let mut held = Vec::new();
+            for client in [&stage.web, &stage.old] {
+                // After the first round the next worker may not serve yet.
+                let mut one = eventually(|| Connection::open(client, &to))?;
+                one.line()?;
+                one.exchange("hello")?;
+                held.push(one);
+            }
+            let told = |stage: &Stage<'_>| -> Result<usize> {
+                let log = stage.s.mesh.ztunnel("b").access_log()?;
+                let cut = [
+                    ("bytes_sent", "6"),
+                    ("error", "cut: this ztunnel has been stopped"),
+                ];
+                Ok(log.iter().filter(|line| line.has(&cut)).count())
+            };
+            let before = told(&stage)?;
+            if stopped {
+                stage.s.mesh.ztunnel_mut("b").stop(PATIENCE)?;
+            } else {
+                let worker = stage.s.mesh.ztunnel("b").quit_worker()?;
+                eventually(|| {
+                    ensure!(!worker.is_alive(), "the worker goes on");
+                    Ok(())
+                })?;
+            }
+            // Its process has ended, so there is nothing to wait for.
+            let told = told(&stage)? - before;
+            ensure!(told == 2, "{told} lines of 2 connections");
+            for one in held {
+                let event = one.event(PATIENCE)?;
+                ensure!(matches!(event, Some(Event::Broken(_))), "{event:?}");
+            }
+        }
+        Ok(())
+    });
+}

@@ -206,6 +206,14 @@ impl Ztunnel {
         Ok(worker)
     }
 
+    /// Has the worker end by itself, as an operator would; returns which it was.
+    pub fn quit_worker(&self) -> Result<ProcessId> {
+        let worker = self.worker()?;
+        let answer = http::request(&self.node.netns, "POST", local(15000), "/quitquitquit")?;
+        ensure!(answer.status == 200, "{}", answer.body);
+        Ok(worker)
+    }
+
     /// Waits until another worker than this one is running.
     pub fn wait_for_successor(&mut self, of: ProcessId) -> Result<ProcessId> {
         eventually(|| {

@@ -3,7 +3,6 @@
 use anyhow::ensure;
 use sluice_tests::eventually;
 use sluice_tests::eventually::PATIENCE;
-use sluice_tests::http;
 use sluice_tests::podtool::{Connection, Event};
 use sluice_tests::scenario::scenario_with;
 
@@ -37,10 +36,7 @@ fn tunnels_are_counted_at_both_ends_when_they_end() {
         }
 
         // It is one that goes on without streams, until its worker ends.
-        let ztunnel = stage.s.mesh.ztunnel("a");
-        let (netns, admin) = (&ztunnel.node().netns, ([127, 0, 0, 1], 15000).into());
-        let answer = http::request(netns, "POST", admin, "/quitquitquit")?;
-        ensure!(answer.status == 200, "{}", answer.body);
+        stage.s.mesh.ztunnel("a").quit_worker()?;
         let least = (LINES * LINE) as f64;
         for node in ["a", "b"] {
             // The next worker of `a` has what was counted before it.

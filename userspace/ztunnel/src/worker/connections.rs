@@ -13,7 +13,10 @@ use serde::Serialize;
 use sluice_hbone::Meter;
 use sluice_model::Uid;
 use sluice_telemetry::access::Direction;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::{
     flows::{Claim, Way},
@@ -67,6 +70,8 @@ pub(super) enum Question {
     Connections(oneshot::Sender<ByPod>),
     /// To count the bytes of connections under way.
     Count(oneshot::Sender<()>),
+    /// To cut all connections, and to say when each of them has been reported.
+    CutAll(oneshot::Sender<()>),
 }
 
 pub(super) type Questions = mpsc::Receiver<Question>;
@@ -110,14 +115,29 @@ impl Threads {
     /// Has the bytes of connections under way counted, up to now. Otherwise they would be at the end:
     /// nobody counts them meanwhile, as long as nobody wants to know.
     pub(super) async fn count(&self) {
-        let counted = self.threads.iter().cloned().map(|thread| {
-            tokio::spawn(async move { ask(&thread, Question::Count).await.is_some() })
-        });
-        for counted in counted.collect::<Vec<_>>() {
-            if !counted.await.unwrap_or(false) {
-                tracing::warn!("a thread is too busy to count the bytes of connections under way");
-            }
+        if !self.ask_all(Question::Count, PATIENCE).await {
+            tracing::warn!("a thread is too busy to count the bytes of connections under way");
         }
+    }
+
+    /// Cuts all connections, so that what became of them is told before the worker ends. A thread that
+    /// has ended before has told of its own.
+    pub(super) async fn cut_all(&self, patience: Duration) {
+        self.ask_all(Question::CutAll, patience).await;
+    }
+
+    /// Asks all threads at once; true when each has answered in time.
+    async fn ask_all(
+        &self,
+        question: fn(oneshot::Sender<()>) -> Question,
+        patience: Duration,
+    ) -> bool {
+        let threads = self.threads.iter().cloned();
+        let asked: JoinSet<_> = threads
+            .map(|thread| async move { ask(&thread, question).await })
+            .collect();
+        let answers = tokio::time::timeout(patience, asked.join_all()).await;
+        answers.is_ok_and(|answers| answers.iter().all(Option::is_some))
     }
 }
 
@@ -144,6 +164,10 @@ pub(super) async fn answer(shard: Rc<Shard>, mut questions: Questions) {
                 for pod in shard.serving() {
                     pod.flows.count_joined();
                 }
+                let _ = asks.send(());
+            }
+            Question::CutAll(asks) => {
+                shard.cut_all().await;
                 let _ = asks.send(());
             }
         }

@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::{
     Shared,
     admin::Operators,
-    connections::{self, Questions},
+    connections::{self, Questions, Threads},
     dial::ByBroker,
     drift::DriftMetrics,
     egress, memory,
@@ -44,7 +44,7 @@ use crate::link::{
     message::{self, AccessLog},
 };
 
-/// How long the last spans may take.
+/// How long the last spans may take. The broker waits for that and [`shard::LAST_CUTS`].
 const LAST_SPANS: Duration = Duration::from_millis(500);
 
 /// How this node and the control plane prove themselves to each other.
@@ -66,8 +66,6 @@ pub(super) struct Start {
     /// The links of the threads that carry traffic.
     pub(super) threads: Vec<Link>,
     pub(super) levels: Levels,
-    /// Told to end the worker.
-    pub(super) quit: Arc<Notify>,
 }
 
 /// What the kernel counts.
@@ -76,8 +74,8 @@ pub(super) struct KernelCounters {
     pub(super) flows: FlowCounters,
 }
 
-/// Runs the worker until the broker is gone or a thread of traffic fails. `lost` tells how many lines
-/// of the log could not be written.
+/// Runs the worker until the broker is gone, an operator ends it, or a thread of traffic fails. `lost`
+/// tells how many lines of the log could not be written.
 pub(super) async fn run(
     start: Start,
     link: Link,
@@ -92,7 +90,6 @@ pub(super) async fn run(
         counters,
         threads,
         levels,
-        quit,
     } = start;
     let (token, roots) = (
         Live::new(credentials.token),
@@ -130,6 +127,11 @@ pub(super) async fn run(
     let listed = connections::Straight::default();
     let sockets = Sockets::show(&shared.metrics, link.clone());
     let (asked, questions) = connections::threads(threads.len(), listed.clone());
+    let farewell = Farewell {
+        threads: asked.clone(),
+        tracer: shared.tracer.clone(),
+    };
+    let quit = Arc::new(Notify::new());
     let operators = Operators {
         shared: shared.clone(),
         readiness: readiness.clone(),
@@ -137,7 +139,7 @@ pub(super) async fn run(
         threads: asked,
         sockets: sockets.clone(),
         pods: pods.subscribe(),
-        quit,
+        quit: quit.clone(),
     };
     operators.start().await?;
     tokio::spawn(client.run());
@@ -156,26 +158,40 @@ pub(super) async fn run(
     let straight = Straight::listed(listed);
     let follow = broker.follow(&shared, &token, &roots, &pods, straight);
     let keep = memory::keep(&shared, &broker.link);
-    tokio::pin!(follow, keep);
-    tokio::select! {
-        result = &mut follow => return result,
-        result = &mut keep => return result.context("write to the broker"),
-        Some(result) = failures.recv() => return result.context("a thread of traffic ended"),
-        () = shared.mesh.synced() => {}
-    }
-    mesh.done();
-    broker.link.send(&ToBroker::Ready, &[])?;
-    tracing::info!("worker serves");
-    tokio::select! {
+    let serve = async {
+        shared.mesh.synced().await;
+        mesh.done();
+        broker.link.send(&ToBroker::Ready, &[])?;
+        tracing::info!("worker serves");
+        tokio::try_join!(
+            egress::tell(&shared, &broker.link, broker.pods.subscribe()),
+            broker.neighbourhood.tell(&shared, &broker.link, wished),
+        )
+    };
+    let ended = tokio::select! {
         result = follow => result,
         result = keep => result.context("write to the broker"),
-        result = egress::tell(&shared, &broker.link, broker.pods.subscribe()) => {
-            result.context("write to the broker")
-        }
-        result = broker.neighbourhood.tell(&shared, &broker.link, wished) => {
-            result.context("write to the broker")
-        }
+        result = serve => result.map(drop).context("write to the broker"),
         Some(result) = failures.recv() => result.context("a thread of traffic ended"),
+        () = quit.notified() => Ok(()),
+    };
+    farewell.say().await;
+    ended
+}
+
+/// What is said before the worker ends.
+struct Farewell {
+    threads: Threads,
+    tracer: Option<Tracer>,
+}
+
+impl Farewell {
+    /// Nothing that a connection has to tell is lost, if that does not take too long.
+    async fn say(self) {
+        self.threads.cut_all(shard::LAST_CUTS).await;
+        if let Some(tracer) = self.tracer {
+            tracer.flush(LAST_SPANS).await;
+        }
     }
 }
 
@@ -315,9 +331,6 @@ impl Broker {
                 .await
                 .context("read from the broker")?;
             let Some(received) = received else {
-                if let Some(tracer) = &shared.tracer {
-                    tracer.flush(LAST_SPANS).await;
-                }
                 return Ok(());
             };
             match received.message {

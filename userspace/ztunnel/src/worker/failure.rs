@@ -62,7 +62,7 @@ impl Failure {
             }
             Cut::Distrusted(Distrust::Unvouched(_)) => Denial::TrustAnchors,
             Cut::NotInRegistry(_) => Denial::NotInRegistry,
-            Cut::NotStraight(_) => return Self::connect(cut, Cause::Cut),
+            Cut::NotStraight(_) | Cut::Stopped => return Self::connect(cut, Cause::Cut),
         };
         Self::denied(cut, denial, Phase::Established)
     }

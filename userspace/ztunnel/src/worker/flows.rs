@@ -109,6 +109,8 @@ pub(super) enum Cut {
     NotInRegistry(SocketAddr),
     #[error("cut: what goes to {0} may not go straight from pod to pod any more")]
     NotStraight(SocketAddr),
+    #[error("cut: this ztunnel has been stopped")]
+    Stopped,
 }
 
 new_key_type! {

@@ -44,7 +44,6 @@ use sluice_kernel::{Counters, FlowCounters};
 use sluice_model::{Mesh, Name, NetworkAddress, OrigDst, TrustDomain, Workload, route};
 use sluice_telemetry::{access::Filter, metrics::Metrics, spans::Tracer};
 use sluice_xds::{Key, Unanswered, View};
-use tokio::sync::Notify;
 
 use flows::Needs;
 use memory::Memories;
@@ -190,7 +189,6 @@ pub fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let quit = Arc::new(Notify::new());
     let start = control::Start {
         settings: *settings,
         credentials: control::Credentials {
@@ -203,14 +201,8 @@ pub fn run() -> Result<()> {
         counters,
         threads,
         levels,
-        quit: quit.clone(),
     };
-    runtime.block_on(async {
-        tokio::select! {
-            ended = control::run(start, link, log.lost()) => ended,
-            () = quit.notified() => Ok(()),
-        }
-    })
+    runtime.block_on(control::run(start, link, log.lost()))
 }
 
 fn first(link: &Link) -> Result<Option<Received<ToWorker>>> {

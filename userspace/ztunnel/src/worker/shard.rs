@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use sluice_hbone::{Engine, Idle, OpenError, Pool, Watch};
 use sluice_kernel::{SocketMapFds, SocketMaps};
 use sluice_telemetry::access::Direction;
@@ -33,6 +33,10 @@ use crate::link::{AsyncLink, Link, PodId, PodInfo, Received, ToWorker, message::
 
 /// How often unused tunnels are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
+/// How long it may take to cut all connections when a thread ends.
+pub(super) const LAST_CUTS: Duration = Duration::from_millis(300);
+/// How often it is looked whether connections that were cut have come to their end.
+const LOOK: Duration = Duration::from_millis(2);
 /// After a failed accept (no descriptors, no memory), how long until the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -90,11 +94,13 @@ pub(super) fn run(link: Link, shared: Arc<Shared>, questions: Questions) -> Resu
         spawn_local(review::follow(shard.clone()));
         spawn_local(connections::answer(shard.clone(), questions));
         let engine = shard.engine.clone();
-        tokio::select! {
-            ended = shard.follow_broker() => ended,
+        let ended = tokio::select! {
+            ended = shard.clone().follow_broker() => ended,
             // The broker starts another worker.
-            () = engine.failed() => bail!("the tunnels' engine has failed"),
-        }
+            () = engine.failed() => Err(anyhow!("the tunnels' engine has failed")),
+        };
+        shard.cut_all().await;
+        ended
     })
 }
 
@@ -180,6 +186,25 @@ impl Shard {
     pub(super) fn serving(&self) -> Vec<Rc<Pod>> {
         let (pods, departed) = (self.pods.borrow(), self.departed.borrow());
         pods.values().chain(departed.iter()).cloned().collect()
+    }
+
+    /// Accepts nothing any more, and cuts what there is; resolves when all of it has been reported, or
+    /// that takes too long.
+    pub(super) async fn cut_all(&self) {
+        let pods = self.serving();
+        for pod in &pods {
+            pod.leave();
+            pod.flows.review(|_| Some(Cut::Stopped));
+        }
+        let until = Instant::now() + LAST_CUTS;
+        let under_way = || pods.iter().map(|pod| pod.flows.len()).sum::<usize>();
+        while under_way() > 0 {
+            if Instant::now() >= until {
+                let left = under_way();
+                return tracing::warn!(left, "connections end without a report");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Cuts what was proven under the identity that a pod of this name had before.
