@@ -35,8 +35,8 @@ const REPORTS: &str = "tests/bench";
 /// Measures throughput, latency, requests and new connections between two pods, with the mesh and
 /// without it, and with other meshes' proxies.
 ///
-/// All setups are measured in turns, since absolute figures drift; what counts is the ratio of the
-/// medians. What the proxies of both pods use for it is shown as well. Needs root; makes and
+/// All setups are measured in turns, since absolute figures drift; what counts is how they compare
+/// round by round. What the proxies of both pods use for it is shown as well. Needs root; makes and
 /// removes the same nodes and pods as `demo`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = Peer::HELP)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::{Comparison, Report, Row};
+use super::report::{Comparison, Ratio, Report, Row};
 use super::scenario::Better;
 
 const WIDTH: f64 = 860.0;
@@ -37,7 +37,7 @@ pub(crate) fn svg(report: &Report) -> String {
 /// One figure: its bars by the number of the setup's colour.
 struct Group<'a> {
     row: &'a Row,
-    bars: Vec<(usize, f64)>,
+    bars: Vec<(usize, Ratio)>,
 }
 
 fn draw(body: &mut String, y: &mut f64, report: &Report, comparison: &Comparison) {
@@ -64,7 +64,7 @@ fn draw(body: &mut String, y: &mut f64, report: &Report, comparison: &Comparison
 fn groups<'a>(
     report: &'a Report,
     comparison: &'a Comparison,
-    ratios: impl Fn(&Row) -> Vec<Option<f64>>,
+    ratios: impl Fn(&Row) -> Vec<Option<Ratio>>,
 ) -> Vec<Group<'a>> {
     let group = |row: &'a Row| {
         let bars = ratios(row).into_iter().enumerate();
@@ -88,7 +88,7 @@ fn section(
     }
     let ratios = groups.iter().flat_map(|group| &group.bars);
     let longest = ratios
-        .map(|(_, ratio)| *ratio)
+        .map(|(_, ratio)| ratio.median())
         .fold(1.1, f64::max)
         .min(MOST);
     let scale = (WIDTH - LEFT - RIGHT) / longest;
@@ -121,18 +121,30 @@ fn section(
         text(body, 10.0, middle, "", group.row.what.trim());
         text(body, LEFT - 14.0, middle, "", sign);
         for (at, ratio) in &group.bars {
-            let length = ratio.clamp(0.0, longest) * scale;
+            let length = |ratio: f64| ratio.clamp(0.0, longest) * scale;
+            let bar = length(ratio.median());
             let _ = writeln!(
                 body,
-                "<rect x=\"{LEFT}\" y=\"{:.1}\" width=\"{length:.1}\" height=\"{}\" fill=\"{}\"/>",
+                "<rect x=\"{LEFT}\" y=\"{:.1}\" width=\"{bar:.1}\" height=\"{}\" fill=\"{}\"/>",
                 *y,
                 BAR - 2.0,
                 colour(first + at)
             );
-            let number = format!("× {ratio:.2}");
+            let mut end = bar;
+            if let Some((from, to)) = ratio.interval() {
+                end = end.max(length(to));
+                let _ = writeln!(
+                    body,
+                    "<line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#24292f\"/>",
+                    LEFT + length(from),
+                    LEFT + end,
+                    y = *y + (BAR - 2.0) / 2.0,
+                );
+            }
+            let number = format!("× {:.2}", ratio.median());
             text(
                 body,
-                LEFT + length + 5.0,
+                LEFT + end + 5.0,
                 *y + BAR - 3.0,
                 "font-size=\"10\"",
                 &number,
@@ -148,7 +160,8 @@ fn section(
          stroke-dasharray=\"4 3\"/>",
         *y
     );
-    let legend = "▸ more is better, ◂ less is better; the dashed line is × 1";
+    let legend = "▸ more is better, ◂ less is better; the dashed line is × 1; thin lines are where a ratio lies \
+                  with a certainty of 95 %";
     text(
         body,
         10.0,

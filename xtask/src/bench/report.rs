@@ -6,6 +6,11 @@ use super::machine::Machine;
 use super::scenario::{Better, Figure};
 use crate::table;
 
+/// What the tables show.
+const LEGEND: &str = "Medians ± half of the range. A ratio (×) is to no mesh, or to the peer that it names: the \
+     median of the rounds' own ratios, and where that lies with a certainty of 95 % (or, with fewer than six \
+     rounds, their range).\n";
+
 /// Setups that are compared with each other. The first is the network without a mesh; the second,
 /// if there is one, is ours; the others are peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +27,57 @@ pub(crate) struct Report {
     pub(crate) how: String,
     pub(crate) comparisons: Vec<Comparison>,
     rows: Vec<Row>,
+}
+
+/// How a figure in one setup compares to that in another: round by round, since what disturbs the
+/// machine for longer disturbs both.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ratio {
+    /// Of each round that has measured both, sorted.
+    of_rounds: Vec<f64>,
+}
+
+impl Ratio {
+    fn new(pairs: impl Iterator<Item = (f64, f64)>) -> Option<Self> {
+        let pairs = pairs.filter(|(_, to)| *to != 0.0);
+        let mut of_rounds: Vec<_> = pairs.map(|(of, to)| of / to).collect();
+        of_rounds.sort_by(f64::total_cmp);
+        (!of_rounds.is_empty()).then_some(Self { of_rounds })
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        median(&self.of_rounds).unwrap_or(f64::NAN)
+    }
+
+    /// Where the median of ever more rounds would come to lie, with a certainty of 95 % or more, from
+    /// six rounds on; and the range of fewer rounds. Whatever the rounds' distribution, the median of
+    /// all is as likely above a round as below it, so how many are on one side is binomial.
+    pub(crate) fn interval(&self) -> Option<(f64, f64)> {
+        const ONE_SIDE: f64 = 0.025;
+        let rounds = self.of_rounds.len();
+        let mut exactly = 0.5_f64.powi(i32::try_from(rounds).ok()?);
+        let (mut at_most, mut rank) = (exactly, 0);
+        while at_most <= ONE_SIDE {
+            exactly *= (rounds - rank) as f64 / (rank + 1) as f64;
+            at_most += exactly;
+            rank += 1;
+        }
+        let outside = rank.saturating_sub(1);
+        (rounds > 1).then(|| {
+            (
+                self.of_rounds[outside],
+                self.of_rounds[rounds - 1 - outside],
+            )
+        })
+    }
+
+    fn show(&self) -> String {
+        let median = self.median();
+        match self.interval() {
+            Some((from, to)) => format!("× {median:.2} ({from:.2}–{to:.2})"),
+            None => format!("× {median:.2}"),
+        }
+    }
 }
 
 /// One figure in all setups.
@@ -77,10 +133,10 @@ impl Report {
         let width = table::terminal_width();
         let table = |one: &Comparison| {
             let table = table::render(&header(one), &self.cells(one), &[], width);
-            format!("{}: medians ± half of the range\n{table}", one.title)
+            format!("{}\n{table}", one.title)
         };
         let tables: Vec<_> = self.comparisons.iter().map(table).collect();
-        tables.join("\n")
+        tables.join("\n") + LEGEND
     }
 
     pub(crate) fn markdown(&self, chart: &str) -> String {
@@ -99,30 +155,31 @@ impl Report {
                 text += &line(&row);
             }
         }
-        text + "\nMedians ± half of the range. A ratio (×) is to no mesh, or to the peer that it names.\n"
+        text + "\n" + LEGEND
     }
 
     pub(crate) fn json(&self) -> Value {
         let figures = self.rows.iter().map(Row::json);
-        let comparisons =
-            self.comparisons.iter().map(|one| {
-                let ratios =
-                    self.rows(one).map(|row| {
-                        let ratios = one.setups.iter().enumerate().skip(1);
-                        let of = ratios.filter_map(|(at, setup)| {
+        let comparisons = self.comparisons.iter().map(|one| {
+            let ratios =
+                self.rows(one).map(|row| {
+                    let ratios = one.setups.iter().enumerate().skip(1);
+                    let of = ratios.filter_map(|(at, setup)| {
                     let against = &one.setups[if at == 1 { 0 } else { 1 }];
                     // Ours against no mesh; ours against each peer.
                     let (ours, other) = if at == 1 { (setup, against) } else { (against, setup) };
-                    Some(json!({ "of": ours, "to": other, "ratio": row.ratio(ours, other)? }))
+                    let ratio = row.ratio(ours, other)?;
+                    let (median, interval) = (ratio.median(), ratio.interval());
+                    Some(json!({ "of": ours, "to": other, "ratio": median, "interval": interval }))
                 });
-                        json!({ "figure": row.what.trim(), "ratios": of.collect::<Vec<_>>() })
-                    });
-                json!({
-                    "title": one.title,
-                    "setups": one.setups,
-                    "ratios": ratios.collect::<Vec<_>>(),
-                })
-            });
+                    json!({ "figure": row.what.trim(), "ratios": of.collect::<Vec<_>>() })
+                });
+            json!({
+                "title": one.title,
+                "setups": one.setups,
+                "ratios": ratios.collect::<Vec<_>>(),
+            })
+        });
         json!({
             "machine": self.machine.json(),
             "how": self.how,
@@ -138,8 +195,8 @@ impl Report {
                 cells.push(row.show(setup));
                 match at {
                     0 => {}
-                    1 => cells.push(ratio(row.ratio(setup, &of.setups[0]))),
-                    _ => cells.push(ratio(row.ratio(&of.setups[1], setup))),
+                    1 => cells.push(show(row.ratio(setup, &of.setups[0]))),
+                    _ => cells.push(show(row.ratio(&of.setups[1], setup))),
                 }
             }
             cells
@@ -171,10 +228,9 @@ impl Row {
         median(self.of(setup))
     }
 
-    /// How the median in one setup compares to that in another.
-    pub(crate) fn ratio(&self, of: &str, to: &str) -> Option<f64> {
-        let (of, to) = (self.median(of)?, self.median(to)?);
-        (to != 0.0).then(|| of / to)
+    pub(crate) fn ratio(&self, of: &str, to: &str) -> Option<Ratio> {
+        let (of, to) = (self.of(of).iter(), self.of(to).iter());
+        Ratio::new(of.copied().zip(to.copied()))
     }
 
     fn show(&self, setup: &str) -> String {
@@ -210,8 +266,8 @@ impl Row {
     }
 }
 
-fn ratio(value: Option<f64>) -> String {
-    value.map_or_else(|| "–".to_owned(), |ratio| format!("× {ratio:.2}"))
+fn show(ratio: Option<Ratio>) -> String {
+    ratio.map_or_else(|| "–".to_owned(), |ratio| ratio.show())
 }
 
 fn median(values: &[f64]) -> Option<f64> {
@@ -280,6 +336,29 @@ pub(crate) mod tests {
         assert_eq!(spread(&[]), None);
     }
 
+    /// The ranks are those of the sign test's tables.
+    #[test]
+    fn more_rounds_narrow_the_interval_of_a_ratio() {
+        let interval = |rounds: u32| {
+            let pairs = (1..=rounds).map(|value| (f64::from(value), 1.0));
+            Ratio::new(pairs).unwrap().interval()
+        };
+        assert_eq!(interval(1), None);
+        assert_eq!(interval(5), Some((1.0, 5.0)));
+        assert_eq!(interval(6), Some((1.0, 6.0)));
+        assert_eq!(interval(8), Some((1.0, 8.0)));
+        assert_eq!(interval(9), Some((2.0, 8.0)));
+        assert_eq!(interval(25), Some((8.0, 18.0)));
+    }
+
+    #[test]
+    fn what_disturbs_a_whole_round_does_not_change_its_ratio() {
+        let rounds = [(20.0, 10.0), (2.0, 1.0), (22.0, 11.0)];
+        let ratio = Ratio::new(rounds.into_iter()).unwrap();
+        assert_eq!(ratio.show(), "× 2.00 (2.00–2.00)");
+        assert_eq!(Ratio::new([(1.0, 0.0)].into_iter()), None);
+    }
+
     #[test]
     fn ratios_are_to_no_mesh_and_to_each_peer() {
         let report = sample();
@@ -293,14 +372,14 @@ pub(crate) mod tests {
             [
                 "200.0 ± 5 %",
                 "100.0 ± 405 %",
-                "× 0.50",
+                "× 0.50 (0.43–4.74)",
                 "50.0 ± 0 %",
-                "× 2.00"
+                "× 2.00 (1.80–18.00)"
             ]
         );
         assert_eq!(
             cells[1][2..],
-            ["–", "3.00 ± 0 %", "–", "6.00 ± 0 %", "× 0.50"]
+            ["–", "3.00 ± 0 %", "–", "6.00 ± 0 %", "× 0.50 (0.50–0.50)"]
         );
     }
 
@@ -316,12 +395,12 @@ pub(crate) mod tests {
         let ratios = &json["comparisons"][0]["ratios"];
         assert_eq!(
             ratios[0]["ratios"],
-            json!([{ "of": "Sluice", "to": "no mesh", "ratio": 0.5 },
-                   { "of": "Sluice", "to": "other", "ratio": 2.0 }])
+            json!([{ "of": "Sluice", "to": "no mesh", "ratio": 0.5, "interval": [90.0 / 210.0, 900.0 / 190.0] },
+                   { "of": "Sluice", "to": "other", "ratio": 2.0, "interval": [1.8, 18.0] }])
         );
         assert_eq!(
             ratios[1]["ratios"],
-            json!([{ "of": "Sluice", "to": "other", "ratio": 0.5 }])
+            json!([{ "of": "Sluice", "to": "other", "ratio": 0.5, "interval": [0.5, 0.5] }])
         );
     }
 
