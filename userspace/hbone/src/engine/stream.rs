@@ -12,15 +12,17 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{SendAncillaryBuffer, SendFlags, sendmsg},
+    net::{SendAncillaryBuffer, SendFlags, send, sendmsg},
 };
 use socket2::SockRef;
 
 use super::{StreamId, TunnelId, watcher::Watcher};
 use crate::{CarryError, Meter, fields::Answer, limits};
 
-/// How many pieces one write takes at most.
+/// How many pieces one write takes at most …
 const SLICES: usize = 64;
+/// … and how many it mostly has. Room for all of them is written before it is used, each time.
+const FEW: usize = 2;
 
 /// Bytes of the peer for a stream, by their place in what was read.
 #[derive(Clone, Debug)]
@@ -181,7 +183,14 @@ impl Stream {
             }
             return Ok(0);
         };
-        let mut slices = [IoSlice::new(&[]); SLICES];
+        let mut few = [IoSlice::new(&[]); FEW];
+        let mut many;
+        let slices: &mut [_] = if pieces.len() <= FEW {
+            &mut few
+        } else {
+            many = [IoSlice::new(&[]); SLICES];
+            &mut many
+        };
         let (mut taken, mut done) = (0, 0);
         while done < pieces.len() && app.writable {
             let batch = &pieces[done..pieces.len().min(done + SLICES)];
@@ -235,7 +244,8 @@ impl Stream {
             let (front, back) = pending.as_slices();
             let offered = pending.len();
             let slices = [IoSlice::new(front), IoSlice::new(back)];
-            let written = app.write(&slices, ends, &self.meter.sent)?;
+            let slices = &slices[..1 + usize::from(!back.is_empty())];
+            let written = app.write(slices, ends, &self.meter.sent)?;
             pending.drain(..written);
             taken += written;
             app.writable = written == offered;
@@ -302,12 +312,17 @@ impl App {
         let mut flags = SendFlags::NOSIGNAL;
         flags.set(SendFlags::MORE, last);
         loop {
-            match sendmsg(
-                &self.tcp,
-                slices,
-                &mut SendAncillaryBuffer::default(),
-                flags,
-            ) {
+            let written = match slices {
+                // The kernel has no list to copy and to check.
+                [one] => send(&self.tcp, one, flags),
+                _ => sendmsg(
+                    &self.tcp,
+                    slices,
+                    &mut SendAncillaryBuffer::default(),
+                    flags,
+                ),
+            };
+            match written {
                 Ok(written) => {
                     Meter::add(counter, written);
                     return Ok(written);
