@@ -318,8 +318,8 @@ fn connections_that_end_with_the_ztunnel_are_told_of() {
                 })?;
             }
             // Its process has ended, so there is nothing to wait for.
-            let told = told(&stage)? - before;
-            ensure!(told == 2, "{told} lines of 2 connections");
+            let lines = told(&stage)? - before;
+            ensure!(lines == 2, "{lines} lines of 2 connections");
             for one in held {
                 let event = one.event(PATIENCE)?;
                 ensure!(matches!(event, Some(Event::Broken(_))), "{event:?}");

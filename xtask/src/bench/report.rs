@@ -19,6 +19,18 @@ pub(crate) struct Comparison {
     pub(crate) setups: Vec<String>,
 }
 
+impl Comparison {
+    /// What the setup at this place brings to compare: ours to no mesh, or ours to a peer.
+    fn pair(&self, at: usize) -> Option<(&str, &str)> {
+        let other = match at {
+            0 => return None,
+            1 => 0,
+            peer => peer,
+        };
+        Some((&self.setups[1], &self.setups[other]))
+    }
+}
+
 /// All figures, in the order in which they first came.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -56,13 +68,16 @@ impl Ratio {
         const ONE_SIDE: f64 = 0.025;
         let rounds = self.of_rounds.len();
         let mut exactly = 0.5_f64.powi(i32::try_from(rounds).ok()?);
-        let (mut at_most, mut rank) = (exactly, 0);
-        while at_most <= ONE_SIDE {
-            exactly *= (rounds - rank) as f64 / (rank + 1) as f64;
+        // How many rounds are left out on each side, and how likely one side has one more at most.
+        let (mut outside, mut at_most) = (0, exactly);
+        loop {
+            exactly *= (rounds - outside) as f64 / (outside + 1) as f64;
             at_most += exactly;
-            rank += 1;
+            if at_most > ONE_SIDE {
+                break;
+            }
+            outside += 1;
         }
-        let outside = rank.saturating_sub(1);
         (rounds > 1).then(|| {
             (
                 self.of_rounds[outside],
@@ -161,19 +176,15 @@ impl Report {
     pub(crate) fn json(&self) -> Value {
         let figures = self.rows.iter().map(Row::json);
         let comparisons = self.comparisons.iter().map(|one| {
-            let ratios =
-                self.rows(one).map(|row| {
-                    let ratios = one.setups.iter().enumerate().skip(1);
-                    let of = ratios.filter_map(|(at, setup)| {
-                    let against = &one.setups[if at == 1 { 0 } else { 1 }];
-                    // Ours against no mesh; ours against each peer.
-                    let (ours, other) = if at == 1 { (setup, against) } else { (against, setup) };
+            let ratios = self.rows(one).map(|row| {
+                let pairs = (0..one.setups.len()).filter_map(|at| one.pair(at));
+                let ratios = pairs.filter_map(|(ours, other)| {
                     let ratio = row.ratio(ours, other)?;
                     let (median, interval) = (ratio.median(), ratio.interval());
                     Some(json!({ "of": ours, "to": other, "ratio": median, "interval": interval }))
                 });
-                    json!({ "figure": row.what.trim(), "ratios": of.collect::<Vec<_>>() })
-                });
+                json!({ "figure": row.what.trim(), "ratios": ratios.collect::<Vec<_>>() })
+            });
             json!({
                 "title": one.title,
                 "setups": one.setups,
@@ -193,10 +204,8 @@ impl Report {
             let mut cells = vec![row.what.to_owned(), row.unit.to_owned()];
             for (at, setup) in of.setups.iter().enumerate() {
                 cells.push(row.show(setup));
-                match at {
-                    0 => {}
-                    1 => cells.push(show(row.ratio(setup, &of.setups[0]))),
-                    _ => cells.push(show(row.ratio(&of.setups[1], setup))),
+                if let Some((ours, other)) = of.pair(at) {
+                    cells.push(show(row.ratio(ours, other)));
                 }
             }
             cells

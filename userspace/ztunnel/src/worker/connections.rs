@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     flows::{Claim, Way},
     report,
-    shard::Shard,
+    shard::{LAST_CUTS, Shard},
 };
 
 /// A thread that is too busy to answer is left out after this.
@@ -115,29 +115,25 @@ impl Threads {
     /// Has the bytes of connections under way counted, up to now. Otherwise they would be at the end:
     /// nobody counts them meanwhile, as long as nobody wants to know.
     pub(super) async fn count(&self) {
-        if !self.ask_all(Question::Count, PATIENCE).await {
+        if !self.ask_all(Question::Count).await {
             tracing::warn!("a thread is too busy to count the bytes of connections under way");
         }
     }
 
     /// Cuts all connections, so that what became of them is told before the worker ends. A thread that
     /// has ended before has told of its own.
-    pub(super) async fn cut_all(&self, patience: Duration) {
-        self.ask_all(Question::CutAll, patience).await;
+    pub(super) async fn cut_all(&self) {
+        // A thread that takes longer says so itself.
+        let _ = tokio::time::timeout(LAST_CUTS, self.ask_all(Question::CutAll)).await;
     }
 
     /// Asks all threads at once; true when each has answered in time.
-    async fn ask_all(
-        &self,
-        question: fn(oneshot::Sender<()>) -> Question,
-        patience: Duration,
-    ) -> bool {
+    async fn ask_all(&self, question: fn(oneshot::Sender<()>) -> Question) -> bool {
         let threads = self.threads.iter().cloned();
         let asked: JoinSet<_> = threads
             .map(|thread| async move { ask(&thread, question).await })
             .collect();
-        let answers = tokio::time::timeout(patience, asked.join_all()).await;
-        answers.is_ok_and(|answers| answers.iter().all(Option::is_some))
+        asked.join_all().await.iter().all(Option::is_some)
     }
 }
 

@@ -127,16 +127,12 @@ pub(super) async fn run(
     let listed = connections::Straight::default();
     let sockets = Sockets::show(&shared.metrics, link.clone());
     let (asked, questions) = connections::threads(threads.len(), listed.clone());
-    let farewell = Farewell {
-        threads: asked.clone(),
-        tracer: shared.tracer.clone(),
-    };
     let quit = Arc::new(Notify::new());
     let operators = Operators {
         shared: shared.clone(),
         readiness: readiness.clone(),
         levels: Arc::new(levels),
-        threads: asked,
+        threads: asked.clone(),
         sockets: sockets.clone(),
         pods: pods.subscribe(),
         quit: quit.clone(),
@@ -175,23 +171,15 @@ pub(super) async fn run(
         Some(result) = failures.recv() => result.context("a thread of traffic ended"),
         () = quit.notified() => Ok(()),
     };
-    farewell.say().await;
+    bid_farewell(&asked, &shared).await;
     ended
 }
 
-/// What is said before the worker ends.
-struct Farewell {
-    threads: Threads,
-    tracer: Option<Tracer>,
-}
-
-impl Farewell {
-    /// Nothing that a connection has to tell is lost, if that does not take too long.
-    async fn say(self) {
-        self.threads.cut_all(shard::LAST_CUTS).await;
-        if let Some(tracer) = self.tracer {
-            tracer.flush(LAST_SPANS).await;
-        }
+/// Before the worker ends: nothing that a connection has to tell is lost, if that does not take too long.
+async fn bid_farewell(threads: &Threads, shared: &Shared) {
+    threads.cut_all().await;
+    if let Some(tracer) = &shared.tracer {
+        tracer.flush(LAST_SPANS).await;
     }
 }
 
